@@ -1,0 +1,116 @@
+"""Merging YAML files and `KEY value` options into the tree, naming the nearest known key where one is wrong."""
+import ast
+import os
+
+import yaml
+from yacs.config import CfgNode as CN
+
+from dassl.utils.checkpoint import write_atomically
+from dassl.utils.errors import InputError
+from dassl.utils.registry import nearest
+
+
+def merge_file(cfg, path, open_trainer=False):
+    """Merge a YAML file into `cfg`.
+
+    Args:
+        path: a .yaml or .yml file; nothing in it is executed.
+        open_trainer: keys under TRAINER that `cfg` lacks are added (for a plugin that declares no config of its own).
+    Raises:
+        InputError: no such file, not YAML, an unknown key or a value of another type than the default.
+    """
+    if not path.endswith((".yaml", ".yml")):
+        raise InputError(f"config {path}: configs are YAML files (.yaml); other kinds are not read")
+    try:
+        with open(path, encoding="utf-8") as file:
+            loaded = yaml.safe_load(file)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the config {path}: {getattr(error, 'strerror', None) or error}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"config {path} is not valid YAML: {error}") from None
+    if loaded is None:
+        return
+    if not isinstance(loaded, dict):
+        raise InputError(f"config {path} holds no keys (expected lines like 'OPTIM:')")
+    for key, value in _leaves(loaded, path):
+        _set(cfg, key, value, f"config {path}", open_trainer)
+
+
+def merge_options(cfg, options, open_trainer=False):
+    """Merge `["OPTIM.LR", "0.002", ...]` into `cfg`. Raises InputError as `merge_file` does."""
+    options = [o for o in options if o != "--"]
+    if len(options) % 2:
+        raise InputError(f"options come in pairs KEY VALUE; '{options[-1]}' has no value")
+    for key, text in zip(options[::2], options[1::2]):
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            value = text
+        _set(cfg, key, value, "option", open_trainer)
+
+
+def _leaves(tree, path, prefix=""):
+    for name, value in tree.items():
+        if not isinstance(name, str):
+            raise InputError(f"config {path}: the key {prefix}{name!r} is not a name")
+        if isinstance(value, dict):
+            yield from _leaves(value, path, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _known_keys(cfg, prefix=""):
+    for name, value in cfg.items():
+        if isinstance(value, CN):
+            yield from _known_keys(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _set(cfg, key, value, where, open_trainer):
+    """Set the dotted `key`, refusing what the tree does not have."""
+    *nodes, leaf = key.split(".")
+    node = cfg
+    free = open_trainer and nodes[:1] == ["TRAINER"]
+    for name in nodes:
+        if free and name not in node:
+            node[name] = CN()
+        node = node.get(name) if isinstance(node, CN) else None
+        if not isinstance(node, CN):
+            break
+    if not isinstance(node, CN) or (leaf not in node and not free):
+        raise InputError(f"{where}: unknown key {key}{nearest(key, _known_keys(cfg))}")
+    if leaf not in node:
+        node[leaf] = value
+        return
+    if isinstance(node[leaf], CN):
+        raise InputError(f"{where}: {key} is a group of keys ({', '.join(list(node[leaf])[:6])}), not a value")
+    node[leaf] = _coerce(node[leaf], value, key, where)
+
+
+def _coerce(default, value, key, where):
+    """`value` as the type of `default`; YAML reads 1e-3 as text and 1 as a whole number, both are fine for a rate."""
+    if isinstance(default, float) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            pass
+    elif isinstance(default, (tuple, list)) and not isinstance(value, (dict, type(None))):
+        if isinstance(value, str):
+            value = [part for part in value.split(",") if part]
+        value = list(value) if isinstance(value, (tuple, list)) else [value]
+        return type(default)(value)
+    elif isinstance(default, str) and not isinstance(value, (list, tuple, dict, type(None), bool)):
+        return str(value)
+    elif default is None or type(value) is type(default):
+        return value
+    raise InputError(f"{where}: {key} must be of type {type(default).__name__} (as its default {default!r}), "
+                     f"not {value!r}")
+
+
+def write_config(cfg, folder):
+    """Write `config.yaml` of a run folder and return its path."""
+    os.makedirs(folder, exist_ok=True)
+    path = os.path.join(folder, "config.yaml")
+    write_atomically(path, lambda file: file.write(cfg.dump().encode()))
+    return path

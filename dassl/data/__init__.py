@@ -1,0 +1,3 @@
+from dassl.data.data_manager import DataManager
+
+__all__ = ["DataManager"]

@@ -1,0 +1,137 @@
+"""From a config to loaders."""
+import os
+
+import torch
+from tabulate import tabulate
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from dassl.data.datasets import build_dataset
+from dassl.data.samplers import EpochBatchSampler, build_sampler
+from dassl.data.transforms import INTERPOLATION_MODES, build_transform
+from dassl.utils import derive_seed, isolated_rng, read_image, tolist_if_not
+
+
+def build_data_loader(cfg, sampler_type="SequentialSampler", data_source=None, batch_size=64, n_domain=0, n_ins=2,
+                      tfm=None, is_train=True, dataset_wrapper=None):
+    """A DataLoader over a list of Datum whose batches are a function of (SEED, epoch), whatever NUM_WORKERS is.
+
+    Before an epoch, `loader.batch_sampler.set_epoch(epoch)` chooses its order and augmentations. A training loader
+    leaves out the last batch if it is not full, unless the whole set is smaller than a batch.
+    """
+    sampler = build_sampler(sampler_type, cfg=cfg, data_source=data_source, batch_size=batch_size, n_domain=n_domain,
+                            n_ins=n_ins, is_train=is_train)
+    batches = EpochBatchSampler(sampler, batch_size, drop_last=is_train)
+    workers = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)
+    generator = torch.Generator()
+    generator.manual_seed(0)  # the loader draws from it at each pass; the global generator stays untouched
+    return DataLoader(
+        (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train),
+        batch_sampler=batches,
+        num_workers=workers,
+        persistent_workers=is_train and workers > 0,
+        pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
+        generator=generator,
+    )
+
+
+class DatasetWrapper(TorchDataset):
+    """Reads and transforms. An item is a dict:
+
+    - label, domain, index: numbers; impath: the file;
+    - img: (3, H, W) float tensor; with DATALOADER.K_TRANSFORMS = k > 1 also img2 ... imgk, further views;
+    - img0 with DATALOADER.RETURN_IMG0: the picture resized and normalised only.
+
+    It is asked for by a key `(index, epoch, position)`, whose augmentation is a function of (SEED, epoch, position), or
+    by a plain index, drawn from the global generators.
+    """
+
+    def __init__(self, cfg, data_source, transform=None, is_train=False):
+        self.cfg, self.data_source = cfg, data_source
+        self.transform = transform
+        self.is_train = is_train
+        self.k_tfm = cfg.DATALOADER.K_TRANSFORMS if is_train else 1
+        self.return_img0 = cfg.DATALOADER.RETURN_IMG0
+        self.to_tensor = build_plain_transform(cfg) if self.return_img0 else None
+        if self.k_tfm > 1 and transform is None:
+            raise ValueError("DATALOADER.K_TRANSFORMS above 1 needs a transform")
+
+    def __len__(self):
+        return len(self.data_source)
+
+    def __getitem__(self, key):
+        if isinstance(key, int):
+            return self._sample(key)
+        index, epoch, position = key
+        with isolated_rng(derive_seed("augment", self.cfg.SEED, epoch, position)):
+            return self._sample(index)
+
+    def _sample(self, index):
+        item = self.data_source[index]
+        image = read_image(item.impath)
+        output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": index}
+        if self.transform is None:
+            output["img"] = image
+        else:
+            transforms = tolist_if_not(self.transform)
+            views = [t(image) for t in transforms for _ in range(self.k_tfm)]
+            for number, view in enumerate(views, start=1):
+                output["img" if number == 1 else f"img{number}"] = view
+        if self.return_img0:
+            output["img0"] = self.to_tensor(image)
+        return output
+
+
+def build_plain_transform(cfg):
+    """Resize to INPUT.SIZE and normalise, nothing random."""
+    from torchvision.transforms import Compose, Normalize, Resize, ToTensor
+
+    steps = [Resize(tuple(cfg.INPUT.SIZE), interpolation=INTERPOLATION_MODES[cfg.INPUT.INTERPOLATION]), ToTensor()]
+    if "normalize" in cfg.INPUT.TRANSFORMS:
+        steps.append(Normalize(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD))
+    return Compose(steps)
+
+
+class DataManager:
+    """The dataset of a config and its loaders: train_loader_x, train_loader_u, val_loader, test_loader (None where
+    the dataset has no such part)."""
+
+    def __init__(self, cfg, custom_tfm_train=None, custom_tfm_test=None, dataset_wrapper=None):
+        dataset = build_dataset(cfg)
+        tfm_train = custom_tfm_train or build_transform(cfg, is_train=True)
+        tfm_test = custom_tfm_test or build_transform(cfg, is_train=False)
+
+        def train_loader(node, source):
+            return build_data_loader(cfg, sampler_type=node.SAMPLER, data_source=source, batch_size=node.BATCH_SIZE,
+                                     n_domain=node.N_DOMAIN, n_ins=node.N_INS, tfm=tfm_train, is_train=True,
+                                     dataset_wrapper=dataset_wrapper)
+
+        def test_loader(source):
+            return build_data_loader(cfg, sampler_type=cfg.DATALOADER.TEST.SAMPLER, data_source=source,
+                                     batch_size=cfg.DATALOADER.TEST.BATCH_SIZE, tfm=tfm_test, is_train=False,
+                                     dataset_wrapper=dataset_wrapper)
+
+        node_u = cfg.DATALOADER.TRAIN_X if cfg.DATALOADER.TRAIN_U.SAME_AS_X else cfg.DATALOADER.TRAIN_U
+        self.train_loader_x = train_loader(cfg.DATALOADER.TRAIN_X, dataset.train_x)
+        self.train_loader_u = train_loader(node_u, dataset.train_u) if dataset.train_u else None
+        self.val_loader = test_loader(dataset.val) if dataset.val else None
+        self.test_loader = test_loader(dataset.test)
+        self.dataset = dataset
+        self.num_classes = dataset.num_classes
+        self.num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
+        self.lab2cname = dataset.lab2cname
+        if cfg.VERBOSE:
+            self.show_dataset_summary(cfg)
+
+    def show_dataset_summary(self, cfg):
+        rows = [["Dataset", cfg.DATASET.NAME]]
+        if cfg.DATASET.SOURCE_DOMAINS:
+            rows.append(["Source", ", ".join(cfg.DATASET.SOURCE_DOMAINS)])
+        if cfg.DATASET.TARGET_DOMAINS:
+            rows.append(["Target", ", ".join(cfg.DATASET.TARGET_DOMAINS)])
+        rows.append(["# classes", f"{self.num_classes:,}"])
+        for title, part in (("# train_x", self.dataset.train_x), ("# train_u", self.dataset.train_u),
+                            ("# val", self.dataset.val), ("# test", self.dataset.test)):
+            if part:
+                rows.append([title, f"{len(part):,}"])
+        print(tabulate(rows, tablefmt="plain"))

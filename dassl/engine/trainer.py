@@ -1,0 +1,363 @@
+"""The epoch loop. TrainerBase keeps models, optimizers and checkpoints; SimpleTrainer adds data and evaluation;
+TrainerX runs epochs over labelled batches. A method is a subclass with `build_model` and `forward_backward`."""
+import datetime
+import math
+import os
+import time
+from collections import OrderedDict
+
+import torch
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from dassl.data import DataManager
+from dassl.evaluation import build_evaluator
+from dassl.optim import build_lr_scheduler, build_optimizer
+from dassl.utils import (
+    AverageMeter,
+    InputError,
+    MetricMeter,
+    NonFiniteError,
+    get_rng_state,
+    load_checkpoint,
+    load_pretrained_weights,
+    mkdir_if_missing,
+    resume_from_checkpoint,
+    save_checkpoint,
+    set_rng_state,
+    tolist_if_not,
+)
+
+
+class TrainerBase:
+    """Registered models with their optimizers and schedules, the epoch loop with its hooks, checkpoints, scalars."""
+
+    def __init__(self):
+        self._models = OrderedDict()
+        self._optims = OrderedDict()
+        self._scheds = OrderedDict()
+        self._writer = None
+        self.epoch = self.start_epoch = 0
+        self.batch_idx = 0
+        self.first_batch = 0  # batches of the starting epoch that an interrupted run has consumed
+        self.results = OrderedDict()  # split -> the numbers of its last evaluation
+
+    # ---- models ----
+    def register_model(self, name="model", model=None, optim=None, sched=None):
+        """Make a model known for saving, loading and stepping. `optim` and `sched` may be None."""
+        if "_models" not in self.__dict__:
+            raise RuntimeError("call super().__init__() before register_model()")
+        if name in self._models:
+            raise KeyError(f'a model named "{name}" is registered already')
+        self._models[name], self._optims[name], self._scheds[name] = model, optim, sched
+
+    def get_model_names(self, names=None):
+        if names is None:
+            return list(self._models)
+        names = tolist_if_not(names)
+        for name in names:
+            if name not in self._models:
+                raise KeyError(f'no model "{name}" is registered; known: {", ".join(self._models)}')
+        return names
+
+    def set_model_mode(self, mode="train", names=None):
+        """mode: train, or eval (or test)."""
+        for name in self.get_model_names(names):
+            self._models[name].train(mode == "train")
+
+    # ---- checkpoints ----
+    def save_model(self, epoch, directory, is_best=False, val_result=None, model_name=""):
+        """Write a checkpoint of each registered model to `directory/<name>/`; `epoch` counts from 0."""
+        for name in self.get_model_names():
+            optim, sched = self._optims[name], self._scheds[name]
+            state = {
+                "state_dict": self._models[name].state_dict(),
+                "epoch": epoch + 1,
+                "optimizer": optim.state_dict() if optim is not None else None,
+                "scheduler": sched.state_dict() if sched is not None else None,
+                "val_result": val_result,
+                "rng": get_rng_state(),
+                "best_result": float(getattr(self, "best_result", -math.inf)),
+            }
+            save_checkpoint(state, os.path.join(directory, name), is_best=is_best, model_name=model_name)
+
+    def resume_model_if_exist(self, directory):
+        """Load the newest checkpoint of every model, if there is one. Returns the epoch (from 0) to start with."""
+        names = self.get_model_names()
+        if not names or not all(os.path.isfile(os.path.join(directory, n, "checkpoint")) for n in names):
+            return 0
+        print(f"Found a checkpoint in {directory} (training goes on from it)")
+        for name in names:
+            path = os.path.join(directory, name)
+            start_epoch = resume_from_checkpoint(path, self._models[name], self._optims[name], self._scheds[name])
+        with open(os.path.join(path, "checkpoint"), encoding="utf-8") as file:
+            state = load_checkpoint(os.path.join(path, file.readline().strip()))
+        self.best_result = state.get("best_result", -math.inf)
+        if "rng" in state:
+            set_rng_state(state["rng"])
+        return start_epoch
+
+    def load_model(self, directory, epoch=None):
+        """Load `model-best.pth.tar`, or the checkpoint of `epoch` (from 1), for evaluation.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        if not directory:
+            print("Note: load_model() is skipped, no folder was given")
+            return
+        model_file = f"model.pth.tar-{epoch}" if epoch is not None else "model-best.pth.tar"
+        for name in self.get_model_names():
+            path = os.path.join(directory, name, model_file)
+            checkpoint = load_checkpoint(path)
+            print(f'Loading weights to {name} from "{path}" (epoch = {checkpoint["epoch"]})')
+            self._models[name].load_state_dict(checkpoint["state_dict"])
+
+    # ---- TensorBoard ----
+    def init_writer(self, log_dir):
+        if self._writer is None:
+            self._writer = SummaryWriter(log_dir=log_dir)
+
+    def close_writer(self):
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def write_scalar(self, tag, scalar_value, global_step=None):
+        if self._writer is not None:
+            self._writer.add_scalar(tag, scalar_value, global_step)
+
+    # ---- the loop ----
+    def train(self, start_epoch, max_epoch):
+        self.start_epoch, self.max_epoch = start_epoch, max_epoch
+        self.before_train()
+        for self.epoch in range(self.start_epoch, self.max_epoch):
+            for loader in (getattr(self, "train_loader_x", None), getattr(self, "train_loader_u", None)):
+                if hasattr(getattr(loader, "batch_sampler", None), "set_epoch"):
+                    loader.batch_sampler.set_epoch(self.epoch, self.first_batch)
+            self.before_epoch()
+            self.run_epoch()
+            self.first_batch = 0
+            self.after_epoch()
+        self.after_train()
+
+    def before_train(self):
+        pass
+
+    def after_train(self):
+        pass
+
+    def before_epoch(self):
+        pass
+
+    def after_epoch(self):
+        pass
+
+    def run_epoch(self):
+        raise NotImplementedError
+
+    def test(self):
+        raise NotImplementedError
+
+    def parse_batch_train(self, batch):
+        raise NotImplementedError
+
+    def parse_batch_test(self, batch):
+        raise NotImplementedError
+
+    def forward_backward(self, batch):
+        raise NotImplementedError
+
+    def model_inference(self, input):
+        raise NotImplementedError
+
+    # ---- steps ----
+    def update_lr(self, names=None):
+        for name in self.get_model_names(names):
+            if self._scheds[name] is not None:
+                self._scheds[name].step()
+
+    def get_current_lr(self, names=None):
+        """The rate of the first parameter group of the first model that has an optimizer."""
+        for name in self.get_model_names(names):
+            if self._optims[name] is not None:
+                return self._optims[name].param_groups[0]["lr"]
+        return 0.0
+
+    def detect_anomaly(self, loss):
+        """Raise NonFiniteError, with step and rate, unless the loss is finite."""
+        if not torch.isfinite(loss).all():
+            raise NonFiniteError(f"the loss is {loss.detach().mean().item()} in epoch {self.epoch + 1}, batch "
+                                 f"{self.batch_idx + 1}, at learning rate {self.get_current_lr():.3g}"
+                                 f"{self._batch_files()}; lower OPTIM.LR, use PREC fp32, or look at these images")
+
+    def _batch_files(self):
+        files = list(getattr(self, "batch", None) and self.batch.get("impath", ()) or ())
+        if not files:
+            return ""
+        return f", on {', '.join(files[:16])}" + (f" and {len(files) - 16} more" if len(files) > 16 else "")
+
+    def model_zero_grad(self, names=None):
+        for name in self.get_model_names(names):
+            if self._optims[name] is not None:
+                self._optims[name].zero_grad()
+
+    def model_backward(self, loss):
+        self.detect_anomaly(loss)
+        loss.backward()
+
+    def model_update(self, names=None):
+        for name in self.get_model_names(names):
+            if self._optims[name] is not None:
+                self._optims[name].step()
+
+    def model_backward_and_update(self, loss, names=None):
+        self.model_zero_grad(names)
+        self.model_backward(loss)
+        self.model_update(names)
+
+
+class SimpleTrainer(TrainerBase):
+    """A trainer with a dataset, an evaluator and one kind of run: train, then test."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.check_cfg(cfg)
+        self.device = torch.device("cuda" if torch.cuda.is_available() and cfg.USE_CUDA else "cpu")
+        self.max_epoch = cfg.OPTIM.MAX_EPOCH
+        self.output_dir = cfg.OUTPUT_DIR
+        self.cfg = cfg
+        self.build_data_loader()
+        self.prepare_model()
+        self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
+        self.best_result = -math.inf
+
+    def check_cfg(self, cfg):
+        """Raise for a config the method cannot run with."""
+
+    def build_data_loader(self):
+        dm = DataManager(self.cfg)
+        self.train_loader_x, self.train_loader_u = dm.train_loader_x, dm.train_loader_u
+        self.val_loader, self.test_loader = dm.val_loader, dm.test_loader
+        self.num_classes, self.num_source_domains = dm.num_classes, dm.num_source_domains
+        self.lab2cname, self.dm = dm.lab2cname, dm
+
+    def prepare_model(self):
+        """Called once the data is there; a kind of trainer whose `build_model` takes arguments overrides it."""
+        self.build_model()
+
+    def build_model(self):
+        """Build and register the model. Default: a torchvision network named by MODEL.BACKBONE.NAME with a new
+        last layer; methods override it."""
+        import torchvision
+
+        network = torchvision.models.get_model(self.cfg.MODEL.BACKBONE.NAME,
+                                               weights="DEFAULT" if self.cfg.MODEL.BACKBONE.PRETRAINED else None)
+        self.model = nn.Sequential(network, nn.LazyLinear(self.num_classes)).to(self.device)
+        with torch.no_grad():
+            self.model.eval()(torch.zeros(1, 3, *self.cfg.INPUT.SIZE, device=self.device))
+        if self.cfg.MODEL.INIT_WEIGHTS:
+            load_pretrained_weights(self.model, self.cfg.MODEL.INIT_WEIGHTS)
+        self.optim = build_optimizer(self.model, self.cfg.OPTIM)
+        self.sched = build_lr_scheduler(self.optim, self.cfg.OPTIM)
+        self.register_model("model", self.model, self.optim, self.sched)
+
+    def train(self):
+        super().train(self.start_epoch, self.max_epoch)
+
+    def before_train(self):
+        self.start_epoch = self.resume_model_if_exist(self.cfg.RESUME or self.cfg.OUTPUT_DIR)
+        writer_dir = os.path.join(self.output_dir, "tensorboard")
+        mkdir_if_missing(writer_dir)
+        self.init_writer(writer_dir)
+        self.time_start = time.time()
+
+    def after_train(self):
+        print("Finish training")
+        if not self.cfg.TEST.NO_TEST:
+            if self.cfg.TEST.FINAL_MODEL == "best_val":
+                print("Deploy the model with the best val performance")
+                self.load_model(self.output_dir)
+            else:
+                print("Deploy the last-epoch model")
+            self.test()
+        elapsed = round(time.time() - self.time_start)
+        print(f"Elapsed: {datetime.timedelta(seconds=elapsed)}")
+        self.close_writer()
+
+    def after_epoch(self):
+        last_epoch = (self.epoch + 1) == self.max_epoch
+        freq = self.cfg.TRAIN.CHECKPOINT_FREQ
+        if not self.cfg.TEST.NO_TEST and self.cfg.TEST.FINAL_MODEL == "best_val":
+            result = self.test(split="val")
+            if result > self.best_result:
+                self.best_result = result
+                self.save_model(self.epoch, self.output_dir, val_result=result, model_name="model-best.pth.tar")
+        if last_epoch or (freq > 0 and (self.epoch + 1) % freq == 0):
+            self.save_model(self.epoch, self.output_dir)
+
+    @torch.no_grad()
+    def test(self, split=None):
+        """Evaluate on a part ("test" or "val"; TEST.SPLIT by default). Returns the accuracy in percent."""
+        self.set_model_mode("eval")
+        self.evaluator.reset()
+        split = split or self.cfg.TEST.SPLIT
+        if split == "val" and self.val_loader is None:
+            if self.cfg.TEST.FINAL_MODEL == "best_val":
+                raise InputError(f"TEST.FINAL_MODEL is best_val, but {self.cfg.DATASET.NAME} has no validation part")
+            split = "test"
+        loader = self.val_loader if split == "val" else self.test_loader
+        domainwise = len(self.cfg.DATASET.TARGET_DOMAINS) > 1 and split == "test"
+        print(f"Evaluate on the *{split}* set")
+        for batch in tqdm(loader, desc=split, leave=False, disable=None):
+            input, label = self.parse_batch_test(batch)
+            output = self.model_inference(input)
+            if domainwise:
+                self.evaluator.process(output, label, batch["domain"])
+            else:
+                self.evaluator.process(output, label)
+        results = self.evaluator.evaluate()
+        self.results[split] = results
+        for name, value in results.items():
+            self.write_scalar(f"{split}/{name}", value, self.epoch)
+        return next(iter(results.values()))
+
+    def model_inference(self, input):
+        return self.model(input)
+
+    def parse_batch_test(self, batch):
+        return batch["img"].to(self.device), batch["label"].to(self.device)
+
+
+class TrainerX(SimpleTrainer):
+    """Epochs over labelled images: `forward_backward(batch)` makes the step and returns numbers to print."""
+
+    def run_epoch(self):
+        self.set_model_mode("train")
+        losses, batch_time, data_time = MetricMeter(), AverageMeter(), AverageMeter()
+        self.num_batches = len(self.train_loader_x)
+        end = time.time()
+        for self.batch_idx, batch in enumerate(self.train_loader_x, start=self.first_batch):
+            data_time.update(time.time() - end)
+            self.batch = batch
+            summary = self.forward_backward(batch)
+            batch_time.update(time.time() - end)
+            losses.update(summary)
+
+            step = self.epoch * self.num_batches + self.batch_idx
+            last = self.batch_idx + 1 == self.num_batches
+            if (self.batch_idx + 1) % self.cfg.TRAIN.PRINT_FREQ == 0 or last:
+                left = self.num_batches - self.batch_idx - 1 + (self.max_epoch - self.epoch - 1) * self.num_batches
+                eta = datetime.timedelta(seconds=int(batch_time.avg * left))
+                print(f"epoch [{self.epoch + 1}/{self.max_epoch}] batch [{self.batch_idx + 1}/{self.num_batches}] "
+                      f"time {batch_time.val:.3f} ({batch_time.avg:.3f}) data {data_time.val:.3f} "
+                      f"({data_time.avg:.3f}) {losses} lr {self.get_current_lr():.4e} eta {eta}")
+            for name, meter in losses.meters.items():
+                self.write_scalar(f"train/{name}", meter.val, step)
+            self.write_scalar("train/lr", self.get_current_lr(), step)
+            end = time.time()
+
+    def parse_batch_train(self, batch):
+        """(images, labels, domains) on the device."""
+        return batch["img"].to(self.device), batch["label"].to(self.device), batch["domain"].to(self.device)

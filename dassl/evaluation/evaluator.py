@@ -1,0 +1,105 @@
+"""From logits to the numbers of a table."""
+from collections import OrderedDict
+
+import torch
+from tabulate import tabulate
+
+from dassl.utils import Registry
+
+EVALUATOR_REGISTRY = Registry("EVALUATOR")
+
+
+def build_evaluator(cfg, lab2cname=None, **kwargs):
+    """The evaluator named by TEST.EVALUATOR."""
+    return EVALUATOR_REGISTRY.get(cfg.TEST.EVALUATOR)(cfg, lab2cname=lab2cname, **kwargs)
+
+
+class EvaluatorBase:
+    """`reset()`, then `process` a batch at a time, then `evaluate()` gives an OrderedDict of numbers."""
+
+    def __init__(self, cfg):
+        self.cfg = cfg
+
+    def reset(self):
+        raise NotImplementedError
+
+    def process(self, mo, gt):
+        raise NotImplementedError
+
+    def evaluate(self):
+        raise NotImplementedError
+
+
+@EVALUATOR_REGISTRY.register()
+class Classification(EvaluatorBase):
+    """Top-1 accuracy, error, macro F1 (mean over the classes that occur); accuracy a class (TEST.PER_CLASS_RESULT),
+    the confusion matrix (TEST.COMPUTE_CMAT), and the accuracy a domain when domains are given. All in percent."""
+
+    def __init__(self, cfg, lab2cname=None, **kwargs):
+        super().__init__(cfg)
+        self.lab2cname = lab2cname or {}
+        self.reset()
+
+    def reset(self):
+        self.y_true, self.y_pred, self.y_domain = [], [], []
+        self.confusion = None
+
+    def process(self, mo, gt, domain=None):
+        """Take a batch.
+
+        Args:
+            mo: logits (B, n_cls).
+            gt: labels (B,).
+            domain: domain indices (B,), when the accuracy a domain is wanted.
+        """
+        self.y_pred.append(mo.argmax(dim=1).cpu())
+        self.y_true.append(gt.cpu())
+        if domain is not None:
+            self.y_domain.append(domain.cpu())
+        self.num_classes = mo.shape[1]
+
+    def evaluate(self):
+        """Print the block that begins with `=> result` and return the numbers."""
+        y_true, y_pred = torch.cat(self.y_true), torch.cat(self.y_pred)
+        size = max(self.num_classes, int(y_true.max()) + 1)
+        self.confusion = torch.bincount(y_true * size + y_pred, minlength=size * size).view(size, size)
+        hits = self.confusion.diagonal()
+        total, correct = len(y_true), int(hits.sum())
+        occurring = self.confusion.sum(1) > 0
+        f1 = 2 * hits.double() / (self.confusion.sum(0) + self.confusion.sum(1)).clamp(min=1)
+
+        results = OrderedDict()
+        results["accuracy"] = 100.0 * correct / total
+        results["error_rate"] = 100.0 - results["accuracy"]
+        results["macro_f1"] = 100.0 * f1[occurring].mean().item()
+        print(f"=> result\n* total: {total:,}\n* correct: {correct:,}\n* accuracy: {results['accuracy']:.2f}%\n"
+              f"* error: {results['error_rate']:.2f}%\n* macro_f1: {results['macro_f1']:.2f}%")
+        if self.y_domain:
+            self._domains(results, y_true == y_pred)
+        if self.cfg.TEST.PER_CLASS_RESULT:
+            self._per_class(results)
+        return results
+
+    def _domains(self, results, hit):
+        names = list(self.cfg.DATASET.TARGET_DOMAINS)
+        domain = torch.cat(self.y_domain)
+        print("=> domain-wise result")
+        for index in domain.unique().tolist():
+            name = names[index] if index < len(names) else str(index)
+            results[f"accuracy_{name}"] = 100.0 * hit[domain == index].double().mean().item()
+            print(f"* domain: {name}\ttotal: {int((domain == index).sum()):,}\t"
+                  f"acc: {results[f'accuracy_{name}']:.2f}%")
+
+    def _per_class(self, results):
+        print("=> per-class result")
+        rows, accuracies = [], []
+        for label in range(len(self.confusion)):
+            total = int(self.confusion[label].sum())
+            if total == 0:
+                continue
+            correct = int(self.confusion[label, label])
+            accuracies.append(100.0 * correct / total)
+            rows.append([label, self.lab2cname.get(label, label), f"{total:,}", f"{correct:,}", f"{accuracies[-1]:.2f}%"])
+        print(tabulate(rows, headers=["label", "class", "total", "correct", "acc"]))
+        results["perclass_accuracy"] = sum(accuracies) / len(accuracies)
+        print(f"* average: {results['perclass_accuracy']:.2f}%")

@@ -1,0 +1,17 @@
+import torch
+
+
+def compute_accuracy(output, target, topk=(1,)):
+    """Top-k accuracies in percent.
+
+    Args:
+        output: logits (B, n_cls), or a tuple whose first entry they are.
+        target: labels (B,).
+    Returns:
+        list of scalar tensors of shape (1,), one a `k`.
+    """
+    if isinstance(output, (tuple, list)):
+        output = output[0]
+    best = output.topk(min(max(topk), output.shape[1]), dim=1).indices
+    correct = best.eq(target.view(-1, 1))
+    return [100.0 * correct[:, :k].any(dim=1).to(torch.float32).mean().view(1) for k in topk]

@@ -1,0 +1,4 @@
+from dassl.optim.lr_scheduler import EpochSchedule, build_lr_scheduler
+from dassl.optim.optimizer import build_optimizer
+
+__all__ = ["EpochSchedule", "build_lr_scheduler", "build_optimizer"]

@@ -1,0 +1,57 @@
+"""Finding classes that register themselves: in a package, in a file of the user's, in an installed distribution."""
+import contextlib
+import hashlib
+import importlib
+import importlib.metadata
+import os
+import pkgutil
+import sys
+import types
+
+from dassl.utils.errors import InputError
+
+
+def import_package_modules(package):
+    """Import every module of a package, sorted by name, so that what they register is known."""
+    for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda m: m.name):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+
+
+def load_plugin(spec, registries=()):
+    """Import the plugin `spec`: a path to a .py file, or the dotted name of a module.
+
+    A file is imported as a module of a package made of its own folder, so that it may import its neighbours
+    relatively; the folder's `__init__.py` is not run. What it registers may replace a known name in `registries`.
+
+    Raises:
+        InputError: no such file or module.
+    """
+    with contextlib.ExitStack() as stack:
+        for registry in registries:
+            stack.enter_context(registry.replacing())
+        if not (spec.endswith(".py") or os.path.isfile(spec)):
+            try:
+                return importlib.import_module(spec)
+            except ModuleNotFoundError as error:
+                if error.name is None or not (spec == error.name or spec.startswith(error.name + ".")):
+                    raise
+                raise InputError(f"--plugin {spec}: neither a file nor a module that can be imported") from None
+        path = os.path.abspath(os.path.expanduser(spec))
+        if not os.path.isfile(path):
+            raise InputError(f"--plugin {spec}: no such file ({path})")
+        folder, name = os.path.split(path)
+        package = "plugin_" + hashlib.sha256(folder.encode()).hexdigest()[:12]
+        if package not in sys.modules:
+            module = types.ModuleType(package)
+            module.__path__ = [folder]
+            sys.modules[package] = module
+        return importlib.import_module(f"{package}.{os.path.splitext(name)[0]}")
+
+
+def load_entry_points(group="dassl.plugins", registries=()):
+    """Import what installed distributions announce in the entry-point group `dassl.plugins`."""
+    with contextlib.ExitStack() as stack:
+        for registry in registries:
+            stack.enter_context(registry.replacing())
+        for entry in importlib.metadata.entry_points(group=group):
+            entry.load()

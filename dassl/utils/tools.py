@@ -1,0 +1,91 @@
+"""Small helpers under Dassl's names."""
+import json
+import os
+import platform
+import sys
+
+import numpy as np
+import PIL
+import torch
+from PIL import Image
+
+from dassl.utils.checkpoint import write_atomically
+from dassl.utils.errors import InputError
+from dassl.utils.registry import nearest
+
+
+def mkdir_if_missing(dirname):
+    os.makedirs(dirname, exist_ok=True)
+
+
+def check_isfile(fpath):
+    """Whether `fpath` is a file, with a warning when it is not."""
+    isfile = os.path.isfile(fpath)
+    if not isfile:
+        print(f"Warning: no file at {fpath}", file=sys.stderr)
+    return isfile
+
+
+def check_availability(requested, available):
+    """Raise InputError unless `requested` is one of `available`."""
+    if requested not in available:
+        raise InputError(f"'{requested}' is not known{nearest(str(requested), available)}; "
+                         f"known: {', '.join(sorted(available))}")
+
+
+def listdir_nohidden(path, sort=True):
+    """Names in a folder without the hidden ones, sorted, because a disk's own order differs between machines."""
+    names = [name for name in os.listdir(path) if not name.startswith(".")]
+    return sorted(names) if sort else names
+
+
+def read_json(fpath):
+    """Parse a JSON file. Raises InputError when it is not there or not JSON."""
+    try:
+        with open(fpath, encoding="utf-8") as file:
+            return json.load(file)
+    except OSError as error:
+        raise InputError(f"cannot read {fpath}: {error.strerror}") from None
+    except ValueError as error:
+        raise InputError(f"{fpath} is not valid JSON: {error}") from None
+
+
+def write_json(obj, fpath):
+    """Write JSON under a temporary name, then rename: the file is whole or not there."""
+    text = json.dumps(obj, indent=2)
+    write_atomically(fpath, lambda file: file.write(text.encode()))
+
+
+def read_image(path):
+    """The RGB picture at `path`. Raises InputError, naming the path, when there is none or it does not decode."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError:
+        raise InputError(f"no image at {path}; check DATASET.ROOT and the dataset's split file") from None
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise InputError(f"cannot decode the image {path} ({error}); replace the file or remove it from the split") from None
+
+
+def count_num_param(model=None, params=None):
+    """Number of parameters of a module, or of an iterable of tensors or parameter groups."""
+    if model is not None:
+        return sum(p.numel() for p in model.parameters())
+    if params is None:
+        raise ValueError("give a model or params")
+    groups = [p["params"] if isinstance(p, dict) else [p] for p in params]
+    return sum(p.numel() for group in groups for p in group)
+
+
+def tolist_if_not(x):
+    return x if isinstance(x, list) else [x]
+
+
+def collect_env_info():
+    """Versions and hardware that a result depends on, a line each."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return "\n".join([
+        f"python {platform.python_version()} on {platform.platform()}",
+        f"torch {torch.__version__}, numpy {np.__version__}, Pillow {PIL.__version__}",
+        f"CPU threads: {torch.get_num_threads()}, GPUs: {', '.join(gpus) or 'none'}",
+    ])

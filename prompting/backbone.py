@@ -1,0 +1,177 @@
+"""A name or a file -> an OpenAI CLIP; and `Towers`, the one view of it that the methods use."""
+import copy
+import hashlib
+import os
+
+import torch
+from clip import clip
+from clip.model import convert_weights
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from prompting.errors import PromptingError
+from prompting.image import ImageTower
+from prompting.text import TextTower
+
+CACHE = "~/.cache/clip"
+
+
+def load_clip(name, cache=CACHE):
+    """An OpenAI `clip` model in float32, frozen, in eval mode, on the CPU.
+
+    Args:
+        name: one of `clip.available_models()` ("ViT-B/16", "RN50", ...), downloaded once into `cache` and checked
+            against its published SHA-256; or a .pt or .safetensors file in OpenAI's state-dict naming, of any ViT or
+            ResNet size.
+        cache: folder of the downloaded files.
+    Raises:
+        PromptingError: unknown name, no such file, not a CLIP state dict, or a download that failed.
+    """
+    if not name:
+        raise PromptingError("no backbone is named; give --backbone or MODEL.BACKBONE.NAME, "
+                             f"one of {', '.join(clip.available_models())} or a weights file")
+    state_dict = _published(name, os.path.expanduser(cache)) if name in clip.available_models() else _from_file(name)
+    return _build(state_dict, name)
+
+
+def default_download_folder():
+    """Let `clip._download(url)` be called without a folder, as code written for OpenAI's own repository does."""
+    if clip._download.__defaults__ is None:
+        clip._download.__defaults__ = (os.path.expanduser(CACHE),)
+
+
+def _published(name, cache):
+    """The tensors of one of OpenAI's models, kept as safetensors beside the archive they came in."""
+    url = clip._MODELS[name]
+    plain = os.path.join(cache, os.path.splitext(os.path.basename(url))[0] + ".safetensors")
+    if os.path.isfile(plain):
+        return _from_file(plain)
+    try:
+        archive = clip._download(url, cache)
+    except (OSError, RuntimeError) as error:
+        raise PromptingError(f"cannot download the CLIP weights {name} from {url} ({error}); put the file into {cache} "
+                             "yourself, or name a weights file as the backbone") from None
+    return _from_archive(archive)
+
+
+def _from_archive(path):
+    """Tensors of a TorchScript archive. Loading one can run code: call it for files of known SHA-256 only."""
+    state_dict = torch.jit.load(path, map_location="cpu").state_dict()
+    state_dict = {k: v for k, v in state_dict.items() if k not in ("input_resolution", "context_length", "vocab_size")}
+    try:
+        temporary = f"{path}.tmp{os.getpid()}"
+        save_file({k: v.contiguous().clone() for k, v in state_dict.items()}, temporary)
+        os.replace(temporary, os.path.splitext(path)[0] + ".safetensors")
+    except OSError:
+        pass  # a cache that cannot be written is slower next time, no more
+    return state_dict
+
+
+def _from_file(path):
+    """Tensors of a weights file; nothing pickled is executed."""
+    if not os.path.isfile(path):
+        raise PromptingError(f"backbone '{path}' is neither a file nor one of {', '.join(clip.available_models())}")
+    if path.endswith(".safetensors"):
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise PromptingError(f"backbone {path} is not a whole safetensors file ({error}); fetch it again") from None
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can fail anywhere in the unpickler
+        if _sha256(path) in {url.split("/")[-2] for url in clip._MODELS.values()}:
+            return _from_archive(path)
+        raise PromptingError(f"backbone {path} is not a CLIP state dict that can be loaded without running code "
+                             f"({str(error).strip().splitlines()[0][:100] if str(error).strip() else type(error).__name__}); "
+                             "give a .safetensors file, a saved state dict, or one of OpenAI's own files") from None
+    return loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
+
+
+def _sha256(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _build(state_dict, name):
+    """`clip.model.CLIP` with exactly these tensors, in float32."""
+    needed = ("text_projection", "positional_embedding", "token_embedding.weight", "ln_final.weight", "logit_scale")
+    if not isinstance(state_dict, dict) or not all(torch.is_tensor(v) for v in state_dict.values()):
+        raise PromptingError(f"backbone {name} does not hold a state dict of tensors")
+    missing = [key for key in needed if key not in state_dict]
+    if missing:
+        raise PromptingError(f"backbone {name} is not a CLIP state dict in OpenAI's naming (it lacks {missing[0]})")
+    try:
+        model = clip.build_model(dict(state_dict)).float()
+        # build_model rounds to half precision on the way in; take the tensors as they are instead.
+        model.load_state_dict({k: v for k, v in state_dict.items()
+                               if k not in ("input_resolution", "context_length", "vocab_size")})
+    except (KeyError, AssertionError, RuntimeError, ZeroDivisionError) as error:
+        raise PromptingError(f"backbone {name} is not a CLIP state dict of a size this program knows "
+                             f"({str(error).strip().splitlines()[0][:120]})") from None
+    return model.eval().requires_grad_(False)
+
+
+class Towers:
+    """What a method sees of a CLIP: promptable towers, the logit scale, frozen features.
+
+    The model that is handed in is never changed: it is copied unless it already is frozen, on the device and of the
+    right type. Nothing here is a registered submodule, so the parameters and the state dict of a method's module are
+    what it learns and nothing else.
+
+    Args:
+        model: `clip.model.CLIP`.
+        device: where to run.
+        half: frozen weights in float16 (PREC fp16).
+    Attributes:
+        text: TextTower; image: ImageTower, or None for a ResNet; resolution, embed_dim; logit_scale: float.
+    """
+
+    def __init__(self, model, device="cpu", half=False):
+        device = torch.device(device)
+        wanted = torch.float16 if half else torch.float32
+        weight = model.text_projection
+        if (weight.device.type != device.type or weight.dtype != wanted or model.training
+                or any(p.requires_grad for p in model.parameters())):
+            model = copy.deepcopy(model).requires_grad_(False).float().eval().to(device)
+            if half:
+                convert_weights(model)
+        self.model, self.device = model, device
+        self.text = TextTower(model)
+        self.image = ImageTower(model) if hasattr(model.visual, "transformer") else None
+        self.resolution = model.visual.input_resolution
+        self.embed_dim = self.text.embed_dim
+        self.logit_scale = model.logit_scale.exp().item()
+
+    def promptable_image(self, method):
+        """The ImageTower. Raises PromptingError when the backbone is a ResNet, which has no token sequence to prompt."""
+        if self.image is None:
+            raise PromptingError(f"{method} prompts the image tower and needs a ViT backbone (ViT-B/16, ViT-B/32, "
+                                 "ViT-L/14), not a ResNet")
+        return self.image
+
+    def encode_image(self, images):
+        """Images (B, 3, H, W') -> frozen features (B, E), not normalised."""
+        if self.image is not None:
+            return self.image.encode(self.image.embed(images))
+        return self.model.visual(images.to(self.model.dtype))
+
+    @torch.no_grad()
+    def frozen_text(self, classnames, templates):
+        """Text features of the frozen CLIP, (len(classnames), E) float32, of length 1.
+
+        Each template's feature is normalised, the mean over the templates is normalised again (CLIP, section 3.1.4).
+        """
+        total = 0
+        for template in templates:
+            total = total + normalize(self.text.encode_texts([template.format(name) for name in classnames]))
+        return normalize(total / len(templates))
+
+    def cosine_logits(self, image_features, text_features):
+        """(B, E) and (C, E), of any length -> exp(logit_scale) * cosine, (B, C) float32."""
+        return self.logit_scale * normalize(image_features) @ normalize(text_features).transpose(-1, -2)
+
+
+def normalize(features):
+    """To length 1 along the last dimension, in float32."""
+    features = features.float()
+    return features / features.norm(dim=-1, keepdim=True)

@@ -1,0 +1,121 @@
+"""Meta-learning over parts of a batch: which batches can be split, how they are split, and the meta-gradient.
+
+MetaPrompt (Zhao et al., arXiv 2212.04196, section III-C): a prompt is updated on all parts of a batch but one and asked
+how well it then does on the part held out.
+"""
+from collections import Counter
+
+import torch
+
+from prompting.errors import PromptingError
+
+MAX_REDRAWS = 1000
+
+
+def splittable_order(order, groups, batch_size, rng, what="domains"):
+    """Repair an epoch's order so that every batch has images of at least two groups.
+
+    As few images as possible change their place, so that the order otherwise is the one other methods see.
+
+    Args:
+        order: the shuffled indices of all N images.
+        groups: the group (domain or class) of each image, by index.
+        batch_size: images a batch; the tail after the last full batch is dropped unless N is less than a batch.
+        rng: `random.Random`.
+        what: the groups' name, for the message.
+    Returns:
+        a permutation of `order`.
+    Raises:
+        PromptingError: the data makes such an order impossible.
+    """
+    order = list(order)
+    size = min(batch_size, len(order))
+    batches = len(order) // size if size else 0
+    common, count = Counter(groups[i] for i in order).most_common(1)[0] if order else (None, 0)
+    if size < 2 or len(order) - count < batches:
+        raise PromptingError(
+            f"no order of the {len(order)} training images gives each batch of {batch_size} at least two {what}: "
+            + ("a batch needs two images; raise DATALOADER.TRAIN_X.BATCH_SIZE" if size < 2 else
+               f"only {len(order) - count} of them are not of the most frequent one, and there are {batches} batches; "
+               "use larger batches or more balanced data"))
+    members = [list(range(b * size, (b + 1) * size)) for b in range(batches)]
+    tail = list(range(batches * size, len(order)))
+
+    def kinds(places):
+        return Counter(groups[order[p]] for p in places)
+
+    for places in members:
+        (group, number), *others = kinds(places).items()
+        if others:
+            continue
+        # A place outside whose image is of another group, and whose own batch can spare it.
+        spare = [p for p in tail if groups[order[p]] != group]
+        for batch in members:
+            counts = kinds(batch)
+            if len(counts) > 1 and size - counts[group] < 2 or batch is places:
+                continue
+            spare.extend(p for p in batch if groups[order[p]] != group)
+        there, here = rng.choice(spare), rng.choice(places)
+        order[here], order[there] = order[there], order[here]
+    return order
+
+
+def halve_classes(labels, n_cls, rng):
+    """Shuffle the classes until both halves have images of the batch.
+
+    Args:
+        labels: the batch's labels, a list.
+        n_cls: number of classes, at least 4; the first half has ceil(n_cls / 2).
+        rng: `random.Random`.
+    Returns:
+        the shuffled classes, a list.
+    Raises:
+        PromptingError: all images are of one class.
+    """
+    present = set(labels)
+    if len(present) < 2:
+        raise PromptingError("a batch whose images are all of one class cannot be split by classes; "
+                             "set DATALOADER.TRAIN_X.SAMPLER to MetaEpisodeSampler")
+    half = (n_cls + 1) // 2
+    for _ in range(MAX_REDRAWS):
+        order = rng.sample(range(n_cls), n_cls)
+        if present & set(order[:half]) and present & set(order[half:]):
+            return order
+    raise AssertionError("two classes stayed in one half over a thousand draws")
+
+
+def plain_gradient(loss, tensor, create_graph=False, retain_graph=None):
+    return torch.autograd.grad(loss, tensor, create_graph=create_graph, retain_graph=retain_graph)[0]
+
+
+def meta_gradient(phi, losses, counts, lr, order=1, gradient=plain_gradient):
+    """Sum over the parts held out of the gradient after an inner step on the others.
+
+    For each part i: phi_i = phi - lr * grad CE_rest(phi), where CE_rest is the mean over the images of the other parts;
+    g_i = grad CE_i(phi_i), with respect to phi_i (order 1) or to phi through the inner step (order 2). The inner
+    gradients of all parts start at the same phi, so each part's gradient is taken once and the others' are combined by
+    their numbers of images.
+
+    Args:
+        phi: the prompt, a leaf tensor.
+        losses: for each part, a function prompt -> mean cross-entropy of its images.
+        counts: number of images of each part.
+        lr: rate of the inner step.
+        order: 1 or 2; for 2 the losses must be twice differentiable (`blocks.differentiable_attention`).
+        gradient: how to differentiate, `plain_gradient`'s signature.
+    Returns:
+        (sum_i g_i, [CE_i(phi_i)]): the first shaped as phi, the second detached scalars.
+    """
+    second = order == 2
+    inner = [gradient(loss(phi), phi, create_graph=second) for loss in losses]
+    total, held_out_losses = torch.zeros_like(phi), []
+    for i, held_out in enumerate(losses):
+        rest = [j for j in range(len(losses)) if j != i]
+        step = sum(counts[j] * inner[j] for j in rest) / sum(counts[j] for j in rest)
+        moved = phi - lr * step
+        if not second:
+            moved = moved.detach().requires_grad_()
+        loss = held_out(moved)
+        total += gradient(loss, phi if second else moved, retain_graph=second)
+        held_out_losses.append(loss.detach())
+    return total.detach(), held_out_losses

@@ -1,0 +1,54 @@
+"""How the frozen towers run, and the loss scaling that half precision needs."""
+import contextlib
+
+import torch
+
+from prompting.errors import PromptingError
+
+PRECISIONS = ("auto", "fp32", "amp", "fp16")
+
+
+class Precision:
+    """fp32; amp (autocast: float16 with loss scaling on CUDA, bfloat16 on CPU); fp16 (frozen weights in float16, with
+    loss scaling); auto: amp on CUDA, fp32 on the CPU. What is trained is float32 in all of them.
+
+    The scale of the loss starts at 2^16, halves when a gradient overflows and doubles after 2,000 good steps.
+    """
+
+    def __init__(self, name, device):
+        if name not in PRECISIONS:
+            raise PromptingError(f"PREC is one of {', '.join(PRECISIONS)}, not '{name}'")
+        if name == "auto":
+            name = "amp" if device.type == "cuda" else "fp32"
+        self.name, self.device = name, device
+        self.half = name == "fp16"
+        scaled = self.half or (name == "amp" and device.type == "cuda")
+        self.scale, self.good_steps = (2.0 ** 16 if scaled else 1.0), 0
+        self.scaled = scaled
+
+    def autocast(self):
+        if self.name != "amp":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, torch.float16 if self.device.type == "cuda" else torch.bfloat16)
+
+    def gradients(self, loss, tensors, create_graph=False, retain_graph=None):
+        """d loss / d tensors, unscaled; zeros for a tensor that the loss does not use."""
+        found = torch.autograd.grad(loss * self.scale, tensors, create_graph=create_graph, retain_graph=retain_graph,
+                                    allow_unused=True)
+        return [torch.zeros_like(t) if g is None else g / self.scale for g, t in zip(found, tensors)]
+
+    def update(self, finite):
+        """Note whether the step's gradients were finite."""
+        if not self.scaled:
+            return
+        self.good_steps = self.good_steps + 1 if finite else 0
+        if not finite:
+            self.scale = max(self.scale / 2, 1.0)
+        elif self.good_steps == 2000:
+            self.scale, self.good_steps = self.scale * 2, 0
+
+    def state_dict(self):
+        return {"scale": self.scale, "good_steps": self.good_steps}
+
+    def load_state_dict(self, state):
+        self.scale, self.good_steps = state["scale"], state["good_steps"]

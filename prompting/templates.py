@@ -1,0 +1,67 @@
+"""Hand-written prompts.
+
+Sources: the template a dataset is CoOp's (Zhou et al., arXiv 2109.01134, its zero-shot baseline); the 80 ImageNet
+templates and the 7 selected of them are CLIP's (Radford et al., arXiv 2103.00020, the authors' prompt notebook);
+MetaPrompt's frozen prompts (arXiv 2212.04196) are these without the period, with "a photo of a {}" for Food101.
+"""
+
+DEFAULT = "a photo of a {}."
+
+DATASET_TEMPLATES = {
+    "OxfordPets": "a photo of a {}, a type of pet.",
+    "OxfordFlowers": "a photo of a {}, a type of flower.",
+    "FGVCAircraft": "a photo of a {}, a type of aircraft.",
+    "DescribableTextures": "{} texture.",
+    "EuroSAT": "a centered satellite photo of {}.",
+    "Food101": "a photo of {}, a type of food.",
+    "UCF101": "a photo of a person doing {}.",
+}
+
+IMAGENET_SELECT = (
+    "itap of a {}.", "a bad photo of the {}.", "a origami {}.", "a photo of the large {}.", "a {} in a video game.",
+    "art of the {}.", "a photo of the small {}.",
+)
+
+IMAGENET_ALL = (
+    "a bad photo of a {}.", "a photo of many {}.", "a sculpture of a {}.", "a photo of the hard to see {}.",
+    "a low resolution photo of the {}.", "a rendering of a {}.", "graffiti of a {}.", "a bad photo of the {}.",
+    "a cropped photo of the {}.", "a tattoo of a {}.", "the embroidered {}.", "a photo of a hard to see {}.",
+    "a bright photo of a {}.", "a photo of a clean {}.", "a photo of a dirty {}.", "a dark photo of the {}.",
+    "a drawing of a {}.", "a photo of my {}.", "the plastic {}.", "a photo of the cool {}.",
+    "a close-up photo of a {}.", "a black and white photo of the {}.", "a painting of the {}.", "a painting of a {}.",
+    "a pixelated photo of the {}.", "a sculpture of the {}.", "a bright photo of the {}.", "a cropped photo of a {}.",
+    "a plastic {}.", "a photo of the dirty {}.", "a jpeg corrupted photo of a {}.", "a blurry photo of the {}.",
+    "a photo of the {}.", "a good photo of the {}.", "a rendering of the {}.", "a {} in a video game.",
+    "a photo of one {}.", "a doodle of a {}.", "a close-up photo of the {}.", "a photo of a {}.", "the origami {}.",
+    "the {} in a video game.", "a sketch of a {}.", "a doodle of the {}.", "a origami {}.",
+    "a low resolution photo of a {}.", "the toy {}.", "a rendition of the {}.", "a photo of the clean {}.",
+    "a photo of a large {}.", "a rendition of a {}.", "a photo of a nice {}.", "a photo of a weird {}.",
+    "a blurry photo of a {}.", "a cartoon {}.", "art of a {}.", "a sketch of the {}.", "a embroidered {}.",
+    "a pixelated photo of a {}.", "itap of the {}.", "a jpeg corrupted photo of the {}.", "a good photo of a {}.",
+    "a plushie {}.", "a photo of the nice {}.", "a photo of the small {}.", "a photo of the weird {}.",
+    "the cartoon {}.", "art of the {}.", "a drawing of the {}.", "a photo of the large {}.",
+    "a black and white photo of a {}.", "the plushie {}.", "a dark photo of a {}.", "itap of a {}.",
+    "graffiti of the {}.", "a toy {}.", "itap of my {}.", "a photo of a cool {}.", "a photo of a small {}.",
+    "a tattoo of the {}.",
+)
+
+
+def template_of(dataset):
+    """The one template of a dataset; "a photo of a {}." where none was published."""
+    return DATASET_TEMPLATES.get(dataset, DEFAULT)
+
+
+def ensemble_of(dataset, everything=False):
+    """The 7 selected ImageNet templates and the dataset's own (unless it is ImageNet), or all 80."""
+    if everything:
+        return list(IMAGENET_ALL)
+    return [*IMAGENET_SELECT] + ([] if dataset == "ImageNet" else [template_of(dataset)])
+
+
+def frozen_templates_of(dataset):
+    """MetaPrompt's frozen prompts: the dataset's template without its period; 8 templates for ImageNet and its kin."""
+    if "ImageNet" in dataset:
+        return [t.rstrip(".") for t in (*IMAGENET_SELECT, DEFAULT)]
+    if dataset == "Food101":
+        return ["a photo of a {}, a type of food"]
+    return [template_of(dataset).rstrip(".")]

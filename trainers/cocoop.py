@@ -1,0 +1,72 @@
+"""CoCoOp: Zhou et al., "Conditional Prompt Learning for Vision-Language Models", arXiv 2203.05557.
+
+Learned: context vectors, and a small network that shifts them for each image (section 3.2).
+"""
+from collections import OrderedDict
+
+import torch
+from torch import nn
+from yacs.config import CfgNode as CN
+
+from dassl.engine import TRAINER_REGISTRY
+from dassl.utils import InputError
+from prompting.backbone import normalize
+from prompting.model import Prompt, PromptedCLIP
+from prompting.text import ClassPrompts
+from trainers.base import PromptTrainer
+
+PROMPTS_AT_ONCE = 4096  # prompts (images x classes) that evaluation runs through the text tower together
+
+
+class CoCoOpCLIP(PromptedCLIP):
+    """Equation 5: the context of image x is v_m + pi for every token m, where pi = h(f(x)).
+
+    Args:
+        towers: prompting.Towers.
+        classnames: n_cls names.
+        ctx: the start of v, (n_ctx, W).
+    """
+
+    def __init__(self, towers, classnames, ctx):
+        super().__init__(towers)
+        self.prompts = ClassPrompts(towers.text, classnames, len(ctx))
+        self.prompt_learner = Prompt(ctx)
+        hidden = towers.embed_dim // 16
+        self.prompt_learner.meta_net = nn.Sequential(OrderedDict([
+            ("linear1", nn.Linear(towers.embed_dim, hidden)),
+            ("relu", nn.ReLU()),
+            ("linear2", nn.Linear(hidden, towers.text.width)),
+        ]))
+
+    def forward(self, images):
+        """Every image has prompts of its own: the text tower runs once an image."""
+        features = normalize(self.encode_images(images))
+        if torch.is_grad_enabled():
+            return self.logits_of(features)
+        chunk = max(1, PROMPTS_AT_ONCE // self.prompts.n_cls)
+        return torch.cat([self.logits_of(part) for part in features.split(chunk)])
+
+    def logits_of(self, features):
+        """Normalised image features (B, E) -> (B, n_cls)."""
+        shift = self.prompt_learner.meta_net(features)
+        ctx = self.prompt_learner.ctx + shift[:, None].float()  # (B, n_ctx, W)
+        text = self.towers.text.encode(self.prompts(ctx))  # (B, n_cls, E)
+        return self.towers.cosine_logits(features[:, None], text)[:, 0]
+
+
+@TRAINER_REGISTRY.register()
+class CoCoOp(PromptTrainer):
+    @staticmethod
+    def extend_cfg(cfg):
+        cfg.TRAINER.COCOOP = CN()
+        cfg.TRAINER.COCOOP.N_CTX = 16
+        cfg.TRAINER.COCOOP.CTX_INIT = ""  # words to start from; their number then is the number of context vectors
+        cfg.TRAINER.COCOOP.PREC = "auto"
+
+    def build_model(self, towers, classnames):
+        node = self.node
+        if not node.CTX_INIT and node.N_CTX < 1:
+            raise InputError(f"TRAINER.COCOOP.N_CTX must be at least 1, not {node.N_CTX}")
+        ctx = (towers.text.embed_words(node.CTX_INIT) if node.CTX_INIT
+               else torch.randn(node.N_CTX, towers.text.width) * 0.02)
+        return CoCoOpCLIP(towers, classnames, ctx)

@@ -1,0 +1,62 @@
+"""CoOp: Zhou et al., "Learning to Prompt for Vision-Language Models", arXiv 2109.01134.
+
+Learned: context vectors in front of, around or behind the class name, shared by all classes (unified context) or each
+class's own (class-specific context, CSC), section 3.2.
+"""
+import torch
+from yacs.config import CfgNode as CN
+
+from dassl.engine import TRAINER_REGISTRY
+from dassl.utils import InputError
+from prompting.model import Prompt, PromptedCLIP
+from prompting.text import ClassPrompts
+from trainers.base import PromptTrainer
+
+
+class CoOpCLIP(PromptedCLIP):
+    """Equation 3: p(y | x) from cos(g(t_y), f(x)), where t_y is the prompt of class y.
+
+    Args:
+        towers: prompting.Towers.
+        classnames: n_cls names.
+        ctx: the start, (n_ctx, W) or class-specific (n_cls, n_ctx, W).
+        position: of the class token: end, middle or front.
+    """
+
+    def __init__(self, towers, classnames, ctx, position):
+        super().__init__(towers)
+        self.prompt_learner = Prompt(ctx)
+        self.prompts = ClassPrompts(towers.text, classnames, ctx.shape[-2], position)
+
+    def encode_classes(self):
+        ctx = self.prompt_learner.ctx
+        prompts = self.prompts(ctx[:, None] if ctx.dim() == 3 else ctx)
+        return self.towers.text.encode(prompts)[0]
+
+
+@TRAINER_REGISTRY.register()
+class CoOp(PromptTrainer):
+    @staticmethod
+    def extend_cfg(cfg):
+        cfg.TRAINER.COOP = CN()
+        cfg.TRAINER.COOP.N_CTX = 16
+        cfg.TRAINER.COOP.CSC = False
+        cfg.TRAINER.COOP.CTX_INIT = ""  # words to start from; their number then is the number of context vectors
+        cfg.TRAINER.COOP.CLASS_TOKEN_POSITION = "end"
+        cfg.TRAINER.COOP.PREC = "auto"
+
+    @property
+    def class_bound(self):
+        return self.node.CSC
+
+    def build_model(self, towers, classnames):
+        node = self.node
+        if node.CTX_INIT:
+            ctx = towers.text.embed_words(node.CTX_INIT)
+            if node.CSC:
+                ctx = ctx.repeat(len(classnames), 1, 1)
+        else:
+            if node.N_CTX < 1:
+                raise InputError(f"TRAINER.COOP.N_CTX must be at least 1, not {node.N_CTX}")
+            ctx = torch.randn(*([len(classnames)] if node.CSC else []), node.N_CTX, towers.text.width) * 0.02
+        return CoOpCLIP(towers, classnames, ctx, node.CLASS_TOKEN_POSITION)

@@ -1,0 +1,243 @@
+"""MetaPrompt: Zhao et al., "Learning Domain Invariant Prompt for Vision-Language Models", arXiv 2212.04196.
+
+Learned: deep prompts of both towers. Loss: an asymmetric contrast, each prompted modality against the other's frozen
+features (section III-B). A batch makes two updates: one in its own domain, then a meta-update of one prompt, asked to do
+well on a part of the batch after a step on the other parts (section III-C, algorithm 1).
+"""
+import contextlib
+
+import torch
+from torch.nn import functional as F
+from yacs.config import CfgNode as CN
+
+from dassl.data.samplers import SAMPLER_REGISTRY, RandomSampler
+from dassl.engine import TRAINER_REGISTRY
+from dassl.metrics import compute_accuracy
+from dassl.utils import InputError, check_availability
+from prompting.blocks import differentiable_attention
+from prompting.episodes import halve_classes, meta_gradient, splittable_order
+from prompting.model import Prompt, PromptedCLIP
+from prompting.templates import frozen_templates_of
+from prompting.text import ClassPrompts, readable
+from trainers.base import PromptTrainer
+
+
+class MetaPromptCLIP(PromptedCLIP):
+    """Both towers with deep prompts, and the frozen features of both modalities to compare with.
+
+    Args:
+        towers: prompting.Towers of a ViT.
+        classnames: n_cls names.
+        n_ctx, n_pro: prompt tokens of the text and the image tower.
+        layers: how many layers, from the first, have prompts.
+        frozen_names: the names as they stand in the frozen prompts; templates: those prompts.
+    """
+
+    def __init__(self, towers, classnames, n_ctx, n_pro, layers, frozen_names, templates):
+        super().__init__(towers)
+        image, text = towers.promptable_image("MetaPrompt"), towers.text
+        if not 1 <= layers <= min(image.layers, text.layers) or min(n_ctx, n_pro) < 1:
+            raise InputError(f"TRAINER.METAPROMPT: LAYERS must be 1 to {min(image.layers, text.layers)} with this "
+                             f"backbone and N_CTX, N_PRO at least 1; they are {layers}, {n_ctx}, {n_pro}")
+        self.prompt_learner = Prompt.random(layers, n_ctx, text.width)
+        self.vision_prompt_learner = Prompt.random(layers, n_pro, image.width)
+        self.prompts = ClassPrompts(text, classnames, n_ctx)
+        self.frozen_text = towers.frozen_text(frozen_names, templates)
+
+    def image_features(self, embedded, ctx=None):
+        """Embedded images (B, tokens, W) -> prompted features (B, E); `ctx` replaces the learned prompts."""
+        return self.towers.image.encode(embedded, self.vision_prompt_learner.ctx if ctx is None else ctx)
+
+    def text_features(self, ctx=None, classes=None):
+        """-> prompted features (n_cls or len(classes), E); `ctx` replaces the learned prompts."""
+        ctx = self.prompt_learner.ctx if ctx is None else ctx
+        deep = {layer: ctx[layer] for layer in range(1, len(ctx))}
+        return self.towers.text.encode(self.prompts(ctx[0], classes), deep)[0]
+
+    def encode_images(self, images):
+        """-> (prompted, frozen) image features from one embedding of the images."""
+        embedded = self.towers.image.embed(images)
+        return self.image_features(embedded), self.towers.image.encode(embedded)
+
+    def encode_classes(self):
+        return self.text_features()
+
+    def image_logits(self, prompted_images, labels=None):
+        """Prompted images against frozen text."""
+        return self.towers.cosine_logits(prompted_images, self.frozen_text)
+
+    def text_logits(self, frozen_images, prompted_text):
+        """Frozen images against prompted text."""
+        return self.towers.cosine_logits(frozen_images, prompted_text)
+
+    def logits(self, image_features, class_features):
+        prompted, frozen = image_features
+        return (self.image_logits(prompted) + self.text_logits(frozen, class_features)) / 2
+
+
+@TRAINER_REGISTRY.register()
+class MetaPrompt(PromptTrainer):
+    sampler = "MetaEpisodeSampler"
+    min_batch = 2
+
+    @staticmethod
+    def extend_cfg(cfg):
+        cfg.TRAINER.METAPROMPT = CN()
+        cfg.TRAINER.METAPROMPT.N_CTX = 2  # text prompt tokens a layer
+        cfg.TRAINER.METAPROMPT.N_PRO = 2  # image prompt tokens a layer
+        cfg.TRAINER.METAPROMPT.LAYERS = 12
+        cfg.TRAINER.METAPROMPT.META_STEP = 0.2  # the meta-update's rate, in learning rates
+        cfg.TRAINER.METAPROMPT.SPLIT = "auto"  # class, domain, or auto: domain when there are several source domains
+        cfg.TRAINER.METAPROMPT.ORDER = 1  # of the meta-gradient: 1 or 2
+        cfg.TRAINER.METAPROMPT.VARIANT = "paper"  # or released: what the authors' published code computes
+        cfg.TRAINER.METAPROMPT.PREC = "auto"
+
+    def check_cfg(self, cfg):
+        node = cfg.TRAINER.METAPROMPT
+        check_availability(node.SPLIT, ("class", "domain", "auto"))
+        check_availability(node.VARIANT, ("paper", "released"))
+        if node.ORDER not in (1, 2) or (node.VARIANT == "released" and node.ORDER == 2):
+            raise InputError("TRAINER.METAPROMPT.ORDER is 1 or 2, and 1 with VARIANT released")
+
+    def build_model(self, towers, classnames):
+        node = self.node
+        self.split = split_of(self.cfg)
+        if self.split == "class" and len(classnames) < 4:
+            if len(classnames) < 2:
+                raise InputError("MetaPrompt's class split needs at least four classes to halve, the data has one; "
+                                 "use data with more classes")
+            print(f"Note: {len(classnames)} classes cannot be halved into two classes each: no meta-update is made")
+            self.split = "none"
+        # The released code keeps "_" in the names of its frozen prompts.
+        frozen_names = classnames if node.VARIANT == "released" else [readable(name) for name in classnames]
+        return MetaPromptCLIP(towers, classnames, node.N_CTX, node.N_PRO, node.LAYERS, frozen_names,
+                              frozen_templates_of(self.cfg.DATASET.NAME))
+
+    def training_step(self, batch):
+        model, label = self.model, batch["label"]
+        embedded = self.towers.image.embed(batch["img"])
+        frozen = self.towers.image.encode(embedded)
+
+        # In-domain update: all three logits learn the batch.
+        image_logits = model.image_logits(model.image_features(embedded))
+        text_logits = model.text_logits(frozen, model.text_features())
+        mix = (image_logits + text_logits) / 2
+        loss = sum(F.cross_entropy(logits, label) for logits in (mix, image_logits, text_logits))
+        self.apply_gradients(self.gradients(loss, self.trainables))
+
+        # Domain-split update: one prompt must also do well on what it was not stepped on.
+        phi, parts, counts = self.parts(batch, embedded, frozen)
+        self.held_out_losses = []
+        if parts:
+            meta_update = self.released_update if self.node.VARIANT == "released" else self.paper_update
+            self.held_out_losses = meta_update(phi, parts, counts)
+        summary = {"loss": loss.item(), "acc": compute_accuracy(mix.detach(), label)[0].item()}
+        if self.held_out_losses:
+            summary["held_out"] = torch.stack(self.held_out_losses).mean().item()
+        return summary
+
+    def parts(self, batch, embedded, frozen):
+        """The prompt to meta-learn, and for each part of the batch its loss as a function of that prompt, and its size.
+        """
+        model, label = self.model, batch["label"]
+        if self.split == "domain":
+            chosen = [torch.where(batch["domain"] == d)[0] for d in batch["domain"].unique()]
+
+            def part(index):
+                return lambda ctx: F.cross_entropy(
+                    model.image_logits(model.image_features(embedded[index], ctx)), label[index])
+
+            if len(chosen) < 2:
+                raise InputError("a batch of MetaPrompt's domain split has images of one domain only")
+            return model.vision_prompt_learner.ctx, [part(i) for i in chosen], [len(i) for i in chosen]
+        if self.split == "none":
+            return None, [], []
+
+        order = torch.tensor(self.class_order(label), device=label.device)
+        halves = order.split((len(order) + 1) // 2)
+        chosen = [torch.where(torch.isin(label, half))[0] for half in halves]
+        if not all(len(i) for i in chosen):  # the released code then leaves its second update out
+            return None, [], []
+
+        def part(index, half):
+            target = (label[index][:, None] == half).int().argmax(dim=1)
+            return lambda ctx: F.cross_entropy(
+                model.text_logits(frozen[index], model.text_features(ctx, half)), target)
+
+        return model.prompt_learner.ctx, [part(i, h) for i, h in zip(chosen, halves)], [len(i) for i in chosen]
+
+    def class_order(self, label):
+        """The step's shuffle of the classes, whose first ceil(n/2) are one half."""
+        rng = self.step_rng("class halves")
+        if self.node.VARIANT == "released":
+            return rng.sample(range(self.num_classes), self.num_classes)
+        return halve_classes(label.tolist(), self.num_classes, rng)
+
+    def paper_update(self, phi, parts, counts):
+        """phi <- phi - META_STEP * lr * sum of the parts' meta-gradients, without momentum or decay."""
+        def gradient(loss, tensor, **kwargs):
+            return self.gradients(loss, [tensor], **kwargs)[0]
+
+        lr, order = self.get_current_lr(), self.node.ORDER
+        with differentiable_attention() if order == 2 else contextlib.nullcontext():
+            total, held_out = meta_gradient(phi, parts, counts, lr, order, gradient)
+        self.apply_gradients([total], [phi], torch.optim.SGD([phi], lr=self.node.META_STEP * lr))
+        return held_out
+
+    def released_update(self, phi, parts, counts):
+        """What the authors' code computes: inner steps go through the main optimizer, whose momentum and decay also
+        move the other prompt, and only the first inner step is undone."""
+        start, total, held_out = phi.detach().clone(), torch.zeros_like(phi), []
+        others = [t for t in self.trainables if t is not phi]
+        for i, part in enumerate(parts):
+            rest = [j for j in range(len(parts)) if j != i]
+            loss = sum(counts[j] * parts[j](phi) for j in rest) / sum(counts[j] for j in rest)
+            inner = self.gradients(loss, [phi])
+            self.apply_gradients([*inner, *(torch.zeros_like(t) for t in others)], [phi, *others])
+            loss = part(phi)
+            total += self.gradients(loss, [phi])[0]
+            held_out.append(loss.detach())
+            if i == 0:
+                phi.data.copy_(start)
+        lr = self.node.META_STEP * self.get_current_lr()
+        self.apply_gradients([total], [phi], torch.optim.SGD([phi], lr=lr))
+        return held_out
+
+
+def split_of(cfg):
+    """TRAINER.METAPROMPT.SPLIT with auto resolved. Raises InputError for a domain split of one domain."""
+    split, domains = cfg.TRAINER.METAPROMPT.SPLIT, cfg.DATASET.SOURCE_DOMAINS
+    if split == "auto":
+        return "domain" if len(domains) > 1 else "class"
+    if split == "domain" and len(domains) < 2:
+        raise InputError("TRAINER.METAPROMPT.SPLIT is domain, which needs at least two source domains; "
+                         f"{len(domains)} given by DATASET.SOURCE_DOMAINS (use SPLIT class, or --source-domains)")
+    return split
+
+
+@SAMPLER_REGISTRY.register()
+class MetaEpisodeSampler(RandomSampler):
+    """RandomSampler's order, repaired so that every batch can be split into meta-episodes: images of at least two
+    domains (domain split) or of at least two classes (class split). Each image comes once an epoch, apart from the tail
+    after the last full batch.
+
+    Raises:
+        PromptingError: the data has no such order (on construction).
+    """
+
+    def __init__(self, data_source, batch_size, split, seed=0):
+        super().__init__(data_source, seed)
+        self.batch_size = batch_size
+        self.what = "domains" if split == "domain" else "classes"
+        self.groups = [item.domain if split == "domain" else item.label for item in data_source]
+        list(iter(self))
+
+    @classmethod
+    def from_config(cls, cfg, data_source, batch_size, n_domain, n_ins):
+        split = split_of(cfg)
+        if split == "class" and len({item.label for item in data_source}) < 4:
+            return RandomSampler(data_source, seed=cfg.SEED)  # no episode can be made; MetaPrompt says so
+        return cls(data_source, batch_size, split, seed=cfg.SEED)
+
+    def order(self, rng):
+        return splittable_order(super().order(rng), self.groups, self.batch_size, rng, self.what)

@@ -1,0 +1,57 @@
+"""Zero-shot CLIP (Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", arXiv
+2103.00020, section 3.1), with one hand-written prompt a dataset or an ensemble of prompts."""
+from yacs.config import CfgNode as CN
+
+from dassl.engine import TRAINER_REGISTRY
+from dassl.utils import check_availability
+from prompting.model import PromptedCLIP
+from prompting.templates import ensemble_of, template_of
+from prompting.text import readable
+from trainers.base import PromptTrainer
+
+
+class FrozenCLIP(PromptedCLIP):
+    """Classes described by `templates`, nothing learned."""
+
+    def __init__(self, towers, classnames, templates):
+        super().__init__(towers)
+        self.text_features = towers.frozen_text([readable(name) for name in classnames], templates)
+
+    def encode_classes(self):
+        return self.text_features
+
+
+@TRAINER_REGISTRY.register()
+class ZeroshotCLIP(PromptTrainer):
+    """The dataset's own template, such as "a photo of a {}, a type of pet."."""
+
+    trains = False
+
+    @staticmethod
+    def extend_cfg(cfg):
+        cfg.TRAINER.ZEROSHOTCLIP = CN()
+        cfg.TRAINER.ZEROSHOTCLIP.PREC = "auto"
+
+    def build_model(self, towers, classnames):
+        return FrozenCLIP(towers, classnames, [template_of(self.cfg.DATASET.NAME)])
+
+
+@TRAINER_REGISTRY.register()
+class ZeroshotCLIP2(PromptTrainer):
+    """The mean of several templates' features: 7 selected ImageNet templates and the dataset's own, or all 80
+    (section 3.1.4)."""
+
+    trains = False
+
+    @staticmethod
+    def extend_cfg(cfg):
+        cfg.TRAINER.ZEROSHOTCLIP2 = CN()
+        cfg.TRAINER.ZEROSHOTCLIP2.PREC = "auto"
+        cfg.TRAINER.ZEROSHOTCLIP2.TEMPLATES = "selected"  # or all
+
+    def check_cfg(self, cfg):
+        check_availability(cfg.TRAINER.ZEROSHOTCLIP2.TEMPLATES, ("selected", "all"))
+
+    def build_model(self, towers, classnames):
+        templates = ensemble_of(self.cfg.DATASET.NAME, everything=self.node.TEMPLATES == "all")
+        return FrozenCLIP(towers, classnames, templates)
