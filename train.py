@@ -109,7 +109,11 @@ def build_config(args):
     if not cfg.TRAINER.NAME:
         raise InputError(f"no method is named; give --trainer, one of {', '.join(TRAINER_REGISTRY.registered_names())}")
     trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
-    clean_cfg(cfg, cfg.TRAINER.NAME) if issubclass(trainer, PromptTrainer) else resolve_precision(cfg)
+    if issubclass(trainer, PromptTrainer):
+        clean_cfg(cfg, cfg.TRAINER.NAME)
+        trainer.complete_cfg(cfg)
+    else:
+        resolve_precision(cfg)
     if args.eval_only and getattr(trainer, "trains", True) and not args.model_dir:
         raise InputError(f"--eval-only needs --model-dir, the run folder that holds what {cfg.TRAINER.NAME} trained")
     cfg.freeze()
@@ -219,6 +223,7 @@ def run(args, cfg, evaluation, clips):
         "seed": cfg.SEED,
         "metrics": {split: dict(numbers) for split, numbers in getattr(trainer, "results", {}).items()},
         "evaluation": evaluation,
+        "class_bound": bool(getattr(trainer, "class_bound", False)),
         "seconds": round(time.time() - started, 2),
         "device": str(trainer.device),
         "versions": {"python": sys.version.split()[0], "torch": torch.__version__,

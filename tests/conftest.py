@@ -12,6 +12,10 @@ sys.path.insert(0, str(ROOT))
 
 import tiny_clip  # noqa: E402
 
+# The models are tiny: a second thread costs more than it brings, far more where another program uses the cores.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session")
 def clip_file(tmp_path_factory):

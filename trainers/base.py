@@ -45,12 +45,7 @@ class PromptTrainer(TrainerX):
 
     def __init__(self, cfg, clip_model=None):
         self.clip_model = clip_model
-        if self.sampler:
-            frozen = cfg.is_frozen()
-            cfg.defrost()
-            cfg.DATALOADER.TRAIN_X.SAMPLER = self.sampler
-            if frozen:
-                cfg.freeze()
+        self.complete_cfg(cfg)
         if self.trains and cfg.DATALOADER.TRAIN_X.BATCH_SIZE < self.min_batch:
             raise InputError(f"{type(self).__name__} needs batches of at least {self.min_batch} images; "
                              "raise DATALOADER.TRAIN_X.BATCH_SIZE")
@@ -97,6 +92,12 @@ class PromptTrainer(TrainerX):
         """Take back what `extra_state` gave."""
 
     # ---- what all methods share ----
+    @classmethod
+    def complete_cfg(cls, cfg):
+        """Set what follows from the method: its sampler."""
+        if cls.sampler and cfg.DATALOADER.TRAIN_X.SAMPLER != cls.sampler:
+            cfg.DATALOADER.TRAIN_X.SAMPLER = cls.sampler
+
     @property
     def node(self):
         """The method's own config."""

@@ -7,13 +7,11 @@ import time
 from collections import OrderedDict
 
 import torch
-from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from dassl.data import DataManager
 from dassl.evaluation import build_evaluator
-from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import (
     AverageMeter,
     InputError,
@@ -21,7 +19,6 @@ from dassl.utils import (
     NonFiniteError,
     get_rng_state,
     load_checkpoint,
-    load_pretrained_weights,
     mkdir_if_missing,
     resume_from_checkpoint,
     save_checkpoint,
@@ -248,20 +245,8 @@ class SimpleTrainer(TrainerBase):
         self.build_model()
 
     def build_model(self):
-        """Build and register the model. Default: a torchvision network named by MODEL.BACKBONE.NAME with a new
-        last layer; methods override it."""
-        import torchvision
-
-        network = torchvision.models.get_model(self.cfg.MODEL.BACKBONE.NAME,
-                                               weights="DEFAULT" if self.cfg.MODEL.BACKBONE.PRETRAINED else None)
-        self.model = nn.Sequential(network, nn.LazyLinear(self.num_classes)).to(self.device)
-        with torch.no_grad():
-            self.model.eval()(torch.zeros(1, 3, *self.cfg.INPUT.SIZE, device=self.device))
-        if self.cfg.MODEL.INIT_WEIGHTS:
-            load_pretrained_weights(self.model, self.cfg.MODEL.INIT_WEIGHTS)
-        self.optim = build_optimizer(self.model, self.cfg.OPTIM)
-        self.sched = build_lr_scheduler(self.optim, self.cfg.OPTIM)
-        self.register_model("model", self.model, self.optim, self.sched)
+        """Build the model and register it with its optimizer and schedule."""
+        raise NotImplementedError
 
     def train(self):
         super().train(self.start_epoch, self.max_epoch)
@@ -340,7 +325,7 @@ class TrainerX(SimpleTrainer):
         end = time.time()
         for self.batch_idx, batch in enumerate(self.train_loader_x, start=self.first_batch):
             data_time.update(time.time() - end)
-            self.batch = batch
+            self.batch, lr = batch, self.get_current_lr()
             summary = self.forward_backward(batch)
             batch_time.update(time.time() - end)
             losses.update(summary)
@@ -352,10 +337,10 @@ class TrainerX(SimpleTrainer):
                 eta = datetime.timedelta(seconds=int(batch_time.avg * left))
                 print(f"epoch [{self.epoch + 1}/{self.max_epoch}] batch [{self.batch_idx + 1}/{self.num_batches}] "
                       f"time {batch_time.val:.3f} ({batch_time.avg:.3f}) data {data_time.val:.3f} "
-                      f"({data_time.avg:.3f}) {losses} lr {self.get_current_lr():.4e} eta {eta}")
+                      f"({data_time.avg:.3f}) {losses} lr {lr:.4e} eta {eta}")
             for name, meter in losses.meters.items():
                 self.write_scalar(f"train/{name}", meter.val, step)
-            self.write_scalar("train/lr", self.get_current_lr(), step)
+            self.write_scalar("train/lr", lr, step)
             end = time.time()
 
     def parse_batch_train(self, batch):
