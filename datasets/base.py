@@ -1,4 +1,5 @@
 """What datasets share: published split files, CoOp's few-shot draw, base and new classes, domains."""
+import contextlib
 import math
 import os
 import random
@@ -37,8 +38,8 @@ def check_images(items, source):
         present = set(os.listdir(folder)) if os.path.isdir(folder) else set()
         missing.extend(os.path.join(folder, name) for name in names if name not in present)
     if missing:
-        raise InputError(f"{source} names {len(missing)} of {len(items)} images that are not there, first {missing[0]}; "
-                         "fetch the images again or check DATASET.ROOT")
+        raise InputError(f"{source} names {len(missing)} of {len(items)} images that are not there, first "
+                         f"{missing[0]}; fetch the images again or check DATASET.ROOT")
 
 
 def read_split(path, image_dir):
@@ -48,8 +49,8 @@ def read_split(path, image_dir):
     """
     split = read_json(path)
     try:
-        parts = [[Datum(os.path.join(image_dir, impath), int(label), 0, str(name)) for impath, label, name in split[key]]
-                 for key in ("train", "val", "test")]
+        parts = [[Datum(os.path.join(image_dir, impath), int(label), 0, str(name))
+                  for impath, label, name in split[key]] for key in ("train", "val", "test")]
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{path} is not a split file: it must hold train, val and test, lists of "
                          "[path, label, class name]") from None
@@ -108,10 +109,8 @@ class FewShotDataset(DatasetBase):
         drawn = [self._draw(part, number, rng) for part, number in ((train, shots), (val, min(shots, MAX_VAL_SHOTS)))]
         kept = {key: [[os.path.relpath(item.impath, folder), item.label, item.classname] for item in part]
                 for key, part in zip(("train", "val"), drawn)}
-        try:
+        with contextlib.suppress(OSError):  # a folder that is read-only: the same draw is made next time
             write_json(kept, path)
-        except OSError:
-            pass  # a dataset folder that is read-only; the same draw is made next time
         return drawn
 
     def _draw(self, part, number, rng):

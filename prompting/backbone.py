@@ -1,4 +1,5 @@
 """A name or a file -> an OpenAI CLIP; and `Towers`, the one view of it that the methods use."""
+import contextlib
 import copy
 import hashlib
 import os
@@ -58,12 +59,10 @@ def _from_archive(path):
     """Tensors of a TorchScript archive. Loading one can run code: call it for files of known SHA-256 only."""
     state_dict = torch.jit.load(path, map_location="cpu").state_dict()
     state_dict = {k: v for k, v in state_dict.items() if k not in ("input_resolution", "context_length", "vocab_size")}
-    try:
+    with contextlib.suppress(OSError):  # a folder that cannot be written is slower next time, no more
         temporary = f"{path}.tmp{os.getpid()}"
         save_file({k: v.contiguous().clone() for k, v in state_dict.items()}, temporary)
         os.replace(temporary, os.path.splitext(path)[0] + ".safetensors")
-    except OSError:
-        pass  # a cache that cannot be written is slower next time, no more
     return state_dict
 
 
@@ -82,14 +81,19 @@ def _from_file(path):
         if _sha256(path) in {url.split("/")[-2] for url in clip._MODELS.values()}:
             return _from_archive(path)
         raise PromptingError(f"backbone {path} is not a CLIP state dict that can be loaded without running code "
-                             f"({str(error).strip().splitlines()[0][:100] if str(error).strip() else type(error).__name__}); "
-                             "give a .safetensors file, a saved state dict, or one of OpenAI's own files") from None
+                             f"({_first_line(error)}); give a .safetensors file, a saved state dict, or one of "
+                             "OpenAI's own files") from None
     return loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
+
+
+def _first_line(error):
+    lines = str(error).strip().splitlines()
+    return lines[0][:120] if lines else type(error).__name__
 
 
 def _sha256(path):
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.sha256(file.read()).hexdigest()
 
 
 def _build(state_dict, name):
@@ -107,7 +111,7 @@ def _build(state_dict, name):
                                if k not in ("input_resolution", "context_length", "vocab_size")})
     except (KeyError, AssertionError, RuntimeError, ZeroDivisionError) as error:
         raise PromptingError(f"backbone {name} is not a CLIP state dict of a size this program knows "
-                             f"({str(error).strip().splitlines()[0][:120]})") from None
+                             f"({_first_line(error)})") from None
     return model.eval().requires_grad_(False)
 
 
@@ -143,7 +147,7 @@ class Towers:
         self.logit_scale = model.logit_scale.exp().item()
 
     def promptable_image(self, method):
-        """The ImageTower. Raises PromptingError when the backbone is a ResNet, which has no token sequence to prompt."""
+        """The ImageTower. Raises PromptingError for a ResNet, which has no token sequence to prompt."""
         if self.image is None:
             raise PromptingError(f"{method} prompts the image tower and needs a ViT backbone (ViT-B/16, ViT-B/32, "
                                  "ViT-L/14), not a ResNet")

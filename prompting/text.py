@@ -88,12 +88,13 @@ class TextTower:
             if deep and layer in deep:
                 x, y = _replace(x, y, deep[layer].to(dtype))
             if layer == self.layers - 1:
-                return self._read_out(block, x, y, eot)
+                break
             q, k, v = block.query_key_value(x)
             own_q, own_k, own_v = block.query_key_value(y)
             keys, values = _behind(k, own_k), _behind(v, own_v)
             x = block.finish(x, q, k, v, causal=True)
             y = block.finish(y, own_q, keys, values, mask=seen)
+        return self._read_out(block, x, y, eot)
 
     def _read_out(self, block, x, y, eot):
         """The last block for the end-of-text tokens only, final norm and projection."""
@@ -173,8 +174,9 @@ class ClassPrompts:
         for name in classnames:
             words = tokenizer.encode(f"{between} {readable(name)}".strip())
             if len(words) + n_ctx + 3 > tower.context_length:
-                raise PromptingError(f"class name '{name[:80]}' is too long: with {n_ctx} context tokens its prompt has "
-                                     f"{len(words) + n_ctx + 3} tokens, CLIP reads {tower.context_length}; shorten it")
+                raise PromptingError(f"class name '{name[:80]}' is too long: with {n_ctx} context tokens its prompt "
+                                     f"has {len(words) + n_ctx + 3} tokens, CLIP reads {tower.context_length}; "
+                                     "shorten it")
             rows.append([SOS] + [0] * self.before + words + [0] * behind + tokenizer.encode(".") + [EOS])
             start = 1 + self.before + len(words)
             places.append(list(range(start, start + behind)))

@@ -2,7 +2,6 @@
 import types
 
 import tiny_clip
-
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 from dassl.engine import TRAINER_REGISTRY
@@ -10,13 +9,14 @@ from dassl.engine import TRAINER_REGISTRY
 
 def listed_dataset(name, classnames, domains=1, images=8):
     """A dataset class of that name that lists files which are never read: `images` a class and domain."""
-    items = [Datum(f"{d}/{c}/{i}.png", c, d, classname) for d in range(domains) for c, classname in enumerate(classnames)
-             for i in range(images)]
-    return type(name, (DatasetBase,), {"__init__": lambda self, cfg: DatasetBase.__init__(self, items, val=items,
-                                                                                         test=items)})
+    items = [Datum(f"{d}/{c}/{i}.png", c, d, classname) for d in range(domains)
+             for c, classname in enumerate(classnames) for i in range(images)]
+    return type(name, (DatasetBase,), {
+        "__init__": lambda self, cfg: DatasetBase.__init__(self, items, val=items, test=items)})
 
 
-def make_trainer(method, clip_model, classnames, options=None, dataset="Caltech101", domains=1, batch=8, overrides=None):
+def make_trainer(method, clip_model, classnames, options=None, dataset="Caltech101", domains=1, batch=8,
+                 overrides=None):
     """The registered trainer `method` on a listed dataset.
 
     Args:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_clip
 import torch
-from harness import make_trainer
 
+import tiny_clip
 from dassl.engine import TRAINER_REGISTRY
+from harness import make_trainer
 
 FOLDER = Path(os.environ.get("GOLDEN_DIR") or Path(__file__).parent / "golden")
 RECORDS = sorted(FOLDER.glob("*.npz"))

@@ -108,7 +108,8 @@ class PromptTrainer(TrainerX):
         name = type(self).__name__.upper()
         self.precision = Precision(cfg.TRAINER.get(name, {}).get("PREC", "auto"), self.device)
         if cfg.VERBOSE:
-            print(f"Backbone: {cfg.MODEL.BACKBONE.NAME or 'as given'}, precision {self.precision.name}, on {self.device}")
+            backbone = cfg.MODEL.BACKBONE.NAME or "as given"
+            print(f"Backbone: {backbone}, precision {self.precision.name}, on {self.device}")
         clip_model = self.clip_model if self.clip_model is not None else load_clip(cfg.MODEL.BACKBONE.NAME)
         self.towers = Towers(clip_model, self.device, half=self.precision.half)
         size = self.towers.resolution

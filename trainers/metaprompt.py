@@ -1,8 +1,8 @@
 """MetaPrompt: Zhao et al., "Learning Domain Invariant Prompt for Vision-Language Models", arXiv 2212.04196.
 
 Learned: deep prompts of both towers. Loss: an asymmetric contrast, each prompted modality against the other's frozen
-features (section III-B). A batch makes two updates: one in its own domain, then a meta-update of one prompt, asked to do
-well on a part of the batch after a step on the other parts (section III-C, algorithm 1).
+features (section III-B). A batch makes two updates: one in its own domain, then a meta-update of one prompt, asked to
+do well on a part of the batch after a step on the other parts (section III-C, algorithm 1).
 """
 import contextlib
 

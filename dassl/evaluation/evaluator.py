@@ -99,7 +99,8 @@ class Classification(EvaluatorBase):
                 continue
             correct = int(self.confusion[label, label])
             accuracies.append(100.0 * correct / total)
-            rows.append([label, self.lab2cname.get(label, label), f"{total:,}", f"{correct:,}", f"{accuracies[-1]:.2f}%"])
+            name = self.lab2cname.get(label, label)
+            rows.append([label, name, f"{total:,}", f"{correct:,}", f"{accuracies[-1]:.2f}%"])
         print(tabulate(rows, headers=["label", "class", "total", "correct", "acc"]))
         results["perclass_accuracy"] = sum(accuracies) / len(accuracies)
         print(f"* average: {results['perclass_accuracy']:.2f}%")

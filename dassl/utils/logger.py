@@ -30,7 +30,9 @@ class Logger:
 
 
 def setup_logger(output=None):
-    """Copy stdout to `output` (a folder, then `log.txt` in it, or a .txt/.log file; appended to). Returns the Logger, or None."""
+    """Copy stdout to `output`: a folder (then `log.txt` in it) or a .txt or .log file, appended to.
+
+    Returns the Logger; None without `output`."""
     if output is None:
         return None
     fpath = output if output.endswith((".txt", ".log")) else os.path.join(output, "log.txt")

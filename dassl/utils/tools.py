@@ -64,7 +64,8 @@ def read_image(path):
     except FileNotFoundError:
         raise InputError(f"no image at {path}; check DATASET.ROOT and the dataset's split file") from None
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise InputError(f"cannot decode the image {path} ({error}); replace the file or remove it from the split") from None
+        raise InputError(f"cannot decode the image {path} ({error}); replace the file or take it out of the split"
+                         ) from None
 
 
 def count_num_param(model=None, params=None):

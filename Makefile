@@ -1,0 +1,27 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help install test lint clean
+
+help:
+	@echo "make install  set up $(VENV) from requirements.txt"
+	@echo "make test     install, check the style, run the tests (TEST_DATA=folder adds those on real images)"
+	@echo "make lint     check the style"
+	@echo "make clean    remove $(VENV) and caches"
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -r requirements.txt
+	touch $@
+
+lint: install
+	$(BIN)/ruff check .
+
+test: lint
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
