@@ -31,14 +31,24 @@ def load_clip(name, cache=CACHE):
     if not name:
         raise PromptingError("no backbone is named; give --backbone or MODEL.BACKBONE.NAME, "
                              f"one of {', '.join(clip.available_models())} or a weights file")
-    state_dict = _published(name, os.path.expanduser(cache)) if name in clip.available_models() else _from_file(name)
-    return _build(state_dict, name)
+    published = name in clip.available_models() and not os.path.isfile(name)
+    return _build(_published(name, os.path.expanduser(cache)) if published else _from_file(name), name)
 
 
-def default_download_folder():
-    """Let `clip._download(url)` be called without a folder, as code written for OpenAI's own repository does."""
-    if clip._download.__defaults__ is None:
-        clip._download.__defaults__ = (os.path.expanduser(CACHE),)
+def serve_foreign_code(name=""):
+    """Let code written for OpenAI's own repository load its CLIP: `clip._download(url)` without a folder uses the
+    default one, and a weights file `name` is found in `clip._MODELS` under its path."""
+    original = getattr(clip._download, "original", clip._download)
+    files = getattr(clip._download, "files", {})
+
+    def download(url, root=None):
+        return files.get(url) or original(url, root or os.path.expanduser(CACHE))
+
+    download.original, download.files = original, files
+    clip._download = download
+    if os.path.isfile(name):
+        files[name] = name
+        clip._MODELS[name] = name
 
 
 def _published(name, cache):

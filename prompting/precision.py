@@ -8,11 +8,19 @@ from prompting.errors import PromptingError
 PRECISIONS = ("auto", "fp32", "amp", "fp16")
 
 
+class GradientOverflow(ArithmeticError):
+    """A scaled gradient left the range of half precision. The rest of the batch is left out, the scale is lowered."""
+
+
+def all_finite(tensors):
+    return bool(torch.stack([t.isfinite().all() for t in tensors]).all())
+
+
 class Precision:
     """fp32; amp (autocast: float16 with loss scaling on CUDA, bfloat16 on CPU); fp16 (frozen weights in float16, with
     loss scaling); auto: amp on CUDA, fp32 on the CPU. What is trained is float32 in all of them.
 
-    The scale of the loss starts at 2^16, halves when a gradient overflows and doubles after 2,000 good steps.
+    The scale of the loss starts at 2^16, halves when a gradient overflows and doubles after 2,000 good updates.
     """
 
     def __init__(self, name, device):
@@ -32,19 +40,21 @@ class Precision:
         return torch.autocast(self.device.type, torch.float16 if self.device.type == "cuda" else torch.bfloat16)
 
     def gradients(self, loss, tensors, create_graph=False, retain_graph=None):
-        """d loss / d tensors, unscaled; zeros for a tensor that the loss does not use."""
+        """d loss / d tensors, unscaled; zeros for a tensor that the loss does not use.
+
+        Raises GradientOverflow when the scaled gradient is not finite; the scale has then been lowered."""
         found = torch.autograd.grad(loss * self.scale, tensors, create_graph=create_graph, retain_graph=retain_graph,
                                     allow_unused=True)
-        return [torch.zeros_like(t) if g is None else g / self.scale for g, t in zip(found, tensors)]
+        found = [torch.zeros_like(t) if g is None else g / self.scale for g, t in zip(found, tensors)]
+        if self.scaled and self.scale > 1 and not all_finite(found):
+            self.scale, self.good_steps = self.scale / 2, 0
+            raise GradientOverflow
+        return found
 
-    def update(self, finite):
-        """Note whether the step's gradients were finite."""
-        if not self.scaled:
-            return
-        self.good_steps = self.good_steps + 1 if finite else 0
-        if not finite:
-            self.scale = max(self.scale / 2, 1.0)
-        elif self.good_steps == 2000:
+    def good_step(self):
+        """Note that an update was made."""
+        self.good_steps += 1
+        if self.scaled and self.good_steps == 2000:
             self.scale, self.good_steps = self.scale * 2, 0
 
     def state_dict(self):

@@ -16,7 +16,6 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
 import yaml  # noqa: E402
-from clip import clip  # noqa: E402
 from tabulate import tabulate  # noqa: E402
 
 import train  # noqa: E402
@@ -51,11 +50,11 @@ def parse_arguments(argv):
     shared.add_argument("--backbone", default="", help="a CLIP by name or a weights file, instead of the config's")
     shared.add_argument("--plugin", action="append", default=[], metavar="FILE_OR_MODULE", help="more methods")
     shared.add_argument("opts", nargs=argparse.REMAINDER, help="config options for every run: KEY VALUE ...")
-    parser = argparse.ArgumentParser(description="Run a protocol over seeds and print its table.")
+    parser = train.ArgumentParser(description="Run a protocol over seeds and print its table.")
     protocols = parser.add_subparsers(dest="protocol", required=True, metavar="PROTOCOL")
     for name, text in PROTOCOLS.items():
         protocols.add_parser(name, parents=[shared], help=text, description=text)
-    return parser.parse_args(argv)
+    return train.give_back_options(parser.parse_args(argv), "trainer")
 
 
 class Protocol:
@@ -92,7 +91,7 @@ class Protocol:
 
     def default_config(self):
         backbone = self.args.backbone
-        if not backbone or backbone in clip.available_models():
+        if not os.path.isfile(backbone):  # a published name, or one that load_clip will refuse
             return "vit_b16"
         if backbone not in self.clips:
             self.clips[backbone] = load_clip(backbone)

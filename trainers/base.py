@@ -21,7 +21,7 @@ from dassl.utils import (
     set_rng_state,
 )
 from prompting.backbone import Towers, load_clip
-from prompting.precision import Precision
+from prompting.precision import GradientOverflow, Precision, all_finite
 
 CHECKPOINTS_KEPT = 2
 
@@ -128,15 +128,17 @@ class PromptTrainer(TrainerX):
         self.register_model("prompt_learner", self.model, self.optim, self.sched)
 
     def train(self):
-        if self.trains:
-            return super().train()
-        self.max_epoch = self.start_epoch
-        return super().train()
+        if not self.trains:
+            self.max_epoch = self.start_epoch
+        super().train()
 
     def forward_backward(self, batch):
         batch = {k: v.to(self.device, non_blocking=True) if torch.is_tensor(v) else v for k, v in batch.items()}
-        with self.precision.autocast():
-            summary = self.training_step(batch)
+        try:
+            with self.precision.autocast():
+                summary = self.training_step(batch)
+        except GradientOverflow:
+            summary = {"overflow": 1}
         if self.batch_idx + 1 == self.num_batches:
             self.update_lr()
         return summary
@@ -146,7 +148,8 @@ class PromptTrainer(TrainerX):
             return self.model(images).float()
 
     def gradients(self, loss, tensors, create_graph=False, retain_graph=None):
-        """d loss / d tensors in float32. Raises NonFiniteError for a loss that is not finite."""
+        """d loss / d tensors in float32. Raises NonFiniteError for a loss that is not finite; GradientOverflow, which
+        ends the batch, for a scaled gradient that is not."""
         self.detect_anomaly(loss)
         return self.precision.gradients(loss, tensors, create_graph, retain_graph)
 
@@ -158,20 +161,17 @@ class PromptTrainer(TrainerX):
             tensors: what they belong to; default everything that is trained.
             optimizer: whose `step()` is made; default the method's.
         Raises:
-            NonFiniteError: a gradient is not finite. With a scaled loss the step is left out and the scale lowered.
+            NonFiniteError: a gradient is not finite.
         """
         tensors = self.trainables if tensors is None else tensors
-        finite = bool(torch.stack([g.isfinite().all() for g in gradients]).all())
-        self.precision.update(finite)
-        if not finite:
-            if self.precision.scaled and self.precision.scale > 1:
-                return
+        if not all_finite(gradients):
             raise NonFiniteError(f"a gradient is not finite in epoch {self.epoch + 1}, batch {self.batch_idx + 1}, at "
                                  f"learning rate {self.get_current_lr():.3g}{self._batch_files()}; lower OPTIM.LR or "
                                  "use PREC fp32")
         for tensor, gradient in zip(tensors, gradients):
             tensor.grad = gradient
         (optimizer or self.optim).step()
+        self.precision.good_step()
         for tensor in tensors:
             tensor.grad = None
 

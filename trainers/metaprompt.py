@@ -62,7 +62,7 @@ class MetaPromptCLIP(PromptedCLIP):
     def encode_classes(self):
         return self.text_features()
 
-    def image_logits(self, prompted_images, labels=None):
+    def image_logits(self, prompted_images):
         """Prompted images against frozen text."""
         return self.towers.cosine_logits(prompted_images, self.frozen_text)
 
