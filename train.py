@@ -9,12 +9,12 @@ import argparse
 import json
 import os
 import random
+import re
 import sys
 import time
 
 import torch
 import torchvision
-import yaml
 
 import datasets
 import trainers
@@ -22,6 +22,7 @@ from dassl.config import clean_cfg, get_cfg_default, merge_file, merge_options, 
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.data.samplers import SAMPLER_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, build_trainer
+from dassl.engine.run_folder import checkpoint_digest, finished_results, newest_epoch, plain
 from dassl.evaluation import EVALUATOR_REGISTRY
 from dassl.utils import (
     InputError,
@@ -29,24 +30,44 @@ from dassl.utils import (
     import_package_modules,
     load_entry_points,
     load_plugin,
-    read_json,
     set_random_seed,
     setup_logger,
     write_json,
 )
-from prompting import PromptingError, load_clip
-from prompting.backbone import default_download_folder
+from prompting import PromptingError
+from prompting.backbone import serve_foreign_code
 from trainers.base import PromptTrainer
 
 REGISTRIES = (TRAINER_REGISTRY, DATASET_REGISTRY, SAMPLER_REGISTRY, EVALUATOR_REGISTRY)
-# What may differ between two runs that count as the same: places, and what changes no number.
-NOT_COMPARED = ("OUTPUT_DIR", "RESUME", "VERBOSE", "DATASET.ROOT", "DATALOADER.NUM_WORKERS", "TRAIN.PRINT_FREQ",
-                "TRAIN.CHECKPOINT_FREQ")
+TOP_LEVEL_KEYS = ("VERSION", "OUTPUT_DIR", "RESUME", "SEED", "USE_CUDA", "VERBOSE")
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """A parser whose complaints are InputErrors."""
+
+    def error(self, message):
+        raise InputError(f"{message}; see --help")
+
+
+def is_key(word):
+    """Whether a word of the command line is a config key."""
+    return word in TOP_LEVEL_KEYS or re.fullmatch(r"[A-Z0-9_]+(\.[A-Z0-9_]+)+", word) is not None
+
+
+def give_back_options(args, *flags):
+    """A flag that takes several words takes the options behind it, too: move those to `args.opts`."""
+    for flag in flags:
+        words = getattr(args, flag) or []
+        keys = [i for i, word in enumerate(words) if is_key(word)]
+        first = keys[0] if keys else len(words)
+        args.opts = words[first:] + args.opts
+        setattr(args, flag, words[:first] or None)
+    return args
 
 
 def parse_arguments(argv):
-    parser = argparse.ArgumentParser(description="Train or evaluate one run.",
-                                     epilog="Words after the flags are config options: KEY VALUE ...")
+    parser = ArgumentParser(description="Train or evaluate one run.",
+                            epilog="Words after the flags are config options: KEY VALUE ...")
     parser.add_argument("--root", default="", help="folder that holds the datasets (DATASET.ROOT)")
     parser.add_argument("--output-dir", default="", help="run folder (OUTPUT_DIR)")
     parser.add_argument("--resume", default="", help="run folder to go on from, when it is not --output-dir")
@@ -66,7 +87,7 @@ def parse_arguments(argv):
     parser.add_argument("--load-epoch", type=int, help="epoch of that run; default the best kept, else the last")
     parser.add_argument("--no-train", action="store_true", help="build everything, neither train nor evaluate")
     parser.add_argument("opts", nargs=argparse.REMAINDER, default=[], help="config options: KEY VALUE ...")
-    return parser.parse_args(argv)
+    return give_back_options(parser.parse_args(argv), "source_domains", "target_domains", "transforms")
 
 
 def discover(plugins=()):
@@ -74,20 +95,44 @@ def discover(plugins=()):
     import_package_modules(trainers)
     import_package_modules(datasets)
     load_entry_points(registries=REGISTRIES)
-    if plugins:
-        default_download_folder()
     for spec in plugins:
         load_plugin(spec, registries=REGISTRIES)
 
 
+def declares_config(trainer):
+    """Whether a trainer class has an `extend_cfg` of its own."""
+    return getattr(trainer, "extend_cfg", PromptTrainer.extend_cfg) is not PromptTrainer.extend_cfg
+
+
+def default_config():
+    """The engine's defaults and those of every known method."""
+    cfg = get_cfg_default()
+    for trainer in (*TRAINER_REGISTRY.replaced.values(), *(trainer for _, trainer in TRAINER_REGISTRY.items())):
+        if declares_config(trainer):
+            trainer.extend_cfg(cfg)
+    return cfg
+
+
+def named_trainer(args):
+    """The method's name: an option, the flag, or what a config file says."""
+    options = dict(zip(args.opts[::2], args.opts[1::2]))
+    name = options.get("TRAINER.NAME") or args.trainer
+    for path in (args.config_file, args.dataset_config_file):
+        if path and not name:
+            peek = get_cfg_default()
+            merge_file(peek, path, open_trainer=True)
+            name = peek.TRAINER.NAME
+    return name
+
+
 def build_config(args):
     """The frozen config of a run: defaults, dataset file, method file, flags, options, in this order."""
-    cfg = get_cfg_default()
-    for cls in (*TRAINER_REGISTRY.replaced.values(), *(cls for _, cls in TRAINER_REGISTRY.items())):
-        if hasattr(cls, "extend_cfg"):
-            cls.extend_cfg(cfg)
+    cfg, name = default_config(), named_trainer(args)
+    if not name:
+        raise InputError(f"no method is named; give --trainer, one of {', '.join(TRAINER_REGISTRY.registered_names())}")
     # A plugin that declares no keys of its own may bring any under TRAINER.
-    open_trainer = args.trainer in TRAINER_REGISTRY and not hasattr(TRAINER_REGISTRY.get(args.trainer), "extend_cfg")
+    trainer = TRAINER_REGISTRY.get(name)
+    open_trainer = not declares_config(trainer)
     for path in (args.dataset_config_file, args.config_file):
         if path:
             merge_file(cfg, path, open_trainer)
@@ -104,17 +149,18 @@ def build_config(args):
     merge_options(cfg, args.opts, open_trainer)
     if args.seed >= 0:
         cfg.SEED = args.seed
+    if cfg.SEED >= 2**63:
+        raise InputError(f"the seed must be below 2^63, not {cfg.SEED}")
     if cfg.SEED < 0:
         cfg.SEED = random.SystemRandom().randrange(2**31)
-    if not cfg.TRAINER.NAME:
-        raise InputError(f"no method is named; give --trainer, one of {', '.join(TRAINER_REGISTRY.registered_names())}")
-    trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
+    if os.path.isfile(cfg.MODEL.BACKBONE.NAME):
+        cfg.MODEL.BACKBONE.NAME = os.path.abspath(cfg.MODEL.BACKBONE.NAME)
     if issubclass(trainer, PromptTrainer):
         clean_cfg(cfg, cfg.TRAINER.NAME)
         trainer.complete_cfg(cfg)
     else:
         resolve_precision(cfg)
-    if args.eval_only and getattr(trainer, "trains", True) and not args.model_dir:
+    if args.eval_only and issubclass(trainer, PromptTrainer) and trainer.trains and not args.model_dir:
         raise InputError(f"--eval-only needs --model-dir, the run folder that holds what {cfg.TRAINER.NAME} trained")
     cfg.freeze()
     return cfg
@@ -125,50 +171,6 @@ def resolve_precision(cfg):
     for node in cfg.TRAINER.values():
         if isinstance(node, dict) and node.get("PREC") == "auto":
             node.PREC = "amp" if torch.cuda.is_available() and cfg.USE_CUDA else "fp32"
-
-
-def comparable(config):
-    """{dotted key: value} of a config as nested dicts, without what may differ."""
-    flat = {}
-
-    def walk(tree, prefix):
-        for key, value in tree.items():
-            if isinstance(value, dict):
-                walk(value, f"{prefix}{key}.")
-            elif prefix + key not in NOT_COMPARED:
-                flat[prefix + key] = value
-
-    walk(config, "")
-    return flat
-
-
-def finished_results(cfg, evaluation):
-    """The results of a finished run of this config in OUTPUT_DIR, or None when there is nothing to take over.
-
-    Raises InputError when the folder holds a run of another config."""
-    for name in ("results.json", "config.yaml"):
-        path = os.path.join(cfg.OUTPUT_DIR, name)
-        if not os.path.isfile(path):
-            continue
-        if name == "results.json":
-            stored = read_json(path)
-            there = {**comparable(stored["config"]), "evaluation": stored["evaluation"]}
-        else:
-            with open(path, encoding="utf-8") as file:
-                stored, there = None, {**comparable(yaml.safe_load(file)), "evaluation": evaluation}
-        here = {**comparable(plain(cfg)), "evaluation": evaluation}
-        differing = [key for key in sorted({*here, *there}) if here.get(key) != there.get(key)]
-        if differing:
-            key = differing[0]
-            raise InputError(f"{cfg.OUTPUT_DIR} holds a run of another config ({key} is {there.get(key)!r} there, "
-                             f"{here.get(key)!r} here); choose another --output-dir or delete that folder")
-        return stored
-    return None
-
-
-def plain(cfg):
-    """The config as nested dicts of plain values, as it reads back from a file."""
-    return yaml.safe_load(cfg.dump())
 
 
 def main(argv=None, clips=None):
@@ -185,8 +187,9 @@ def main(argv=None, clips=None):
     args = parse_arguments(argv)
     discover(args.plugin)
     cfg = build_config(args)
-    evaluation = {"eval_only": args.eval_only, "load_epoch": args.load_epoch}
-    results = finished_results(cfg, evaluation)
+    evaluation = {"eval_only": args.eval_only, "load_epoch": args.load_epoch,
+                  "checkpoint": checkpoint_digest(args.model_dir, args.load_epoch) if args.eval_only else None}
+    results = finished_results(cfg, default_config(), evaluation)
     if results is not None and not args.no_train:
         print(f"Finished before: {cfg.OUTPUT_DIR}")
         return results
@@ -202,18 +205,19 @@ def run(args, cfg, evaluation, clips):
     started = time.time()
     print(f"** {cfg.TRAINER.NAME} on {cfg.DATASET.NAME}, seed {cfg.SEED} **\n{collect_env_info()}")
     set_random_seed(cfg.SEED)
-    context = {}
     if issubclass(TRAINER_REGISTRY.get(cfg.TRAINER.NAME), PromptTrainer):
-        name = cfg.MODEL.BACKBONE.NAME
-        if name not in clips:
-            clips[name] = load_clip(name)
-        context["clip_model"] = clips[name]
-    trainer = build_trainer(cfg, **context)
+        trainer = build_trainer(cfg, clips=clips)
+    else:
+        serve_foreign_code(cfg.MODEL.BACKBONE.NAME)
+        trainer = build_trainer(cfg)
     write_config(cfg, cfg.OUTPUT_DIR)
     if args.no_train:
         return {}
     if args.eval_only:
-        trainer.load_model(args.model_dir, epoch=args.load_epoch)
+        epoch = args.load_epoch
+        if epoch is None and not isinstance(trainer, PromptTrainer):
+            epoch = newest_epoch(args.model_dir)  # a Dassl trainer by itself looks for the best epoch only
+        trainer.load_model(args.model_dir, epoch=epoch)
         trainer.test()
     else:
         trainer.train()
@@ -221,7 +225,7 @@ def run(args, cfg, evaluation, clips):
         "trainer": cfg.TRAINER.NAME,
         "dataset": cfg.DATASET.NAME,
         "seed": cfg.SEED,
-        "metrics": {split: dict(numbers) for split, numbers in getattr(trainer, "results", {}).items()},
+        "metrics": measured(trainer),
         "evaluation": evaluation,
         "class_bound": bool(getattr(trainer, "class_bound", False)),
         "seconds": round(time.time() - started, 2),
@@ -233,6 +237,13 @@ def run(args, cfg, evaluation, clips):
     results = json.loads(json.dumps(results))
     write_json(results, os.path.join(cfg.OUTPUT_DIR, "results.json"))
     return results
+
+
+def measured(trainer):
+    """{split: {name: number}} of a trainer's evaluations; of its evaluator's last where it has a `test` of its own."""
+    last = getattr(trainer.evaluator, "last_results", None)
+    found = getattr(trainer, "results", None) or ({"test": last} if last else {})
+    return {split: {name: float(value) for name, value in numbers.items()} for split, numbers in found.items()}
 
 
 def command_line(function):

@@ -66,7 +66,7 @@ def subsample_classes(parts, which):
         parts: lists of Datum; the labels of the first decide.
         which: all, base or new.
     """
-    check_availability(which, ("all", "base", "new"))
+    check_availability(which, ("all", "base", "new"), "DATASET.SUBSAMPLE_CLASSES")
     if which == "all":
         return parts
     labels = sorted({item.label for item in parts[0]})

@@ -3,6 +3,7 @@ import contextlib
 import copy
 import hashlib
 import os
+import warnings
 
 import torch
 from clip import clip
@@ -30,9 +31,10 @@ def load_clip(name, cache=CACHE):
     """
     if not name:
         raise PromptingError("no backbone is named; give --backbone or MODEL.BACKBONE.NAME, "
-                             f"one of {', '.join(clip.available_models())} or a weights file")
-    published = name in clip.available_models() and not os.path.isfile(name)
-    return _build(_published(name, os.path.expanduser(cache)) if published else _from_file(name), name)
+                             f"one of {', '.join(_published_urls())} or a weights file")
+    cache = os.path.expanduser(cache)
+    published = name in _published_urls() and not os.path.isfile(name)
+    return _build(_download(name, cache) if published else _from_file(name, cache), name)
 
 
 def serve_foreign_code(name=""):
@@ -51,35 +53,48 @@ def serve_foreign_code(name=""):
         clip._MODELS[name] = name
 
 
-def _published(name, cache):
-    """The tensors of one of OpenAI's models, kept as safetensors beside the archive they came in."""
-    url = clip._MODELS[name]
-    plain = os.path.join(cache, os.path.splitext(os.path.basename(url))[0] + ".safetensors")
-    if os.path.isfile(plain):
-        return _from_file(plain)
+def _published_urls():
+    """{name: address} of OpenAI's models; the last folder of an address is the file's SHA-256."""
+    return {name: url for name, url in clip._MODELS.items() if "://" in url}
+
+
+def _download(name, cache):
+    """The tensors of one of OpenAI's models."""
+    url = _published_urls()[name]
+    if os.path.isfile(_converted(url.split("/")[-2], cache)):
+        return _from_file(_converted(url.split("/")[-2], cache), cache)
     try:
         archive = clip._download(url, cache)
     except (OSError, RuntimeError) as error:
         raise PromptingError(f"cannot download the CLIP weights {name} from {url} ({error}); put the file into {cache} "
                              "yourself, or name a weights file as the backbone") from None
-    return _from_archive(archive)
+    return _from_archive(archive, url.split("/")[-2], cache)
 
 
-def _from_archive(path):
-    """Tensors of a TorchScript archive. Loading one can run code: call it for files of known SHA-256 only."""
-    state_dict = torch.jit.load(path, map_location="cpu").state_dict()
-    state_dict = {k: v for k, v in state_dict.items() if k not in ("input_resolution", "context_length", "vocab_size")}
+def _converted(digest, cache):
+    """Where the tensors of a published archive are kept as safetensors."""
+    return os.path.join(cache, f"{digest}.safetensors")
+
+
+def _from_archive(path, digest, cache):
+    """Tensors of a TorchScript archive, kept for the next time.
+
+    Loading one can run code: call it for files of published SHA-256 only."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch.jit is on its way out, OpenAI's files stay what they are
+        state_dict = torch.jit.load(path, map_location="cpu").state_dict()
     with contextlib.suppress(OSError):  # a folder that cannot be written is slower next time, no more
-        temporary = f"{path}.tmp{os.getpid()}"
+        os.makedirs(cache, exist_ok=True)
+        temporary = f"{_converted(digest, cache)}.tmp{os.getpid()}"
         save_file({k: v.contiguous().clone() for k, v in state_dict.items()}, temporary)
-        os.replace(temporary, os.path.splitext(path)[0] + ".safetensors")
+        os.replace(temporary, _converted(digest, cache))
     return state_dict
 
 
-def _from_file(path):
+def _from_file(path, cache):
     """Tensors of a weights file; nothing pickled is executed."""
     if not os.path.isfile(path):
-        raise PromptingError(f"backbone '{path}' is neither a file nor one of {', '.join(clip.available_models())}")
+        raise PromptingError(f"backbone '{path}' is neither a file nor one of {', '.join(_published_urls())}")
     if path.endswith(".safetensors"):
         try:
             return load_file(path)
@@ -88,8 +103,11 @@ def _from_file(path):
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can fail anywhere in the unpickler
-        if _sha256(path) in {url.split("/")[-2] for url in clip._MODELS.values()}:
-            return _from_archive(path)
+        digest = _sha256(path)
+        if digest in {url.split("/")[-2] for url in _published_urls().values()}:
+            if os.path.isfile(_converted(digest, cache)):
+                return _from_file(_converted(digest, cache), cache)
+            return _from_archive(path, digest, cache)
         raise PromptingError(f"backbone {path} is not a CLIP state dict that can be loaded without running code "
                              f"({_first_line(error)}); give a .safetensors file, a saved state dict, or one of "
                              "OpenAI's own files") from None
@@ -119,7 +137,7 @@ def _build(state_dict, name):
         # build_model rounds to half precision on the way in; take the tensors as they are instead.
         model.load_state_dict({k: v for k, v in state_dict.items()
                                if k not in ("input_resolution", "context_length", "vocab_size")})
-    except (KeyError, AssertionError, RuntimeError, ZeroDivisionError) as error:
+    except (LookupError, AssertionError, RuntimeError, ArithmeticError, ValueError, TypeError) as error:
         raise PromptingError(f"backbone {name} is not a CLIP state dict of a size this program knows "
                              f"({_first_line(error)})") from None
     return model.eval().requires_grad_(False)

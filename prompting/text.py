@@ -172,19 +172,21 @@ class ClassPrompts:
         behind = n_ctx - self.before
         rows, places = [], []
         for name in classnames:
-            words = tokenizer.encode(f"{between} {readable(name)}".strip())
-            if len(words) + n_ctx + 3 > tower.context_length:
+            named = f"{between} {readable(name)}".strip()
+            words = tokenizer.encode(f"{named}.")  # at once: CLIP's BPE joins punctuation, as in "St."
+            length = len(words) + n_ctx + 2
+            if length > tower.context_length:
                 raise PromptingError(f"class name '{name[:80]}' is too long: with {n_ctx} context tokens its prompt "
-                                     f"has {len(words) + n_ctx + 3} tokens, CLIP reads {tower.context_length}; "
-                                     "shorten it")
-            rows.append([SOS] + [0] * self.before + words + [0] * behind + tokenizer.encode(".") + [EOS])
-            start = 1 + self.before + len(words)
+                                     f"has {length} tokens, CLIP reads {tower.context_length}; shorten it")
+            split = min(len(tokenizer.encode(named)), len(words))
+            rows.append([SOS] + [0] * self.before + words[:split] + [0] * behind + words[split:] + [EOS])
+            start = 1 + self.before + split
             places.append(list(range(start, start + behind)))
         length = max(len(row) for row in rows)
         tokens = torch.tensor([row + [0] * (length - len(row)) for row in rows])
         with torch.no_grad():
             self.embedded = tower.embed_tokens(tokens)  # (C, T, W); what stands in the context's places is unused
-            self.position = tower.positions(0, length)
+            self.positions = tower.positions(0, length)
         self.eot = torch.tensor([len(row) - 1 for row in rows], device=tower.device)
         self.places = torch.tensor(places, dtype=torch.long, device=tower.device).view(len(rows), behind)
 
@@ -209,7 +211,7 @@ class ClassPrompts:
             in_prefix = self.before
         groups, shared = ctx.shape[0], 1 + in_prefix
         start = embedded[:1, :1].expand(groups, -1, -1)
-        prefix = torch.cat([start, ctx[:, 0, :in_prefix]], dim=1) + self.position[:shared]
+        prefix = torch.cat([start, ctx[:, 0, :in_prefix]], dim=1) + self.positions[:shared]
 
         suffix = embedded[None, :, shared:]
         if in_prefix < self.n_ctx:
@@ -219,4 +221,4 @@ class ClassPrompts:
             index = index.view(1, n_cls, -1, 1).expand(groups, -1, -1, width)
             learned = ctx[:, :, in_prefix:].expand(-1, n_cls, -1, -1)
             suffix = suffix.expand(groups, -1, -1, -1).scatter(2, index, learned.to(suffix.dtype))
-        return Prompts(prefix, suffix + self.position[shared:], eot)
+        return Prompts(prefix, suffix + self.positions[shared:], eot)

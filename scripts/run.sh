@@ -10,7 +10,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 protocol=$1 trainers=$2
 shift 2
 if [ $# -lt 1 ] || [ "${1:-}" = "-h" ] || [ "${1:-}" = "--help" ]; then
-    echo "usage: $(basename "$0") DATASET [OPTION VALUE ...]   (a dataset is a file of configs/datasets, such as caltech101)"
+    echo "usage: bash SCRIPT DATASET [OPTION VALUE ...]   (a dataset is a file of configs/datasets, such as caltech101)"
     sed -n '2,7s/^# \{0,1\}//p' "$root/scripts/run.sh"
     [ $# -ge 1 ] && exit 0 || exit 2
 fi

@@ -54,3 +54,87 @@ def real_data():
     if not folder:
         pytest.skip("TEST_DATA is not set")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def clips(clip_file, clip_model):
+    """What `train.main` takes to load the tiny CLIP once."""
+    return {clip_file: clip_model}
+
+
+@pytest.fixture(scope="session")
+def drawn_root(tmp_path_factory):
+    """A DATASET.ROOT with drawn miniatures of Caltech101 and PACS."""
+    import drawn
+
+    root = tmp_path_factory.mktemp("data")
+    drawn.write_caltech(root)
+    drawn.write_pacs(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tmp_path_factory):
+    """A method config for the tiny CLIP: two epochs in batches of four."""
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    path.write_text("""
+DATALOADER:
+  TRAIN_X: {BATCH_SIZE: 4}
+  NUM_WORKERS: 0
+INPUT:
+  SIZE: [32, 32]
+  INTERPOLATION: bicubic
+  TRANSFORMS: [random_resized_crop, random_flip, normalize]
+OPTIM: {NAME: sgd, LR: 0.05, MAX_EPOCH: 2, LR_SCHEDULER: cosine, WARMUP_EPOCH: 1, WARMUP_TYPE: constant}
+TRAIN: {PRINT_FREQ: 1}
+DATASET: {NUM_SHOTS: 2}
+VERBOSE: False
+TRAINER:
+  COOP: {N_CTX: 3}
+  COCOOP: {N_CTX: 2}
+  METAPROMPT: {LAYERS: 4}
+""")
+    return str(path)
+
+
+@pytest.fixture
+def arguments(drawn_root, tiny_config, clip_file):
+    """(trainer, output, *words) -> the words of a run on the drawn Caltech101, or on the drawn PACS."""
+
+    def build(trainer, output, *words, dataset="caltech101", root=drawn_root, seed=1, backbone=clip_file,
+              config=tiny_config):
+        return ["--root", str(root), "--seed", str(seed), "--trainer", trainer, "--backbone", str(backbone),
+                "--dataset-config-file", str(ROOT / "configs" / "datasets" / f"{dataset}.yaml"),
+                "--config-file", str(config), "--output-dir", str(output), *map(str, words)]
+
+    return build
+
+
+@pytest.fixture
+def own_registries(monkeypatch):
+    """What the test registers is forgotten after it."""
+    import train
+
+    modules = set(sys.modules)
+    for registry in train.REGISTRIES:
+        monkeypatch.setattr(registry, "_objects", dict(registry._objects))
+        monkeypatch.setattr(registry, "replaced", dict(registry.replaced))
+    yield
+    for name in set(sys.modules) - modules:
+        if name.startswith("plugin_"):
+            del sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def resnet_file(tmp_path_factory):
+    """A tiny ResNet CLIP as a weights file."""
+    from clip.model import CLIP
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    model = CLIP(embed_dim=64, image_resolution=32, vision_layers=(1, 1, 1, 1), vision_width=16,
+                 vision_patch_size=None, context_length=77, vocab_size=49408, transformer_width=64, transformer_heads=1,
+                 transformer_layers=2)
+    path = tmp_path_factory.mktemp("resnet") / "tiny_resnet.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
+    return str(path)

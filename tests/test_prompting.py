@@ -95,6 +95,13 @@ def test_deep_text_prompts(towers, clip_model, depth):
     same(towers.text.encode(prompts(ctx[0], some), deep)[0], plain[some])
 
 
+@pytest.mark.parametrize("position", ["end", "middle", "front"])
+def test_punctuation_at_the_end_of_a_name_is_tokenised_with_the_full_stop(towers, clip_model, position):
+    names, ctx = ["foo (bar)", "St.", "C++"], torch.randn(2, 128) * 0.1
+    ours = towers.text.encode(ClassPrompts(towers.text, names, 2, position)(ctx))[0]
+    same(ours, plain_text(clip_model, ctx.expand(3, -1, -1), names, position))
+
+
 def test_fixed_words_between_context_and_name(towers, clip_model):
     ctx = towers.text.embed_words("a photo")
     ours = towers.text.encode(ClassPrompts(towers.text, ["dog"], 2, between="of a")(ctx))[0]
@@ -159,8 +166,10 @@ def test_published_archives_load_once_and_others_never(tmp_path, monkeypatch, cl
     monkeypatch.setitem(clip._MODELS, "ViT-tiny", f"https://127.0.0.1:9/{digest}/ViT-tiny.pt")
     loaded = load_clip("ViT-tiny", cache=str(tmp_path))
     assert torch.equal(loaded.visual.proj, clip_model.visual.proj)
+    assert (tmp_path / f"{digest}.safetensors").is_file()
+    monkeypatch.setattr(torch.jit, "load", lambda *args, **kwargs: pytest.fail("loaded a second time"))
+    assert torch.equal(load_clip(str(path), cache=str(tmp_path)).visual.proj, clip_model.visual.proj)
     path.unlink()
-    assert (tmp_path / "ViT-tiny.safetensors").is_file()
     assert torch.equal(load_clip("ViT-tiny", cache=str(tmp_path)).visual.proj, clip_model.visual.proj)
 
 

@@ -15,15 +15,15 @@ def block(word):
     return found
 
 
-def test_the_example_trainer_trains_and_scores_new_classes(tmp_path, run_words):
+def test_the_example_trainer_trains_and_scores_new_classes(tmp_path, arguments, own_registries):
     plugin = tmp_path / "shift.py"
     plugin.write_text(block("TextShift"))
-    words = run_words("TextShift", tmp_path / "base", "--plugin", str(plugin))
+    words = arguments("TextShift", tmp_path / "base", "--plugin", str(plugin))
     base = train.main([*words, "OPTIM.MAX_EPOCH", "2", "DATASET.SUBSAMPLE_CLASSES", "base"])
     assert 0 <= base["metrics"]["test"]["accuracy"] <= 100
     stored = torch.load(tmp_path / "base/prompt_learner/model.pth.tar-2", weights_only=True)["state_dict"]
     assert list(stored) == ["shift"] and stored["shift"].abs().max() > 0
-    words = run_words("TextShift", tmp_path / "new", "--plugin", str(plugin), "--eval-only", "--model-dir",
+    words = arguments("TextShift", tmp_path / "new", "--plugin", str(plugin), "--eval-only", "--model-dir",
                       str(tmp_path / "base"))
     new = train.main([*words, "OPTIM.MAX_EPOCH", "2", "DATASET.SUBSAMPLE_CLASSES", "new"])
     assert new["metrics"]["test"]["accuracy"] >= 0

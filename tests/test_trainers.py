@@ -198,3 +198,24 @@ def test_zero_shot_ensembles(clip_model):
     assert not torch.allclose(logits(one), logits(seven)) and not torch.allclose(logits(seven), logits(eighty))
     with pytest.raises(InputError, match="selected"):
         make_trainer("ZeroshotCLIP2", clip_model, NAMES, {"TEMPLATES": "some"})
+
+
+def test_several_updates_a_step_see_each_other_under_autocast(clip_model):
+    """Autocast keeps half-precision copies of weights; an update must drop them."""
+    trainer = make_trainer("CoCoOp", clip_model, NAMES, {"N_CTX": 2, "PREC": "amp"}, batch=4)
+    losses = []
+
+    def three_updates(data):
+        for _ in range(3):
+            loss, logits = trainer.compute_loss(data)
+            trainer.apply_gradients(trainer.gradients(loss, trainer.trainables))
+            losses.append(loss.item())
+        return {"loss": losses[-1]}
+
+    trainer.training_step = three_updates
+    trainer.optim.param_groups[0].update(lr=0.1)
+    for parameter in trainer.trainables:  # only the network, whose weights autocast copies, is left to learn
+        parameter.requires_grad_(parameter.dim() == 2 and parameter.shape != (2, 128))
+    trainer.trainables = [p for p in trainer.trainables if p.requires_grad]
+    trainer.forward_backward(batch(4))
+    assert len(set(losses)) == 3

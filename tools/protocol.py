@@ -62,6 +62,8 @@ class Protocol:
 
     def __init__(self, args):
         self.args = args
+        if os.path.isfile(args.backbone):
+            args.backbone = os.path.abspath(args.backbone)
         self.clips = {}
         self.shots = args.shots or (DG_SHOTS if args.protocol == "dg" else BASE2NEW_SHOTS)
         self.dataset_file = self.config_file("datasets", args.dataset)
@@ -147,6 +149,9 @@ class Protocol:
 
 
 def accuracy(results):
+    """Test accuracy in percent. Raises InputError for a run that was kept from testing."""
+    if "test" not in results["metrics"]:
+        raise InputError("a protocol's table needs test accuracies; leave out TEST.NO_TEST and TEST.SPLIT")
     return results["metrics"]["test"]["accuracy"]
 
 
@@ -206,6 +211,8 @@ def main(argv=None):
     trainers = args.trainer or (list(COMPARED) if args.protocol == "compare" else [])
     if not trainers or (args.protocol != "compare" and len(trainers) > 1):
         raise InputError(f"{args.protocol} needs one --trainer")
+    if min(args.seeds) < 0:
+        raise InputError(f"--seeds are numbers from 0 on, not {min(args.seeds)}")
     for trainer in trainers:
         TRAINER_REGISTRY.get(trainer)
     protocol = Protocol(args)

@@ -1,9 +1,11 @@
 """PromptTrainer: what every prompt method shares. A method file then reads like its paper."""
 import os
 import random
+import warnings
 
 import torch
 from torch.nn import functional as F
+from yacs.config import CfgNode as CN
 
 from dassl.engine import TrainerX
 from dassl.metrics import compute_accuracy
@@ -35,7 +37,8 @@ class PromptTrainer(TrainerX):
 
     Args:
         cfg: the config.
-        clip_model: a loaded CLIP to share between runs; by default MODEL.BACKBONE.NAME is loaded.
+        clip_model: the CLIP to use; by default MODEL.BACKBONE.NAME is loaded.
+        clips: {backbone name: loaded CLIP}, filled and shared between runs.
     """
 
     trains = True  # False: training-free, only evaluated
@@ -43,8 +46,8 @@ class PromptTrainer(TrainerX):
     min_batch = 1  # images a training batch needs at least
     sampler = None  # the registered sampler the method's batches need, when not any will do
 
-    def __init__(self, cfg, clip_model=None):
-        self.clip_model = clip_model
+    def __init__(self, cfg, clip_model=None, clips=None):
+        self.clip_model, self.clips = clip_model, {} if clips is None else clips
         self.complete_cfg(cfg)
         if self.trains and cfg.DATALOADER.TRAIN_X.BATCH_SIZE < self.min_batch:
             raise InputError(f"{type(self).__name__} needs batches of at least {self.min_batch} images; "
@@ -95,22 +98,28 @@ class PromptTrainer(TrainerX):
     @classmethod
     def complete_cfg(cls, cfg):
         """Set what follows from the method: its sampler."""
-        if cls.sampler and cfg.DATALOADER.TRAIN_X.SAMPLER != cls.sampler:
+        named = cfg.DATALOADER.TRAIN_X.SAMPLER
+        if cls.sampler and named != cls.sampler:
+            if named != "RandomSampler":
+                print(f"Note: {cls.__name__} trains with {cls.sampler}, not with {named}")
             cfg.DATALOADER.TRAIN_X.SAMPLER = cls.sampler
 
     @property
     def node(self):
         """The method's own config."""
-        return self.cfg.TRAINER[type(self).__name__.upper()]
+        return self.cfg.TRAINER.get(type(self).__name__.upper(), CN())
 
     def prepare_model(self):
         cfg = self.cfg
-        name = type(self).__name__.upper()
-        self.precision = Precision(cfg.TRAINER.get(name, {}).get("PREC", "auto"), self.device)
+        self.precision = Precision(self.node.get("PREC", "auto"), self.device)
         if cfg.VERBOSE:
             backbone = cfg.MODEL.BACKBONE.NAME or "as given"
             print(f"Backbone: {backbone}, precision {self.precision.name}, on {self.device}")
-        clip_model = self.clip_model if self.clip_model is not None else load_clip(cfg.MODEL.BACKBONE.NAME)
+        clip_model, name = self.clip_model, cfg.MODEL.BACKBONE.NAME
+        if clip_model is None:
+            if name not in self.clips:
+                self.clips[name] = load_clip(name)
+            clip_model = self.clips[name]
         self.towers = Towers(clip_model, self.device, half=self.precision.half)
         size = self.towers.resolution
         if tuple(cfg.INPUT.SIZE) != (size, size):
@@ -133,7 +142,7 @@ class PromptTrainer(TrainerX):
         super().train()
 
     def forward_backward(self, batch):
-        batch = {k: v.to(self.device, non_blocking=True) if torch.is_tensor(v) else v for k, v in batch.items()}
+        batch = {key: self.to_device(value) for key, value in batch.items()}
         try:
             with self.precision.autocast():
                 summary = self.training_step(batch)
@@ -142,6 +151,12 @@ class PromptTrainer(TrainerX):
         if self.batch_idx + 1 == self.num_batches:
             self.update_lr()
         return summary
+
+    def to_device(self, value):
+        """Tensors, and lists of tensors (several views of the images), to the device; other things as they are."""
+        if isinstance(value, list) and value and torch.is_tensor(value[0]):
+            return [self.to_device(entry) for entry in value]
+        return value.to(self.device, non_blocking=True) if torch.is_tensor(value) else value
 
     def model_inference(self, images):
         with self.precision.autocast():
@@ -171,13 +186,17 @@ class PromptTrainer(TrainerX):
         for tensor, gradient in zip(tensors, gradients):
             tensor.grad = gradient
         (optimizer or self.optim).step()
+        torch.clear_autocast_cache()  # which holds half-precision copies of what has just changed
         self.precision.good_step()
         for tensor in tensors:
             tensor.grad = None
 
     def update_lr(self, names=None):
-        for _, schedule in self.optimizers:
-            schedule.step()
+        with warnings.catch_warnings():
+            # torch warns when no step was made before; every one may have been left out for overflow.
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+            for _, schedule in self.optimizers:
+                schedule.step()
 
     def step_rng(self, purpose):
         """A `random.Random` that is a function of (SEED, epoch, batch, purpose)."""
@@ -205,18 +224,21 @@ class PromptTrainer(TrainerX):
             return
         state = {
             "trainer": type(self).__name__,
+            "classnames": list(self.dm.dataset.classnames),
             "state_dict": self.trained_state(),
             "epoch": epoch + 1,
             "step": 0,
             "optimizers": [optim.state_dict() for optim, _ in self.optimizers],
             "schedules": [sched.state_dict() for _, sched in self.optimizers],
             "precision": self.precision.state_dict(),
+            "threads": torch.get_num_threads(),
             "rng": get_rng_state(),
             "extra": self.extra_state(),
             "best_result": float(self.best_result),
             "val_result": val_result,
         }
-        save_checkpoint(state, os.path.join(directory, "prompt_learner"), is_best=is_best, model_name=model_name)
+        save_checkpoint(state, os.path.join(directory, "prompt_learner"), is_best=is_best, model_name=model_name,
+                        remove_module_from_keys=False)
 
     def resume_model_if_exist(self, directory):
         folder = os.path.join(directory, "prompt_learner")
@@ -227,6 +249,7 @@ class PromptTrainer(TrainerX):
             optim.load_state_dict(optim_state)
             sched.load_state_dict(sched_state)
         self.precision.load_state_dict(state["precision"])
+        torch.set_num_threads(state["threads"])  # another number rounds differently
         self.best_result = state["best_result"]
         self.first_batch = state["step"]
         set_rng_state(state["rng"])
@@ -245,8 +268,10 @@ class PromptTrainer(TrainerX):
         best = os.path.join(folder, "model-best.pth.tar")
         if epoch is not None:
             path = os.path.join(folder, f"model.pth.tar-{epoch}")
+        elif os.path.isfile(best) or self.cfg.TEST.FINAL_MODEL == "best_val":
+            path = best
         else:
-            path = best if os.path.isfile(best) else self._newest(folder)
+            path = self._newest(folder)
         if not os.path.isfile(path):
             raise InputError(f"no checkpoint at {path}; check --model-dir and --load-epoch")
         state = self._load_state(path)
@@ -275,5 +300,8 @@ class PromptTrainer(TrainerX):
                 raise InputError(f"{path}: {name} has shape {tuple(tensor.shape)}, this run needs "
                                  f"{tuple(own[name].shape)}; {hint}")
             own[name].data.copy_(tensor)
+        if self.class_bound and state["classnames"] != list(self.dm.dataset.classnames):
+            raise InputError(f"{path} was trained on other classes ({', '.join(state['classnames'][:3])}, ...), and "
+                             f"what {type(self).__name__} learns with this config belongs to its classes")
         self.load_extra_state(state["extra"])
         return state

@@ -98,14 +98,16 @@ class MetaPrompt(PromptTrainer):
         check_availability(node.VARIANT, ("paper", "released"))
         if node.ORDER not in (1, 2) or (node.VARIANT == "released" and node.ORDER == 2):
             raise InputError("TRAINER.METAPROMPT.ORDER is 1 or 2, and 1 with VARIANT released")
+        if not node.META_STEP >= 0:
+            raise InputError(f"TRAINER.METAPROMPT.META_STEP must not be negative, it is {node.META_STEP}")
 
     def build_model(self, towers, classnames):
         node = self.node
         self.split = split_of(self.cfg)
         if self.split == "class" and len(classnames) < 4:
             if len(classnames) < 2:
-                raise InputError("MetaPrompt's class split needs at least four classes to halve, the data has one; "
-                                 "use data with more classes")
+                raise InputError("MetaPrompt's class split halves the classes, the data has one; "
+                                 "use data with at least four classes")
             print(f"Note: {len(classnames)} classes cannot be halved into two classes each: no meta-update is made")
             self.split = "none"
         # The released code keeps "_" in the names of its frozen prompts.

@@ -42,11 +42,7 @@ def merge_options(cfg, options, open_trainer=False):
     if len(options) % 2:
         raise InputError(f"options come in pairs KEY VALUE; '{options[-1]}' has no value")
     for key, text in zip(options[::2], options[1::2]):
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            value = text
-        _set(cfg, key, value, "option", open_trainer)
+        _set(cfg, key, text, "option", open_trainer)
 
 
 def _leaves(tree, path, prefix=""):
@@ -80,12 +76,22 @@ def _set(cfg, key, value, where, open_trainer):
             break
     if not isinstance(node, CN) or (leaf not in node and not free):
         raise InputError(f"{where}: unknown key {key}{nearest(key, _known_keys(cfg))}")
+    if isinstance(value, str) and not isinstance(node.get(leaf), str):
+        value = _decode(value)
     if leaf not in node:
         node[leaf] = value
         return
     if isinstance(node[leaf], CN):
         raise InputError(f"{where}: {key} is a group of keys ({', '.join(list(node[leaf])[:6])}), not a value")
     node[leaf] = _coerce(node[leaf], value, key, where)
+
+
+def _decode(text):
+    """The value that a text writes in Python's notation, such as "(224, 224)" or "1e-3"; else the text."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return text
 
 
 def _coerce(default, value, key, where):
@@ -99,6 +105,8 @@ def _coerce(default, value, key, where):
         if isinstance(value, str):
             value = [part for part in value.split(",") if part]
         value = list(value) if isinstance(value, (tuple, list)) else [value]
+        if default:  # its entries say what kind of list it is
+            value = [_coerce(default[0], entry, key, where) for entry in value]
         return type(default)(value)
     elif isinstance(default, str) and not isinstance(value, (list, tuple, dict, type(None), bool)):
         return str(value)

@@ -1,3 +1,3 @@
-from dassl.data.data_manager import DataManager
+from dassl.data.data_manager import DataManager, DatasetWrapper
 
-__all__ = ["DataManager"]
+__all__ = ["DataManager", "DatasetWrapper"]

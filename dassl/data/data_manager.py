@@ -5,11 +5,12 @@ import torch
 from tabulate import tabulate
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
+from torchvision.transforms import Compose, Normalize, Resize, ToTensor
 
 from dassl.data.datasets import build_dataset
 from dassl.data.samplers import EpochBatchSampler, build_sampler
 from dassl.data.transforms import INTERPOLATION_MODES, build_transform
-from dassl.utils import derive_seed, isolated_rng, read_image, tolist_if_not
+from dassl.utils import InputError, derive_seed, isolated_rng, read_image
 
 
 def build_data_loader(cfg, sampler_type="SequentialSampler", data_source=None, batch_size=64, n_domain=0, n_ins=2,
@@ -22,11 +23,15 @@ def build_data_loader(cfg, sampler_type="SequentialSampler", data_source=None, b
     sampler = build_sampler(sampler_type, cfg=cfg, data_source=data_source, batch_size=batch_size, n_domain=n_domain,
                             n_ins=n_ins, is_train=is_train)
     batches = EpochBatchSampler(sampler, batch_size, drop_last=is_train)
-    workers = min(cfg.DATALOADER.NUM_WORKERS, os.cpu_count() or 1)
+    if cfg.DATALOADER.NUM_WORKERS < 0:
+        raise InputError(f"DATALOADER.NUM_WORKERS must be 0 or more, not {cfg.DATALOADER.NUM_WORKERS}")
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(cfg.DATALOADER.NUM_WORKERS, usable)
     generator = torch.Generator()
     generator.manual_seed(0)  # the loader draws from it at each pass; the global generator stays untouched
+    dataset = (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train)
     return DataLoader(
-        (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train),
+        SeededDataset(dataset, cfg.SEED),
         batch_sampler=batches,
         num_workers=workers,
         persistent_workers=is_train and workers > 0,
@@ -35,48 +40,59 @@ def build_data_loader(cfg, sampler_type="SequentialSampler", data_source=None, b
     )
 
 
+class SeededDataset(TorchDataset):
+    """A dataset asked by keys `(index, epoch, position)`: item `index`, with every random draw a function of (seed,
+    epoch, position). Other attributes are those of the dataset inside."""
+
+    def __init__(self, dataset, seed):
+        self.dataset, self.seed = dataset, seed
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getattr__(self, name):
+        return getattr(self.__dict__["dataset"], name)
+
+    def __getitem__(self, key):
+        index, epoch, position = key
+        with isolated_rng(derive_seed("augment", self.seed, epoch, position)):
+            return self.dataset[index]
+
+
 class DatasetWrapper(TorchDataset):
     """Reads and transforms. An item is a dict:
 
     - label, domain, index: numbers; impath: the file;
-    - img: (3, H, W) float tensor; with DATALOADER.K_TRANSFORMS = k > 1 also img2 ... imgk, further views;
+    - img: (3, H, W) float tensor; with DATALOADER.K_TRANSFORMS = k > 1 a list of k views; with a list of transforms
+      img, img2, ...: a view (or list of views) each;
     - img0 with DATALOADER.RETURN_IMG0: the picture resized and normalised only.
-
-    It is asked for by a key `(index, epoch, position)`, whose augmentation is a function of (SEED, epoch, position), or
-    by a plain index, drawn from the global generators.
     """
 
     def __init__(self, cfg, data_source, transform=None, is_train=False):
         self.cfg, self.data_source = cfg, data_source
         self.transform = transform
         self.is_train = is_train
+        if cfg.DATALOADER.K_TRANSFORMS < 1:
+            raise InputError(f"DATALOADER.K_TRANSFORMS must be at least 1, not {cfg.DATALOADER.K_TRANSFORMS}")
         self.k_tfm = cfg.DATALOADER.K_TRANSFORMS if is_train else 1
         self.return_img0 = cfg.DATALOADER.RETURN_IMG0
         self.to_tensor = build_plain_transform(cfg) if self.return_img0 else None
         if self.k_tfm > 1 and transform is None:
-            raise ValueError("DATALOADER.K_TRANSFORMS above 1 needs a transform")
+            raise InputError("DATALOADER.K_TRANSFORMS above 1 needs a transform; leave INPUT.NO_TRANSFORM off")
 
     def __len__(self):
         return len(self.data_source)
 
-    def __getitem__(self, key):
-        if isinstance(key, int):
-            return self._sample(key)
-        index, epoch, position = key
-        with isolated_rng(derive_seed("augment", self.cfg.SEED, epoch, position)):
-            return self._sample(index)
-
-    def _sample(self, index):
+    def __getitem__(self, index):
         item = self.data_source[index]
         image = read_image(item.impath)
         output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": index}
         if self.transform is None:
             output["img"] = image
-        else:
-            transforms = tolist_if_not(self.transform)
-            views = [t(image) for t in transforms for _ in range(self.k_tfm)]
-            for number, view in enumerate(views, start=1):
-                output["img" if number == 1 else f"img{number}"] = view
+        transforms = self.transform if isinstance(self.transform, (list, tuple)) else [self.transform]
+        for number, transform in enumerate(transforms if self.transform is not None else [], start=1):
+            views = [transform(image) for _ in range(self.k_tfm)]
+            output["img" if number == 1 else f"img{number}"] = views[0] if self.k_tfm == 1 else views
         if self.return_img0:
             output["img0"] = self.to_tensor(image)
         return output
@@ -84,8 +100,6 @@ class DatasetWrapper(TorchDataset):
 
 def build_plain_transform(cfg):
     """Resize to INPUT.SIZE and normalise, nothing random."""
-    from torchvision.transforms import Compose, Normalize, Resize, ToTensor
-
     steps = [Resize(tuple(cfg.INPUT.SIZE), interpolation=INTERPOLATION_MODES[cfg.INPUT.INTERPOLATION]), ToTensor()]
     if "normalize" in cfg.INPUT.TRANSFORMS:
         steps.append(Normalize(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD))

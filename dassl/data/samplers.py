@@ -125,8 +125,8 @@ class RandomClassSampler(EpochSampler):
 
     def __init__(self, data_source, batch_size, n_ins, seed=0):
         super().__init__(data_source, seed)
-        if n_ins < 1 or batch_size < n_ins:
-            raise InputError(f"RandomClassSampler: the batch size {batch_size} is smaller than N_INS = {n_ins}")
+        if n_ins < 1 or batch_size % n_ins:
+            raise InputError(f"RandomClassSampler: the batch size {batch_size} does not divide by N_INS = {n_ins}")
         self.n_ins, self.n_cls = n_ins, batch_size // n_ins
         self.by_class = defaultdict(list)
         for index, item in enumerate(data_source):
@@ -157,7 +157,7 @@ class RandomClassSampler(EpochSampler):
 
 
 class EpochBatchSampler(Sampler):
-    """Batches of keys `(index, epoch, position)`, from which a DatasetWrapper derives a sample's augmentation.
+    """Batches of keys `(index, epoch, position)`, from which SeededDataset derives a sample's augmentation.
 
     Args:
         sampler: an EpochSampler.

@@ -1,8 +1,10 @@
 """The epoch loop. TrainerBase keeps models, optimizers and checkpoints; SimpleTrainer adds data and evaluation;
 TrainerX runs epochs over labelled batches. A method is a subclass with `build_model` and `forward_backward`."""
 import datetime
+import inspect
 import math
 import os
+import shutil
 import time
 from collections import OrderedDict
 
@@ -17,6 +19,7 @@ from dassl.utils import (
     InputError,
     MetricMeter,
     NonFiniteError,
+    check_availability,
     get_rng_state,
     load_checkpoint,
     mkdir_if_missing,
@@ -190,7 +193,8 @@ class TrainerBase:
                                  f"{self._batch_files()}; lower OPTIM.LR, use PREC fp32, or look at these images")
 
     def _batch_files(self):
-        files = list(getattr(self, "batch", None) and self.batch.get("impath", ()) or ())
+        batch = getattr(self, "batch", None)
+        files = list(batch.get("impath", ())) if isinstance(batch, dict) else []
         if not files:
             return ""
         return f", on {', '.join(files[:16])}" + (f" and {len(files) - 16} more" if len(files) > 16 else "")
@@ -220,6 +224,8 @@ class SimpleTrainer(TrainerBase):
 
     def __init__(self, cfg):
         super().__init__()
+        check_availability(cfg.TEST.FINAL_MODEL, ("last_step", "best_val"), "TEST.FINAL_MODEL")
+        check_availability(cfg.TEST.SPLIT, ("val", "test"), "TEST.SPLIT")
         self.check_cfg(cfg)
         self.device = torch.device("cuda" if torch.cuda.is_available() and cfg.USE_CUDA else "cpu")
         self.max_epoch = cfg.OPTIM.MAX_EPOCH
@@ -249,14 +255,39 @@ class SimpleTrainer(TrainerBase):
         raise NotImplementedError
 
     def train(self):
-        super().train(self.start_epoch, self.max_epoch)
+        try:
+            super().train(self.start_epoch, self.max_epoch)
+        except BaseException:
+            self.close_writer()
+            for loader in (getattr(self, "train_loader_x", None), getattr(self, "train_loader_u", None)):
+                # Left to the garbage collector, workers that persist are waited for in vain, five seconds each.
+                iterator = getattr(loader, "_iterator", None)
+                if hasattr(iterator, "_shutdown_workers"):
+                    iterator._shutdown_workers()
+            raise
 
     def before_train(self):
-        self.start_epoch = self.resume_model_if_exist(self.cfg.RESUME or self.cfg.OUTPUT_DIR)
+        self.start_epoch = self.resume_model_if_exist(self.output_dir)
+        if self.cfg.RESUME and not (self.start_epoch or self.first_batch):
+            self.start_epoch = self.resume_from(self.cfg.RESUME)
         writer_dir = os.path.join(self.output_dir, "tensorboard")
         mkdir_if_missing(writer_dir)
         self.init_writer(writer_dir)
         self.time_start = time.time()
+
+    def resume_from(self, directory):
+        """Go on from another run's folder; its best model so far comes along.
+
+        Raises InputError when it holds no checkpoint."""
+        start_epoch = self.resume_model_if_exist(directory)
+        if not (start_epoch or self.first_batch):
+            raise InputError(f"--resume {directory}: there is no checkpoint in that folder")
+        for name in self.get_model_names():
+            best = os.path.join(directory, name, "model-best.pth.tar")
+            if os.path.isfile(best):
+                mkdir_if_missing(os.path.join(self.output_dir, name))
+                shutil.copy(best, os.path.join(self.output_dir, name))
+        return start_epoch
 
     def after_train(self):
         print("Finish training")
@@ -293,7 +324,8 @@ class SimpleTrainer(TrainerBase):
                 raise InputError(f"TEST.FINAL_MODEL is best_val, but {self.cfg.DATASET.NAME} has no validation part")
             split = "test"
         loader = self.val_loader if split == "val" else self.test_loader
-        domainwise = len(self.cfg.DATASET.TARGET_DOMAINS) > 1 and split == "test"
+        domainwise = (len(self.cfg.DATASET.TARGET_DOMAINS) > 1 and split == "test"
+                      and "domain" in inspect.signature(self.evaluator.process).parameters)
         print(f"Evaluate on the *{split}* set")
         for batch in tqdm(loader, desc=split, leave=False, disable=None):
             input, label = self.parse_batch_test(batch)
@@ -332,7 +364,8 @@ class TrainerX(SimpleTrainer):
 
             step = self.epoch * self.num_batches + self.batch_idx
             last = self.batch_idx + 1 == self.num_batches
-            if (self.batch_idx + 1) % self.cfg.TRAIN.PRINT_FREQ == 0 or last:
+            freq = self.cfg.TRAIN.PRINT_FREQ
+            if last or (freq > 0 and (self.batch_idx + 1) % freq == 0):
                 left = self.num_batches - self.batch_idx - 1 + (self.max_epoch - self.epoch - 1) * self.num_batches
                 eta = datetime.timedelta(seconds=int(batch_time.avg * left))
                 print(f"epoch [{self.epoch + 1}/{self.max_epoch}] batch [{self.batch_idx + 1}/{self.num_batches}] "

@@ -1,10 +1,11 @@
 """From logits to the numbers of a table."""
+import os
 from collections import OrderedDict
 
 import torch
 from tabulate import tabulate
 
-from dassl.utils import Registry
+from dassl.utils import Registry, write_atomically
 
 EVALUATOR_REGISTRY = Registry("EVALUATOR")
 
@@ -78,7 +79,17 @@ class Classification(EvaluatorBase):
             self._domains(results, y_true == y_pred)
         if self.cfg.TEST.PER_CLASS_RESULT:
             self._per_class(results)
+        if self.cfg.TEST.COMPUTE_CMAT:
+            self._confusion_matrix()
+        self.last_results = results
         return results
+
+    def _confusion_matrix(self):
+        """Store cmat.pt in the run folder: entry (i, j) is the share of class i's images taken for class j."""
+        path = os.path.join(self.cfg.OUTPUT_DIR, "cmat.pt")
+        shares = self.confusion / self.confusion.sum(1, keepdim=True).clamp(min=1)
+        write_atomically(path, lambda file: torch.save(shares, file))
+        print(f"Confusion matrix is saved to {path}")
 
     def _domains(self, results, hit):
         names = list(self.cfg.DATASET.TARGET_DOMAINS)

@@ -18,7 +18,7 @@ class EpochSchedule(LRScheduler):
     """
 
     def __init__(self, optimizer, optim_cfg, last_epoch=-1):
-        check_availability(optim_cfg.LR_SCHEDULER, AVAI_SCHEDS)
+        check_availability(optim_cfg.LR_SCHEDULER, AVAI_SCHEDS, "OPTIM.LR_SCHEDULER")
         if optim_cfg.MAX_EPOCH < 1:
             raise InputError(f"OPTIM.MAX_EPOCH must be at least 1, not {optim_cfg.MAX_EPOCH}")
         self.kind = optim_cfg.LR_SCHEDULER
@@ -26,13 +26,15 @@ class EpochSchedule(LRScheduler):
         self.gamma = optim_cfg.GAMMA
         steps = optim_cfg.STEPSIZE
         steps = [steps] if isinstance(steps, int) else list(steps)
+        if not steps:
+            raise InputError("OPTIM.STEPSIZE is empty; give the epochs after which the rate falls, or (-1,)")
         if self.kind == "single_step":
             self.steps = [steps[-1] if steps[-1] > 0 else self.max_epoch]
         else:
             self.steps = steps
         self.warmup_epoch = max(0, optim_cfg.WARMUP_EPOCH)
         if self.warmup_epoch:
-            check_availability(optim_cfg.WARMUP_TYPE, AVAI_WARMUPS)
+            check_availability(optim_cfg.WARMUP_TYPE, AVAI_WARMUPS, "OPTIM.WARMUP_TYPE")
         self.warmup_type = optim_cfg.WARMUP_TYPE
         self.warmup_cons_lr = optim_cfg.WARMUP_CONS_LR
         self.warmup_min_lr = optim_cfg.WARMUP_MIN_LR

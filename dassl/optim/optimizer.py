@@ -14,17 +14,27 @@ def build_optimizer(model, optim_cfg, param_groups=None):
         model: a module, or an iterable of tensors or parameter groups.
         param_groups: used as they are when given; a group may carry its own "lr".
     Raises:
-        InputError: unknown OPTIM.NAME, or a rate that is not positive.
+        InputError: unknown OPTIM.NAME, or a number that the optimizer refuses.
     """
-    check_availability(optim_cfg.NAME, AVAI_OPTIMS)
-    lr, decay = optim_cfg.LR, optim_cfg.WEIGHT_DECAY
-    if not lr > 0:
-        raise InputError(f"OPTIM.LR must be positive, not {lr}")
+    check_availability(optim_cfg.NAME, AVAI_OPTIMS, "OPTIM.NAME")
+    if not optim_cfg.LR > 0:
+        raise InputError(f"OPTIM.LR must be positive, not {optim_cfg.LR}")
     if param_groups is None:
         if optim_cfg.STAGED_LR and isinstance(model, nn.Module):
             param_groups = _staged_groups(model, optim_cfg)
         else:
             param_groups = model.parameters() if isinstance(model, nn.Module) else model
+    param_groups = list(param_groups)
+    if not param_groups:
+        raise ValueError("nothing to optimize: the model has no parameters")
+    try:
+        return _named(param_groups, optim_cfg)
+    except ValueError as error:  # a momentum below 0, a decay below 0, ...
+        raise InputError(f"OPTIM: {error}") from None
+
+
+def _named(param_groups, optim_cfg):
+    lr, decay = optim_cfg.LR, optim_cfg.WEIGHT_DECAY
     if optim_cfg.NAME == "sgd":
         return torch.optim.SGD(param_groups, lr=lr, momentum=optim_cfg.MOMENTUM, weight_decay=decay,
                                dampening=optim_cfg.SGD_DAMPNING, nesterov=optim_cfg.SGD_NESTEROV)

@@ -56,11 +56,14 @@ def load_checkpoint(fpath):
     if not os.path.exists(fpath):
         raise FileNotFoundError(f'File is not found at "{fpath}"')
     try:
-        return torch.load(fpath, map_location="cpu", weights_only=True)
+        loaded = torch.load(fpath, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{fpath} is not a checkpoint that can be loaded safely ({reason[:120]}); "
                          "delete it or train again") from None
+    if not isinstance(loaded, dict):
+        raise InputError(f"{fpath} is not a checkpoint: it holds a {type(loaded).__name__} instead of named tensors")
+    return loaded
 
 
 def resume_from_checkpoint(fdir, model, optimizer=None, scheduler=None):

@@ -9,7 +9,7 @@ class Logger:
     def __init__(self, fpath):
         os.makedirs(os.path.dirname(fpath) or ".", exist_ok=True)
         self.console = sys.stdout
-        self.file = open(fpath, "a", encoding="utf-8")
+        self.file = open(fpath, "a", encoding="utf-8", buffering=1)
 
     def __getattr__(self, name):
         return getattr(self.__dict__["console"], name)

@@ -2,7 +2,9 @@
 import contextlib
 import hashlib
 import importlib
+import importlib.machinery
 import importlib.metadata
+import importlib.util
 import os
 import pkgutil
 import sys
@@ -45,7 +47,18 @@ def load_plugin(spec, registries=()):
             module = types.ModuleType(package)
             module.__path__ = [folder]
             sys.modules[package] = module
-        return importlib.import_module(f"{package}.{os.path.splitext(name)[0]}")
+        full_name = f"{package}.{os.path.splitext(name)[0].replace('.', '_')}"
+        if full_name in sys.modules:
+            return sys.modules[full_name]
+        loader = importlib.machinery.SourceFileLoader(full_name, path)
+        module = importlib.util.module_from_spec(importlib.util.spec_from_loader(full_name, loader))
+        sys.modules[full_name] = module
+        try:
+            loader.exec_module(module)
+        except BaseException:
+            del sys.modules[full_name]
+            raise
+        return module
 
 
 def load_entry_points(group="dassl.plugins", registries=()):

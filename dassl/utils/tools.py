@@ -26,10 +26,10 @@ def check_isfile(fpath):
     return isfile
 
 
-def check_availability(requested, available):
-    """Raise InputError unless `requested` is one of `available`."""
+def check_availability(requested, available, key=""):
+    """Raise InputError, naming the config key, unless `requested` is one of `available`."""
     if requested not in available:
-        raise InputError(f"'{requested}' is not known{nearest(str(requested), available)}; "
+        raise InputError(f"{key}{': ' if key else ''}'{requested}' is not known{nearest(str(requested), available)}; "
                          f"known: {', '.join(sorted(available))}")
 
 

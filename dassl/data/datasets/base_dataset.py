@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from dassl.utils import InputError
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Datum:
     """One image: its path, its label (a number from 0), the index of its domain, the name of its class."""
 
@@ -34,6 +34,10 @@ class DatasetBase:
         if not train_x or not test:
             raise InputError(f"{type(self).__name__}: the {'training' if not train_x else 'test'} part is empty; "
                              "check DATASET.ROOT, the split file and SUBSAMPLE_CLASSES")
+        lowest = min(item.label for item in train_x)
+        if lowest < 0:
+            raise InputError(f"{type(self).__name__}: an image has the label {lowest}; labels start at 0 "
+                             "(at 1 in lists that count from 1)")
         self.lab2cname = dict(sorted({item.label: item.classname for item in train_x}.items()))
         self.num_classes = max(self.lab2cname) + 1
         if len(self.lab2cname) != self.num_classes:
@@ -58,6 +62,8 @@ class DatasetBase:
             if not names:
                 raise InputError(f"{type(self).__name__} has domains: give --{key}-domains "
                                  f"(known: {', '.join(self.domains)})")
+            if len(set(names)) < len(names):
+                raise InputError(f"--{key}-domains names a domain twice: {', '.join(names)}")
             for name in names:
                 if name not in self.domains:
                     raise InputError(f"--{key}-domains: {type(self).__name__} has no domain '{name}'; "

@@ -21,7 +21,7 @@ from torchvision.transforms import (
     ToTensor,
 )
 
-from dassl.utils import check_availability
+from dassl.utils import InputError, check_availability
 
 AVAI_CHOICES = (
     "random_flip", "random_resized_crop", "normalize", "instance_norm", "random_crop", "random_translation",
@@ -47,15 +47,25 @@ def build_transform(cfg, is_train=True, choices=None):
     INPUT.SIZE. Test: shorter side to the larger of INPUT.SIZE, center crop. INPUT.NO_TRANSFORM returns None.
 
     Raises:
-        InputError: unknown transform or interpolation.
+        InputError: unknown transform or interpolation, or a size that is none.
     """
     if cfg.INPUT.NO_TRANSFORM:
         return None
     choices = cfg.INPUT.TRANSFORMS if choices is None else choices
     for choice in choices:
-        check_availability(choice, AVAI_CHOICES)
-    check_availability(cfg.INPUT.INTERPOLATION, INTERPOLATION_MODES)
-    steps = (_train if is_train else _test)(cfg, choices, INTERPOLATION_MODES[cfg.INPUT.INTERPOLATION])
+        check_availability(choice, AVAI_CHOICES, "INPUT.TRANSFORMS")
+    check_availability(cfg.INPUT.INTERPOLATION, INTERPOLATION_MODES, "INPUT.INTERPOLATION")
+    size = cfg.INPUT.SIZE
+    if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+        raise InputError(f"INPUT.SIZE must be two whole numbers such as \"(224,224)\", not {tuple(size)}")
+    mean, std = cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise InputError("INPUT.PIXEL_MEAN and INPUT.PIXEL_STD must be three numbers each, those of PIXEL_STD above 0, "
+                         f"not {list(mean)} and {list(std)}")
+    try:
+        steps = (_train if is_train else _test)(cfg, choices, INTERPOLATION_MODES[cfg.INPUT.INTERPOLATION])
+    except (ValueError, TypeError, IndexError) as error:
+        raise InputError(f"INPUT: a transform refuses its settings ({error})") from None
     if cfg.VERBOSE:
         print(f"Transforms of {'training' if is_train else 'test'} images: "
               + ", ".join(type(step).__name__ for step in steps))

@@ -1,0 +1,107 @@
+"""What a run folder says about the run in it: whether it is whole, and whether it is the one that is asked for."""
+import hashlib
+import os
+import re
+
+import yaml
+
+from dassl.utils import InputError, read_json
+
+# What may differ between two runs that count as the same: places, and what changes no number.
+NOT_COMPARED = ("OUTPUT_DIR", "RESUME", "VERBOSE", "DATASET.ROOT", "DATALOADER.NUM_WORKERS", "TRAIN.PRINT_FREQ",
+                "TRAIN.CHECKPOINT_FREQ")
+
+
+def plain(cfg):
+    """A config as nested dicts of plain values, as it reads back from a file."""
+    return yaml.safe_load(cfg.dump())
+
+
+def flat(tree, prefix=""):
+    """Nested dicts -> {dotted key: value}, without what is not compared."""
+    leaves = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            leaves.update(flat(value, f"{prefix}{key}."))
+        elif prefix + key not in NOT_COMPARED:
+            leaves[prefix + key] = value
+    return leaves
+
+
+def finished_results(cfg, defaults, evaluation):
+    """The results of a finished run in OUTPUT_DIR, or None when the run is still to be made or to be gone on with.
+
+    Args:
+        cfg: the run's config; defaults: the tree before anything was merged, for keys that a stored config lacks.
+        evaluation: {"eval_only", "load_epoch", "checkpoint"}: what is evaluated, and the digest of its files.
+    Raises:
+        InputError: the folder holds a run of another config.
+    """
+    folder = cfg.OUTPUT_DIR
+    results, config = os.path.join(folder, "results.json"), os.path.join(folder, "config.yaml")
+    if os.path.isfile(results):
+        stored = read_json(results)
+        if not isinstance(stored, dict) or not {"config", "evaluation", "metrics"} <= set(stored):
+            raise InputError(f"{results} is not a run's results; choose another --output-dir or move it away")
+        _require_same(folder, stored["config"], cfg, defaults)
+        for key in ("eval_only", "load_epoch"):
+            if stored["evaluation"].get(key) != evaluation[key]:
+                raise InputError(f"{folder} holds a run with {key} {stored['evaluation'].get(key)}, this one has "
+                                 f"{evaluation[key]}; choose another --output-dir or delete that folder")
+        return stored if stored["evaluation"].get("checkpoint") == evaluation["checkpoint"] else None
+    if evaluation["eval_only"] and _checkpoints(folder):
+        raise InputError(f"{folder} holds a training run; choose another --output-dir for the evaluation")
+    if os.path.isfile(config):
+        try:
+            with open(config, encoding="utf-8") as file:
+                stored = yaml.safe_load(file)
+        except yaml.YAMLError:
+            stored = None
+        if not isinstance(stored, dict):
+            raise InputError(f"{config} is damaged; delete the folder to run again")
+        _require_same(folder, stored, cfg, defaults)
+    return None
+
+
+def _require_same(folder, stored, cfg, defaults):
+    here, there, default = flat(plain(cfg)), flat(stored), flat(plain(defaults))
+    for key, value in here.items():
+        other = there.get(key, default.get(key))
+        if value != other:
+            raise InputError(f"{folder} holds a run of another config ({key} is {other!r} there, {value!r} here); "
+                             "choose another --output-dir or delete that folder")
+
+
+def _checkpoints(folder):
+    """Subfolders of a run that hold checkpoints."""
+    if not os.path.isdir(folder):
+        return []
+    return [path for name in sorted(os.listdir(folder))
+            if os.path.isfile(os.path.join(path := os.path.join(folder, name), "checkpoint"))
+            or os.path.isfile(os.path.join(path, "model-best.pth.tar"))]
+
+
+def newest_epoch(folder):
+    """The epoch (from 1) of a run's newest checkpoint, None if only the best or none is there."""
+    for path in _checkpoints(folder):
+        if os.path.isfile(os.path.join(path, "model-best.pth.tar")):
+            return None
+        with open(os.path.join(path, "checkpoint"), encoding="utf-8") as file:
+            found = re.fullmatch(r"model\.pth\.tar-(\d+)", file.readline().strip())
+        if found:
+            return int(found[1])
+    return None
+
+
+def checkpoint_digest(folder, epoch=None):
+    """SHA-256 over the checkpoints that an evaluation of the run in `folder` loads; None if there are none."""
+    digest = hashlib.sha256()
+    for path in _checkpoints(folder):
+        names = [f"model.pth.tar-{epoch}"] if epoch is not None else ["model-best.pth.tar"]
+        if epoch is None and not os.path.isfile(os.path.join(path, names[0])):
+            names = [f"model.pth.tar-{newest_epoch(folder)}"]
+        for name in names:
+            if os.path.isfile(os.path.join(path, name)):
+                with open(os.path.join(path, name), "rb") as file:
+                    digest.update(hashlib.sha256(file.read()).digest())
+    return digest.hexdigest() if _checkpoints(folder) else None

@@ -1,0 +1,493 @@
+"""Whole runs through `train.main([...])` and the protocols, on drawn pictures with the tiny CLIP."""
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import train
+from dassl.engine import TRAINER_REGISTRY
+from dassl.utils import InputError
+from tools import protocol
+from trainers import base as trainers_base
+from trainers.base import PromptTrainer
+
+TRAINED = {
+    "CoOp": {"prompt_learner.ctx"},
+    "CoCoOp": {"prompt_learner.ctx", *(f"prompt_learner.meta_net.linear{i}.{kind}" for i in (1, 2)
+                                       for kind in ("weight", "bias"))},
+    "MetaPrompt": {"prompt_learner.ctx", "vision_prompt_learner.ctx"},
+}
+DG = ("--source-domains", "art_painting", "cartoon", "photo", "--target-domains", "sketch")
+
+
+@pytest.fixture
+def run(arguments, clips):
+    return lambda *args, **kwargs: train.main(arguments(*args, **kwargs), clips=clips)
+
+
+def state_of(folder, epoch=2):
+    path = Path(folder) / "prompt_learner" / f"model.pth.tar-{epoch}"
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def prompts(folder, epoch=2):
+    return state_of(folder, epoch)["state_dict"]
+
+
+def same(first, second):
+    """Bitwise the same tensors under the same names."""
+    return set(first) == set(second) and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def never(*args, **kwargs):
+    raise AssertionError("a finished run was run again")
+
+
+@pytest.mark.parametrize("method", sorted(TRAINED))
+def test_a_run_and_its_folder(method, run, tmp_path, monkeypatch, capsys):
+    results = run(method, tmp_path / "a")
+    assert 0 <= results["metrics"]["test"]["accuracy"] <= 100
+    assert results["trainer"] == method and results["seed"] == 1
+    with open(tmp_path / "a" / "results.json", encoding="utf-8") as file:
+        assert json.load(file) == results
+    config = yaml.safe_load((tmp_path / "a" / "config.yaml").read_text())
+    assert config == results["config"]
+    assert set(config["TRAINER"]) == {"NAME", method.upper()}
+    log = (tmp_path / "a" / "log.txt").read_text()
+    accuracy = results["metrics"]["test"]["accuracy"]
+    assert f"=> result\n* total: 18\n* correct: {round(accuracy * 18 / 100)}\n* accuracy: {accuracy:.2f}%\n" in log
+    assert "Finish training" in log
+    assert "epoch [2/2] batch [3/3]" in log and "eta " in log
+    assert list((tmp_path / "a" / "tensorboard").glob("events.out.tfevents.*"))
+
+    state = state_of(tmp_path / "a")
+    assert set(state["state_dict"]) == TRAINED[method]
+    assert all(t.dtype == torch.float32 for t in state["state_dict"].values())
+    assert state["epoch"] == 2
+    first = prompts(tmp_path / "a", epoch=1)
+    assert not any(torch.equal(first[name], state["state_dict"][name]) for name in first)
+    assert not list((tmp_path / "a").rglob("*.tmp*"))
+
+    monkeypatch.setattr(train, "run", never)
+    assert run(method, tmp_path / "a") == results
+    assert "Finished before" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("method", "options"), [("ZeroshotCLIP", ()), ("ZeroshotCLIP2", ()),
+                                                 ("ZeroshotCLIP2", ("TRAINER.ZEROSHOTCLIP2.TEMPLATES", "all"))])
+def test_zero_shot_evaluates_and_keeps_no_checkpoint(method, options, run, tmp_path):
+    results = run(method, tmp_path / "a", *options)
+    again = run(method, tmp_path / "b", "--eval-only", *options)
+    assert results["metrics"] == again["metrics"]
+    assert (tmp_path / "a" / "results.json").is_file()
+    assert not list(tmp_path.rglob("model.pth.tar*"))
+
+
+@pytest.mark.parametrize("method", sorted(TRAINED))
+def test_a_seed_gives_one_result_whatever_loads_the_images(method, run, tmp_path):
+    runs = [run(method, tmp_path / f"workers{n}", "DATALOADER.NUM_WORKERS", n) for n in (0, 2)]
+    assert runs[0]["metrics"] == runs[1]["metrics"]
+    assert same(prompts(tmp_path / "workers0"), prompts(tmp_path / "workers2"))
+    run(method, tmp_path / "seed2", seed=2)
+    assert not same(prompts(tmp_path / "workers0"), prompts(tmp_path / "seed2"))
+
+
+@pytest.mark.parametrize("method", sorted(TRAINED))
+def test_an_interrupted_run_ends_in_the_same_prompts(method, run, tmp_path, monkeypatch, capsys):
+    options = ("OPTIM.MAX_EPOCH", 4)
+    whole = run(method, tmp_path / "whole", *options)
+
+    def interrupt(self):
+        if self.epoch == 2:
+            torch.rand(3)  # a run that is killed leaves the generators anywhere
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PromptTrainer, "before_epoch", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(method, tmp_path / "cut", *options)
+    assert not (tmp_path / "cut" / "results.json").exists()
+    capsys.readouterr()
+    resumed = run(method, tmp_path / "cut", *options)
+    printed = capsys.readouterr().out
+    assert "epoch [3/4]" in printed and "epoch [2/4]" not in printed
+    assert resumed["metrics"] == whole["metrics"]
+    assert same(prompts(tmp_path / "cut", 4), prompts(tmp_path / "whole", 4))
+    first, second = (state_of(tmp_path / name, 4)["optimizers"][0] for name in ("cut", "whole"))
+    assert all(torch.equal(first["state"][i]["momentum_buffer"], second["state"][i]["momentum_buffer"])
+               for i in second["state"])
+
+
+def test_a_run_killed_before_its_evaluation_only_evaluates(run, tmp_path, monkeypatch, capsys):
+    whole = run("CoOp", tmp_path / "whole")
+
+    def interrupt(self, split=None):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PromptTrainer, "test", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run("CoOp", tmp_path / "cut")
+    capsys.readouterr()
+    assert run("CoOp", tmp_path / "cut")["metrics"] == whole["metrics"]
+    assert "epoch [" not in capsys.readouterr().out
+
+
+def test_best_val_deploys_the_best_epoch(run, tmp_path, monkeypatch):
+    scores = iter([10.0, 30.0, 20.0])
+    test = PromptTrainer.test
+    monkeypatch.setattr(PromptTrainer, "test",
+                        lambda self, split=None: next(scores) if split == "val" else test(self, split))
+    results = run("CoOp", tmp_path, "OPTIM.MAX_EPOCH", 3, "TEST.FINAL_MODEL", "best_val", "TRAIN.CHECKPOINT_FREQ", 1)
+    best = torch.load(tmp_path / "prompt_learner" / "model-best.pth.tar", weights_only=True)
+    assert best["epoch"] == 2 and best["val_result"] == 30.0
+    assert same(best["state_dict"], prompts(tmp_path, 2))
+    assert "model-best.pth.tar (epoch 2)" in (tmp_path / "log.txt").read_text()
+    monkeypatch.setattr(PromptTrainer, "test", test)
+    evaluated = run("CoOp", tmp_path / "again", "--eval-only", "--model-dir", tmp_path, "OPTIM.MAX_EPOCH", 3)
+    assert evaluated["metrics"]["test"] == results["metrics"]["test"]
+    assert "model-best.pth.tar (epoch 2)" in (tmp_path / "again" / "log.txt").read_text()
+
+
+def test_a_resumed_run_remembers_the_best_epoch(run, tmp_path, monkeypatch):
+    scores, test = {0: 30.0, 1: 20.0, 2: 25.0}, PromptTrainer.test
+    monkeypatch.setattr(PromptTrainer, "test",
+                        lambda self, split=None: scores[self.epoch] if split == "val" else test(self, split))
+
+    def interrupt(self):
+        if self.epoch == 2:
+            raise KeyboardInterrupt
+
+    options = ("OPTIM.MAX_EPOCH", 3, "TEST.FINAL_MODEL", "best_val")
+    with monkeypatch.context() as patch:
+        patch.setattr(PromptTrainer, "before_epoch", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run("CoOp", tmp_path, *options)
+    run("CoOp", tmp_path, *options)
+    assert torch.load(tmp_path / "prompt_learner" / "model-best.pth.tar", weights_only=True)["epoch"] == 1
+
+
+def test_best_val_evaluates_the_validation_part(run, tmp_path):
+    results = run("CoOp", tmp_path, "TEST.FINAL_MODEL", "best_val")
+    assert set(results["metrics"]) == {"val", "test"}
+    assert "Evaluate on the *val* set" in (tmp_path / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("method", sorted(TRAINED))
+def test_evaluation_on_new_classes(method, run, tmp_path):
+    run(method, tmp_path / "base", "DATASET.SUBSAMPLE_CLASSES", "base")
+    assert run(method, tmp_path / "same", "--eval-only", "--model-dir", tmp_path / "base",
+               "DATASET.SUBSAMPLE_CLASSES", "base")["metrics"] == run(
+        method, tmp_path / "base", "DATASET.SUBSAMPLE_CLASSES", "base")["metrics"]
+    loaded = {}
+    original = PromptTrainer._load_state
+
+    def watch(self, path):
+        state = original(self, path)
+        loaded.update(self.trained_state(), path=path)
+        return state
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PromptTrainer, "_load_state", watch)
+        results = run(method, tmp_path / "new", "--eval-only", "--model-dir", tmp_path / "base", "--load-epoch", 1,
+                      "DATASET.SUBSAMPLE_CLASSES", "new")
+    assert loaded.pop("path").endswith("model.pth.tar-1")
+    assert same(loaded, prompts(tmp_path / "base", 1))
+    assert results["metrics"]["test"]["accuracy"] >= 0
+    assert "* total: 9\n" in (tmp_path / "new" / "log.txt").read_text()
+
+
+def test_class_bound_prompts_are_refused_for_other_classes(run, tmp_path):
+    run("CoOp", tmp_path / "base", "DATASET.SUBSAMPLE_CLASSES", "base", "TRAINER.COOP.CSC", "True")
+    with pytest.raises(InputError, match="classes it was trained on|config it was trained with"):
+        run("CoOp", tmp_path / "all", "--eval-only", "--model-dir", tmp_path / "base", "TRAINER.COOP.CSC", "True")
+
+
+def test_a_folder_belongs_to_one_config(run, tmp_path):
+    run("CoOp", tmp_path)
+    before = (tmp_path / "results.json").read_bytes()
+    with pytest.raises(InputError, match=r"OPTIM.LR is 0.05 there, 0.01 here"):
+        run("CoOp", tmp_path, "OPTIM.LR", 0.01)
+    with pytest.raises(InputError, match="another config"):
+        run("CoOp", tmp_path, seed=2)
+    with pytest.raises(InputError, match="another config"):
+        run("MetaPrompt", tmp_path)
+    # An unfinished run's folder, too.
+    (tmp_path / "results.json").unlink()
+    with pytest.raises(InputError, match="OPTIM.MAX_EPOCH"):
+        run("CoOp", tmp_path, "OPTIM.MAX_EPOCH", 3)
+    run("CoOp", tmp_path, "TRAIN.PRINT_FREQ", 3, "DATALOADER.NUM_WORKERS", 1)
+    assert json.loads((tmp_path / "results.json").read_text())["metrics"] == json.loads(before)["metrics"]
+
+
+def first_epoch_pictures(run, method, folder, patch, *options):
+    """[(bytes of an image, label, file)] that the method's training step is given in epoch 1."""
+    seen = []
+
+    def record(self, batch):
+        if self.epoch == 0:
+            seen.extend(zip((image.numpy().tobytes() for image in batch["img"]), batch["label"].tolist(),
+                            batch["impath"]))
+        return {"loss": 0.0}
+
+    with patch.context() as context:
+        context.setattr(TRAINER_REGISTRY.get(method), "training_step", record)
+        run(method, folder, "OPTIM.MAX_EPOCH", 1, *options)
+    return seen
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # nothing is trained here
+def test_methods_on_one_seed_see_the_same_pictures(run, tmp_path, monkeypatch):
+    coop = first_epoch_pictures(run, "CoOp", tmp_path / "coop", monkeypatch)
+    assert len(coop) == 12 and len({file for *_, file in coop}) == 12
+    for method, workers, batch in (("CoOp", 2, 4), ("MetaPrompt", 0, 4), ("MetaPrompt", 2, 4), ("CoCoOp", 0, 1),
+                                   ("CoCoOp", 2, 1)):
+        assert coop == first_epoch_pictures(run, method, tmp_path / f"{method}{workers}", monkeypatch,
+                                            "DATALOADER.TRAIN_X.BATCH_SIZE", batch, "DATALOADER.NUM_WORKERS", workers)
+
+
+@pytest.mark.parametrize("options", [("SPLIT", "domain"), ("SPLIT", "auto", "ORDER", 2), ("SPLIT", "class"),
+                                     ("SPLIT", "domain", "VARIANT", "released")],
+                         ids=lambda options: "-".join(map(str, options)))
+def test_metaprompt_over_domains(options, run, tmp_path):
+    options = [f"TRAINER.METAPROMPT.{word}" if i % 2 == 0 else word for i, word in enumerate(options)]
+    results = run("MetaPrompt", tmp_path, *DG, "DATALOADER.TRAIN_X.BATCH_SIZE", 6, *options, dataset="pacs")
+    assert "held_out" in (tmp_path / "log.txt").read_text()
+    assert results["config"]["DATASET"]["SOURCE_DOMAINS"] == ["art_painting", "cartoon", "photo"]
+    # 3 domains x 4 classes x 2 shots, in batches of 6; the target has 4 classes x 5 images
+    log = (tmp_path / "log.txt").read_text()
+    assert "batch [4/4]" in log and "* total: 20\n" in log
+
+
+def test_several_targets_are_told_apart(run, tmp_path):
+    results = run("ZeroshotCLIP", tmp_path, "--source-domains", "photo", "--target-domains", "sketch", "cartoon",
+                  dataset="pacs")["metrics"]["test"]
+    assert results["accuracy"] == pytest.approx((results["accuracy_sketch"] + results["accuracy_cartoon"]) / 2)
+
+
+@pytest.mark.parametrize(("method", "precision"), [("MetaPrompt", "amp"), ("MetaPrompt", "fp16"), ("CoOp", "amp"),
+                                                   ("CoCoOp", "fp16")])
+def test_prompts_stay_float32_in_every_precision(method, precision, run, tmp_path):
+    run(method, tmp_path, f"TRAINER.{method.upper()}.PREC", precision)
+    first, last = prompts(tmp_path, 1), prompts(tmp_path, 2)
+    assert all(t.dtype == torch.float32 and t.isfinite().all() for t in last.values())
+    assert not any(torch.equal(first[name], last[name]) for name in last)
+
+
+@pytest.mark.parametrize("options", [("ORDER", 2), ("VARIANT", "released")])
+def test_metaprompt_over_classes(options, run, tmp_path):
+    run("MetaPrompt", tmp_path / "a")
+    run("MetaPrompt", tmp_path / "b", f"TRAINER.METAPROMPT.{options[0]}", options[1])
+    assert "held_out" in (tmp_path / "b" / "log.txt").read_text()
+    assert not same(prompts(tmp_path / "a"), prompts(tmp_path / "b"))
+
+
+def test_too_few_classes_to_halve_leave_the_first_update(run, tmp_path):
+    results = run("MetaPrompt", tmp_path, "DATASET.SUBSAMPLE_CLASSES", "base")
+    log = (tmp_path / "log.txt").read_text()
+    assert log.count("cannot be halved") == 1 and "held_out" not in log
+    assert "test" in results["metrics"]
+
+
+def test_a_clip_is_shared_and_never_changed(run, clip_model, tmp_path):
+    before = {name: tensor.clone() for name, tensor in clip_model.state_dict().items()}
+    run("CoOp", tmp_path / "half", "TRAINER.COOP.PREC", "fp16")
+    run("MetaPrompt", tmp_path / "meta")
+    after = clip_model.state_dict()
+    assert same(before, after) and not any(p.requires_grad or p.grad is not None for p in clip_model.parameters())
+
+
+def test_resume_from_another_folder(run, tmp_path):
+    run("CoOp", tmp_path / "first", "OPTIM.MAX_EPOCH", 2, "TRAIN.CHECKPOINT_FREQ", 1)
+    run("CoOp", tmp_path / "more", "--resume", tmp_path / "first", "OPTIM.MAX_EPOCH", 3)
+    log = (tmp_path / "more" / "log.txt").read_text()
+    assert "epoch [3/3]" in log and "epoch [2/3]" not in log
+
+
+def test_checkpoint_frequency_keeps_epochs(run, tmp_path):
+    run("CoOp", tmp_path / "few", "OPTIM.MAX_EPOCH", 5)
+    run("CoOp", tmp_path / "some", "OPTIM.MAX_EPOCH", 5, "TRAIN.CHECKPOINT_FREQ", 2)
+
+    def kept(name):
+        return sorted(int(p.name.rsplit("-", 1)[1]) for p in (tmp_path / name).rglob("model.pth.tar-*"))
+
+    assert kept("few") == [4, 5]
+    assert kept("some") == [2, 4, 5]
+
+
+def test_no_train_builds_and_leaves_no_results(run, tmp_path):
+    assert run("CoOp", tmp_path, "--no-train") == {}
+    assert (tmp_path / "config.yaml").is_file() and not (tmp_path / "results.json").exists()
+    assert run("CoOp", tmp_path)["metrics"]["test"]
+
+
+def test_a_drawn_seed_is_printed_and_kept(run, tmp_path, capsys):
+    results = run("ZeroshotCLIP", tmp_path, seed=-1)
+    assert results["seed"] >= 0
+    assert f"seed {results['seed']}" in capsys.readouterr().out
+
+
+def test_an_evaluation_follows_the_prompts_it_is_asked_for(run, tmp_path):
+    for seed in (1, 2):
+        run("CoOp", tmp_path / f"trained{seed}", seed=seed)
+    words = ("--eval-only", "--model-dir")
+    first = run("CoOp", tmp_path / "out", *words, tmp_path / "trained1")
+    again = run("CoOp", tmp_path / "out", *words, tmp_path / "trained1")
+    other = run("CoOp", tmp_path / "out", *words, tmp_path / "trained2")
+    assert again == first and other["evaluation"]["checkpoint"] != first["evaluation"]["checkpoint"]
+    with open(tmp_path / "out" / "results.json", encoding="utf-8") as file:
+        assert json.load(file) == other
+
+
+def test_class_bound_prompts_are_refused_for_as_many_other_classes(run, tmp_path):
+    words = ("TRAINER.COOP.CSC", "True")
+    run("CoOp", tmp_path / "base", *words, "DATASET.SUBSAMPLE_CLASSES", "base")
+    with pytest.raises(InputError, match="other classes"):
+        run("CoOp", tmp_path / "new", "--eval-only", "--model-dir", tmp_path / "base", *words,
+            "DATASET.SUBSAMPLE_CLASSES", "new")
+
+
+def test_resuming_from_nowhere_is_an_error(run, tmp_path):
+    with pytest.raises(InputError, match="no checkpoint"):
+        run("CoOp", tmp_path / "out", "--resume", tmp_path / "nowhere")
+
+
+def test_a_resumed_run_deploys_the_best_epoch_of_the_first(run, tmp_path, monkeypatch):
+    values = iter([90.0, 10.0])
+    test = PromptTrainer.test
+    monkeypatch.setattr(PromptTrainer, "test", lambda self, split=None: next(values) if split else test(self))
+    words = ("TEST.FINAL_MODEL", "best_val")
+    loop = PromptTrainer.after_epoch
+
+    def stop(self):
+        loop(self)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PromptTrainer, "after_epoch", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run("CoOp", tmp_path / "first", *words)
+    run("CoOp", tmp_path / "second", "--resume", tmp_path / "first", *words)
+    best = torch.load(tmp_path / "second/prompt_learner/model-best.pth.tar", weights_only=True)
+    assert best["epoch"] == 1 and "model-best" in (tmp_path / "second/log.txt").read_text()
+
+
+def test_an_evaluation_does_not_move_into_a_training_folder(run, tmp_path):
+    run("CoOp", tmp_path / "a")
+    (tmp_path / "a" / "results.json").unlink()
+    with pytest.raises(InputError, match="holds a training run"):
+        run("CoOp", tmp_path / "a", "--eval-only", "--model-dir", tmp_path / "a")
+
+
+def test_configs_in_the_manner_of_coop_load(run, tmp_path):
+    config = tmp_path / "coop.yaml"
+    config.write_text('INPUT:\n  SIZE: (32, 32)\nOPTIM:\n  STEPSIZE: (-1, )\n  LR: 2e-3\n  MAX_EPOCH: 1\n'
+                      'DATALOADER:\n  NUM_WORKERS: 0\n')
+    stored = run("CoOp", tmp_path / "out", config=config)["config"]
+    assert stored["INPUT"]["SIZE"] == [32, 32] and stored["OPTIM"]["STEPSIZE"] == [-1]
+    assert stored["OPTIM"]["LR"] == 0.002
+
+
+# ---- protocols ----
+@pytest.fixture
+def call(drawn_root, tiny_config, clip_file, tmp_path, monkeypatch, clip_model):
+    monkeypatch.setattr(trainers_base, "load_clip", lambda name: clip_model)
+    monkeypatch.setattr(protocol, "load_clip", lambda name: clip_model)
+
+    def call(name, *words, dataset="caltech101", options=()):
+        return protocol.main([name, *words, "--dataset", dataset, "--cfg", tiny_config, "--root", str(drawn_root),
+                              "--output", str(tmp_path / "out"), "--shots", "2", "--backbone", clip_file,
+                              "OPTIM.MAX_EPOCH", "1", *options])
+
+    return call
+
+
+def cells(table):
+    return [re.split(r"\s{2,}", line.strip()) for line in table.splitlines()]
+
+
+def test_base2new(call, tmp_path, monkeypatch, capsys):
+    table = call("base2new", "--trainer", "CoOp", "--seeds", "1", "2")
+    folder = tmp_path / "out" / "base2new"
+    values = []
+    for seed in (1, 2):
+        value = []
+        for part in ("train_base", "test_new"):
+            path = folder / part / "caltech101" / "shots_2" / "CoOp" / "tiny" / f"seed{seed}" / "results.json"
+            stored = json.loads(path.read_text())
+            assert stored["config"]["DATASET"]["SUBSAMPLE_CLASSES"] == part.split("_")[1]
+            value.append(stored["metrics"]["test"]["accuracy"])
+        values.append(value)
+    rows = cells(table)
+    assert rows[0] == ["base", "new", "H"]
+    for row, seed, (base, new) in zip(rows[2:], (1, 2), values):
+        h = 2 * base * new / (base + new) if base + new else 0.0
+        assert row == [f"seed {seed}", f"{base:.2f}", f"{new:.2f}", f"{h:.2f}"]
+    base, new = (sum(column) / 2 for column in zip(*values))
+    spread = abs(values[0][0] - values[1][0]) / 2 ** 0.5
+    assert rows[4][0] == "mean" and rows[4][1] == f"{base:.2f} +- {spread:.2f}"
+    assert rows[4][3] == f"{2 * base * new / (base + new) if base + new else 0:.2f}"
+    assert table in capsys.readouterr().out
+
+    monkeypatch.setattr(train, "run", never)
+    assert call("base2new", "--trainer", "CoOp", "--seeds", "1", "2") == table
+
+
+def test_base2new_of_a_class_bound_method_has_no_new(call, tmp_path):
+    table = call("base2new", "--trainer", "CoOp", "--seeds", "1", options=("TRAINER.COOP.CSC", "True"))
+    assert cells(table)[2][2:] == ["-", "-"] and cells(table)[3][2:] == ["-", "-"]
+    assert not (tmp_path / "out" / "base2new" / "test_new").exists()
+
+
+def test_dg(call, tmp_path, monkeypatch):
+    table = call("dg", "--trainer", "MetaPrompt", "--seeds", "1", dataset="pacs",
+                 options=("DATALOADER.TRAIN_X.BATCH_SIZE", "6"))
+    rows = cells(table)
+    targets = ["art_painting", "cartoon", "photo", "sketch"]
+    assert rows[0] == [*targets, "average"]
+    numbers = []
+    for target in targets:
+        path = tmp_path / "out" / "dg" / "pacs" / "shots_2" / "MetaPrompt" / "tiny" / target / "seed1" / "results.json"
+        stored = json.loads(path.read_text())
+        assert stored["config"]["DATASET"]["TARGET_DOMAINS"] == [target]
+        assert target not in stored["config"]["DATASET"]["SOURCE_DOMAINS"]
+        numbers.append(stored["metrics"]["test"]["accuracy"])
+    assert rows[2] == ["seed 1", *(f"{n:.2f}" for n in numbers), f"{sum(numbers) / 4:.2f}"]
+    monkeypatch.setattr(train, "run", never)
+    assert call("dg", "--trainer", "MetaPrompt", "--seeds", "1", dataset="pacs",
+                options=("DATALOADER.TRAIN_X.BATCH_SIZE", "6")) == table
+
+
+def test_compare(call, monkeypatch):
+    table = call("compare", "--seeds", "1")
+    rows = cells(table)
+    assert rows[0] == ["method", "base", "new", "H", "seconds a seed"]
+    assert [row[0] for row in rows[2:]] == ["ZeroshotCLIP", "CoOp", "CoCoOp", "MetaPrompt"]
+    monkeypatch.setattr(train, "run", never)
+    assert call("compare", "--seeds", "1") == table
+
+
+def test_compare_takes_methods(call):
+    rows = cells(call("compare", "--seeds", "1", "--trainer", "ZeroshotCLIP", "ZeroshotCLIP2"))
+    assert [row[0] for row in rows[2:]] == ["ZeroshotCLIP", "ZeroshotCLIP2"]
+
+
+def test_dg_needs_domains(call):
+    with pytest.raises(InputError, match="has no domains"):
+        call("dg", "--trainer", "CoOp", "--seeds", "1")
+
+
+def test_a_resnet_serves_methods_that_leave_the_image_tower_alone(run, arguments, tmp_path, resnet_file):
+    results = run("CoOp", tmp_path / "coop", backbone=resnet_file)
+    assert results["metrics"]["test"]["accuracy"] >= 0
+    assert set(prompts(tmp_path / "coop")) == TRAINED["CoOp"]
+    run("CoCoOp", tmp_path / "cocoop", backbone=resnet_file)
+    errors = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stderr", errors)
+        assert train.command_line(lambda: run("MetaPrompt", tmp_path / "meta", backbone=resnet_file)) == 2
+    assert "ViT" in errors.getvalue() and errors.getvalue().count("\n") == 1
