@@ -10,16 +10,16 @@ import torch
 from torch.nn import functional as F
 from yacs.config import CfgNode as CN
 
-from dassl.data.samplers import SAMPLER_REGISTRY, RandomSampler
 from dassl.engine import TRAINER_REGISTRY
 from dassl.metrics import compute_accuracy
 from dassl.utils import InputError, check_availability
 from prompting.blocks import differentiable_attention
-from prompting.episodes import halve_classes, meta_gradient, splittable_order
+from prompting.episodes import halve_classes, meta_gradient
 from prompting.model import Prompt, PromptedCLIP
 from prompting.templates import frozen_templates_of
 from prompting.text import ClassPrompts, readable
 from trainers.base import PromptTrainer
+from trainers.episodes import split_of
 
 
 class MetaPromptCLIP(PromptedCLIP):
@@ -204,42 +204,3 @@ class MetaPrompt(PromptTrainer):
         lr = self.node.META_STEP * self.get_current_lr()
         self.apply_gradients([total], [phi], torch.optim.SGD([phi], lr=lr))
         return held_out
-
-
-def split_of(cfg):
-    """TRAINER.METAPROMPT.SPLIT with auto resolved. Raises InputError for a domain split of one domain."""
-    split, domains = cfg.TRAINER.METAPROMPT.SPLIT, cfg.DATASET.SOURCE_DOMAINS
-    if split == "auto":
-        return "domain" if len(domains) > 1 else "class"
-    if split == "domain" and len(domains) < 2:
-        raise InputError("TRAINER.METAPROMPT.SPLIT is domain, which needs at least two source domains; "
-                         f"{len(domains)} given by DATASET.SOURCE_DOMAINS (use SPLIT class, or --source-domains)")
-    return split
-
-
-@SAMPLER_REGISTRY.register()
-class MetaEpisodeSampler(RandomSampler):
-    """RandomSampler's order, repaired so that every batch can be split into meta-episodes: images of at least two
-    domains (domain split) or of at least two classes (class split). Each image comes once an epoch, apart from the tail
-    after the last full batch.
-
-    Raises:
-        PromptingError: the data has no such order (on construction).
-    """
-
-    def __init__(self, data_source, batch_size, split, seed=0):
-        super().__init__(data_source, seed)
-        self.batch_size = batch_size
-        self.what = "domains" if split == "domain" else "classes"
-        self.groups = [item.domain if split == "domain" else item.label for item in data_source]
-        list(iter(self))
-
-    @classmethod
-    def from_config(cls, cfg, data_source, batch_size, n_domain, n_ins):
-        split = split_of(cfg)
-        if split == "class" and len({item.label for item in data_source}) < 4:
-            return RandomSampler(data_source, seed=cfg.SEED)  # no episode can be made; MetaPrompt says so
-        return cls(data_source, batch_size, split, seed=cfg.SEED)
-
-    def order(self, rng):
-        return splittable_order(super().order(rng), self.groups, self.batch_size, rng, self.what)
