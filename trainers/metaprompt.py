@@ -94,7 +94,6 @@ class MetaPrompt(PromptTrainer):
 
     def check_cfg(self, cfg):
         node = cfg.TRAINER.METAPROMPT
-        check_availability(node.SPLIT, ("class", "domain", "auto"))
         check_availability(node.VARIANT, ("paper", "released"))
         if node.ORDER not in (1, 2) or (node.VARIANT == "released" and node.ORDER == 2):
             raise InputError("TRAINER.METAPROMPT.ORDER is 1 or 2, and 1 with VARIANT released")
