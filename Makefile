@@ -2,10 +2,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install test lint clean
+.PHONY: help install demo test lint clean
 
 help:
 	@echo "make install  set up $(VENV) from requirements.txt"
+	@echo "make demo     compare four methods on drawn pictures with the CLIP that comes along; nothing is downloaded"
 	@echo "make test     install, check the style, run the tests (TEST_DATA=folder adds those on real images)"
 	@echo "make lint     check the style"
 	@echo "make clean    remove $(VENV) and caches"
@@ -16,6 +17,9 @@ $(VENV)/.installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -r requirements.txt
 	touch $@
+
+demo: install
+	bash scripts/compare.sh shapes
 
 lint: install
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ import hashlib
 import os
 import warnings
 
+import numpy as np
 import torch
 from clip import clip
 from clip.model import convert_weights
@@ -16,25 +17,47 @@ from prompting.image import ImageTower
 from prompting.text import TextTower
 
 CACHE = "~/.cache/clip"
+VOCABULARY = 49408
+SHIPPED = {"tiny": os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets", "tiny_clip.safetensors")}
 
 
 def load_clip(name, cache=CACHE):
     """An OpenAI `clip` model in float32, frozen, in eval mode, on the CPU.
 
     Args:
-        name: one of `clip.available_models()` ("ViT-B/16", "RN50", ...), downloaded once into `cache` and checked
-            against its published SHA-256; or a .pt or .safetensors file in OpenAI's state-dict naming, of any ViT or
-            ResNet size.
+        name: "tiny", the small CLIP of drawings that comes with this project; one of `clip.available_models()`
+            ("ViT-B/16", "RN50", ...), downloaded once into `cache` and checked against its published SHA-256; or a
+            .pt or .safetensors file in OpenAI's state-dict naming, of any ViT or ResNet size.
         cache: folder of the downloaded files.
     Raises:
         PromptingError: unknown name, no such file, not a CLIP state dict, or a download that failed.
     """
     if not name:
         raise PromptingError("no backbone is named; give --backbone or MODEL.BACKBONE.NAME, "
-                             f"one of {', '.join(_published_urls())} or a weights file")
+                             f"one of {', '.join(known_names())} or a weights file")
     cache = os.path.expanduser(cache)
+    if name in SHIPPED:
+        return _build(whole_vocabulary(_from_file(SHIPPED[name], cache)), name)
     published = name in _published_urls() and not os.path.isfile(name)
     return _build(_download(name, cache) if published else _from_file(name, cache), name)
+
+
+def known_names():
+    """Names that `load_clip` takes besides files."""
+    return [*SHIPPED, *_published_urls()]
+
+
+def whole_vocabulary(state_dict):
+    """The state dict of a CLIP that is stored with its trained token vectors only.
+
+    `token_embedding.rows` (n,) says which tokens `token_embedding.values` (n, W) are; every other token gets a small
+    vector of its own, drawn with a fixed seed, so that any sentence has features."""
+    state_dict = {k: v.float() if v.is_floating_point() else v for k, v in state_dict.items()}
+    rows, values = state_dict.pop("token_embedding.rows"), state_dict.pop("token_embedding.values")
+    draws = np.random.RandomState(0).randint(-32768, 32768, (VOCABULARY, values.shape[1]))
+    weight = torch.from_numpy(draws.astype(np.float32)) * (0.035 / 32768)
+    weight[rows] = values
+    return {**state_dict, "token_embedding.weight": weight}
 
 
 def serve_foreign_code(name=""):
@@ -94,7 +117,7 @@ def _from_archive(path, digest, cache):
 def _from_file(path, cache):
     """Tensors of a weights file; nothing pickled is executed."""
     if not os.path.isfile(path):
-        raise PromptingError(f"backbone '{path}' is neither a file nor one of {', '.join(_published_urls())}")
+        raise PromptingError(f"backbone '{path}' is neither a file nor one of {', '.join(known_names())}")
     if path.endswith(".safetensors"):
         try:
             return load_file(path)

@@ -15,15 +15,16 @@ import time
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-import yaml  # noqa: E402
 from tabulate import tabulate  # noqa: E402
 
 import train  # noqa: E402
+from dassl.config import get_cfg_default, merge_file  # noqa: E402
 from dassl.data.datasets import DATASET_REGISTRY  # noqa: E402
 from dassl.engine import TRAINER_REGISTRY  # noqa: E402
 from dassl.utils import InputError  # noqa: E402
 from dassl.utils.registry import nearest  # noqa: E402
 from prompting import load_clip  # noqa: E402
+from prompting.backbone import SHIPPED  # noqa: E402
 
 COMPARED = ("ZeroshotCLIP", "CoOp", "CoCoOp", "MetaPrompt")
 BASE2NEW_SHOTS, DG_SHOTS = 16, 1
@@ -43,7 +44,8 @@ def parse_arguments(argv):
     shared.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="default 1 2 3")
     shared.add_argument("--dataset", required=True, help="name of a config in configs/datasets, or a YAML file")
     shared.add_argument("--cfg", default="", help="name of a config in configs/trainers/<trainer>, or a YAML file; "
-                                                  "default vit_b16, or clip64 for a weights file of 64-pixel images")
+                                                  "default vit_b16; tiny for that CLIP, clip64 for a CLIP file of "
+                                                  "64-pixel images")
     shared.add_argument("--root", default="data", help="folder that holds the datasets (default data)")
     shared.add_argument("--output", default="output", help="folder of all run folders (default output)")
     shared.add_argument("--shots", type=int, help="images a class (dg: a class and domain); default 16, dg 1")
@@ -62,12 +64,15 @@ class Protocol:
 
     def __init__(self, args):
         self.args = args
+        self.dataset_file = self.config_file("datasets", args.dataset)
+        self.dataset = os.path.splitext(os.path.basename(self.dataset_file))[0]
+        self.dataset_config = get_cfg_default()
+        merge_file(self.dataset_config, self.dataset_file)
+        args.backbone = args.backbone or self.dataset_config.MODEL.BACKBONE.NAME
         if os.path.isfile(args.backbone):
             args.backbone = os.path.abspath(args.backbone)
         self.clips = {}
         self.shots = args.shots or (DG_SHOTS if args.protocol == "dg" else BASE2NEW_SHOTS)
-        self.dataset_file = self.config_file("datasets", args.dataset)
-        self.dataset = os.path.splitext(os.path.basename(self.dataset_file))[0]
 
     @staticmethod
     def config_file(folder, name):
@@ -93,6 +98,8 @@ class Protocol:
 
     def default_config(self):
         backbone = self.args.backbone
+        if backbone in SHIPPED:
+            return backbone
         if not os.path.isfile(backbone):  # a published name, or one that load_clip will refuse
             return "vit_b16"
         if backbone not in self.clips:
@@ -134,8 +141,7 @@ class Protocol:
     # ---- leave one domain out ----
     def dg(self, trainer):
         """{target domain: [accuracy a seed]}"""
-        with open(self.dataset_file, encoding="utf-8") as file:
-            dataset = DATASET_REGISTRY.get((yaml.safe_load(file) or {}).get("DATASET", {}).get("NAME", ""))
+        dataset = DATASET_REGISTRY.get(self.dataset_config.DATASET.NAME)
         if len(dataset.domains) < 2:
             raise InputError(f"{dataset.__name__} has no domains; dg needs a dataset such as pacs")
         name, _ = self.method_config(trainer)
@@ -216,7 +222,7 @@ def main(argv=None):
     for trainer in trainers:
         TRAINER_REGISTRY.get(trainer)
     protocol = Protocol(args)
-    started, seeds = time.time(), ", ".join(map(str, args.seeds))
+    figures, started, seeds = [], time.time(), ", ".join(map(str, args.seeds))
     if args.protocol == "dg":
         table = dg_table(protocol.dg(trainers[0]), args.seeds)
         title = f"{trainers[0]} on {protocol.dataset}, leave one domain out: accuracy (%) on each target domain"
@@ -226,8 +232,15 @@ def main(argv=None):
         table = (compare_table(results) if args.protocol == "compare" else base2new_table(results[trainers[0]]))
         title = f"{', '.join(trainers)} on {protocol.dataset}, base to new: accuracy (%)"
         shots = f"{protocol.shots} shots a class"
+        if args.protocol == "compare":
+            from tools.plot import base_against_new  # matplotlib only where a figure is wanted
+
+            name = os.path.join(args.output, "base2new", f"{protocol.dataset}_shots_{protocol.shots}")
+            figures = base_against_new(results, name, f"{protocol.dataset}, {shots}, {len(args.seeds)} seeds")
     print(f"\n{title}\n{shots}, seeds {seeds}, backbone {args.backbone or 'of the config'}, "
           f"results in {args.output}, {time.time() - started:.0f} s\n\n{table}")
+    if figures:
+        print(f"\nFigure: {', '.join(figures)}")
     return table
 
 

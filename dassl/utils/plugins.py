@@ -14,9 +14,10 @@ from dassl.utils.errors import InputError
 
 
 def import_package_modules(package):
-    """Import every module of a package, sorted by name, so that what they register is known."""
+    """Import every module of a package, sorted by name, so that what they register is known; not `_helpers`."""
     for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda m: m.name):
-        importlib.import_module(f"{package.__name__}.{module.name}")
+        if not module.name.startswith("_"):
+            importlib.import_module(f"{package.__name__}.{module.name}")
 
 
 def load_plugin(spec, registries=()):

@@ -1,0 +1,136 @@
+"""Shapes: 24 classes of patterned shapes in four domains, drawn by this code from a seed.
+
+A class is a pattern and a shape ("striped star"); place, size, tilt, colours, ground, light and noise vary freely. Each
+picture is a function of (domain, class, number), so a part can be drawn again, or on another machine, to the same
+pixels.
+They are written once under the data root as `shapes/<domain>/<class>/<number>.png`, to be looked at.
+"""
+
+import os
+import shutil
+import tempfile
+
+import numpy as np
+from PIL import Image
+
+from dassl.data.datasets import DATASET_REGISTRY, Datum
+from datasets._drawing import DOMAINS, PATTERNS, SHAPES, draw, hash32
+from datasets.base import DomainDataset, FewShotDataset, check_images
+
+CLASS_SHAPES = ("star", "circle", "cross", "square")
+CLASS_PATTERNS = ("striped", "dotted", "ringed", "checkered", "halved", "hollow")
+
+
+def _class_list():
+    """Base classes are the first half of the labels: like the squares of a chessboard, so that each half holds every
+    pattern (with two of the four shapes) and every shape (with three of the six patterns)."""
+    grid = [(p, s) for p in range(len(CLASS_PATTERNS)) for s in range(len(CLASS_SHAPES))]
+    ordered = sorted(grid, key=lambda cell: (sum(cell) % 2, cell))
+    return tuple(f"{CLASS_PATTERNS[p]} {CLASS_SHAPES[s]}" for p, s in ordered)
+
+
+CLASSNAMES = _class_list()
+PARTS = ("train", "val", "test")
+# pictures a class: base-to-new runs on photos and the probe wants many shots, the other domains serve leave-one-out
+PART_SIZES = {"photo": (48, 8, 25)} | dict.fromkeys(DOMAINS[1:], (16, 4, 20))
+SEED = 20221208
+
+
+def part_numbers(domain, part):
+    """The picture numbers of a part, as a range."""
+    sizes = PART_SIZES[domain]
+    index = PARTS.index(part)
+    return range(sum(sizes[:index]), sum(sizes[: index + 1]))
+
+
+def class_attributes(classname):
+    """Pattern and shape of a class as indices into `_drawing.PATTERNS` and `_drawing.SHAPES`."""
+    pattern, shape = classname.split()
+    return PATTERNS.index(pattern), SHAPES.index(shape)
+
+
+def picture_keys(domain, label, numbers):
+    """The drawing keys of a class's pictures, (len(numbers),) uint32.
+
+    The highest bit is clear; the pretraining of the tiny CLIP sets it, so no picture of this dataset can occur there.
+    """
+    place = (DOMAINS.index(domain) * len(CLASSNAMES) + label) * 4096
+    return hash32(hash32(np.asarray(numbers, np.uint32) + np.uint32(place)) + np.uint32(SEED)) & np.uint32(0x7FFFFFFF)
+
+
+def draw_pictures(domain, labels, numbers):
+    """Pictures of the dataset. labels, numbers: (B,). Returns (B, 64, 64, 3) uint8."""
+    keys = np.array([picture_keys(domain, y, [n])[0] for y, n in zip(labels, numbers)], np.uint32)
+    patterns, shapes = np.array([class_attributes(CLASSNAMES[y]) for y in labels]).T
+    return draw(keys, shapes, patterns, np.full(len(keys), DOMAINS.index(domain)))
+
+
+def draw_part(domain, part):
+    """All pictures of a part in the order (label, number): images (N, 64, 64, 3) uint8 and labels (N,) int64."""
+    numbers = part_numbers(domain, part)
+    labels = np.repeat(np.arange(len(CLASSNAMES)), len(numbers))
+    return draw_pictures(domain, labels, np.tile(numbers, len(CLASSNAMES))), labels
+
+
+def picture_path(domain, classname, number):
+    """Path of a picture relative to the dataset's folder."""
+    return os.path.join(domain, classname.replace(" ", "_"), f"{number:03d}.png")
+
+
+def write_shapes(folder):
+    """Draws the whole dataset into `folder` unless it is there. It appears whole or not at all."""
+    if os.path.isdir(folder):
+        return
+    parent = os.path.dirname(os.path.abspath(folder))
+    os.makedirs(parent, exist_ok=True)
+    unfinished = tempfile.mkdtemp(prefix=".shapes-", dir=parent)
+    try:
+        for domain in DOMAINS:
+            for classname in CLASSNAMES:
+                os.makedirs(os.path.dirname(os.path.join(unfinished, picture_path(domain, classname, 0))))
+            for part in PARTS:
+                images, labels = draw_part(domain, part)
+                numbers = np.tile(part_numbers(domain, part), len(CLASSNAMES))
+                for image, label, number in zip(images, labels, numbers):
+                    path = os.path.join(unfinished, picture_path(domain, CLASSNAMES[label], number))
+                    Image.fromarray(image).save(path, compress_level=1)
+        os.chmod(unfinished, 0o755)
+        try:
+            os.rename(unfinished, folder)
+        except OSError:
+            if not os.path.isdir(folder):  # otherwise another process drew the same pictures meanwhile
+                raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@DATASET_REGISTRY.register()
+class Shapes(DomainDataset):
+    """The dataset: photos only, or with DATASET.SOURCE_DOMAINS and DATASET.TARGET_DOMAINS, domains against each other.
+
+    It is drawn into DATASET.ROOT at first use. A target domain is tested on its test part, so that numbers of the two
+    settings are on the same pictures.
+    """
+
+    dataset_dir = "shapes"
+    domains = list(DOMAINS)
+
+    def __init__(self, cfg):
+        self.folder = os.path.join(os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT)), self.dataset_dir)
+        write_shapes(self.folder)
+        if cfg.DATASET.SOURCE_DOMAINS or cfg.DATASET.TARGET_DOMAINS:
+            self.build(cfg, self.folder)
+        else:
+            parts = [self.read("photo", part) for part in PARTS]
+            for items in parts:
+                check_images(items, "the list of Shapes")
+            FewShotDataset.__init__(self, cfg, self.folder, *parts)
+
+    def read(self, domain, part):
+        """The pictures of a part of a domain; `all`, which a target domain is asked for, is its test part."""
+        numbers = part_numbers(domain, "test" if part == "all" else part)
+        return [
+            Datum(os.path.join(self.folder, picture_path(domain, classname, number)), label, 0, classname)
+            for label, classname in enumerate(CLASSNAMES)
+            for number in numbers
+        ]

@@ -1,0 +1,95 @@
+"""The Shapes dataset: the same pixels everywhere, well-mixed classes, parts that do not overlap."""
+
+import hashlib
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datasets import shapes
+from datasets._drawing import DOMAINS, PATTERNS, SHAPES, SIZE, draw, main_colors
+
+DIGESTS = {
+    "photo": "c6adb398917616d3816adee5b352b79ca19958cc1410a85734c555c1a1f60761",
+    "painting": "8836e415e0155b9720a6e27d21224b1a474284589ed406d5f92a73b721f32e86",
+    "cartoon": "66f335ede341fc03a76bba41657722edd5e773edac273beb9449a77336a04896",
+    "sketch": "63245b66d01f53c9780ccd4f9fa3a8afbce14e8c1482e7b18edaaf6a8a318156",
+}
+
+
+def digest(domain):
+    """SHA-256 over two pictures of each shape with each pattern, the dataset's own and the broader ones."""
+    grid = np.array([(s, p) for s in range(len(SHAPES)) for p in range(len(PATTERNS)) for _ in range(2)])
+    keys = np.arange(len(grid), dtype=np.uint32) * np.uint32(2654435761)
+    images = draw(keys, grid[:, 0], grid[:, 1], np.full(len(grid), DOMAINS.index(domain)))
+    assert images.shape == (len(grid), SIZE, SIZE, 3) and images.dtype == np.uint8
+    return hashlib.sha256(images.tobytes() + main_colors(keys).astype("<i8").tobytes()).hexdigest()
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_pixels_are_the_same_on_every_machine(domain):
+    assert digest(domain) == DIGESTS[domain]
+
+
+def test_a_picture_does_not_depend_on_its_batch():
+    labels, numbers = np.arange(24), np.arange(24)
+    for domain in DOMAINS:
+        together = shapes.draw_pictures(domain, labels, numbers)
+        alone = shapes.draw_pictures(domain, labels[17:18], numbers[17:18])
+        assert np.array_equal(together[17:18], alone)
+
+
+def test_every_picture_has_a_key_of_its_own_with_the_highest_bit_clear():
+    keys = [
+        shapes.picture_keys(domain, label, np.arange(sum(shapes.PART_SIZES[domain])))
+        for domain in DOMAINS
+        for label in range(len(shapes.CLASSNAMES))
+    ]
+    keys = np.concatenate(keys)
+    assert len(np.unique(keys)) == len(keys)
+    assert keys.max() < 1 << 31
+
+
+def test_base_and_new_classes_both_hold_every_pattern_and_every_shape():
+    assert len(shapes.CLASSNAMES) == len(set(shapes.CLASSNAMES)) == 24
+    half = -(-len(shapes.CLASSNAMES) // 2)
+    for part in (shapes.CLASSNAMES[:half], shapes.CLASSNAMES[half:]):
+        patterns, names = zip(*(name.split() for name in part))
+        assert set(patterns) == set(shapes.CLASS_PATTERNS)
+        assert set(names) == set(shapes.CLASS_SHAPES)
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_parts_are_disjoint_and_complete(domain):
+    numbers = [n for part in shapes.PARTS for n in shapes.part_numbers(domain, part)]
+    assert numbers == list(range(sum(shapes.PART_SIZES[domain])))
+
+
+def test_the_object_stands_out_in_every_picture():
+    # the same key with another shape differs inside the object and hardly elsewhere
+    for domain in range(len(DOMAINS)):
+        keys = np.arange(40, dtype=np.uint32)
+        pictures = [draw(keys, np.full(40, s), np.full(40, 6), np.full(40, domain)).astype(int) for s in (1, 2)]
+        changed = (np.abs(pictures[0] - pictures[1]).sum(-1) > 40).mean((1, 2))
+        assert changed.min() > 0.01
+        assert changed.max() < 0.6
+
+
+def test_written_files_hold_the_drawn_pixels(tmp_path, monkeypatch):
+    monkeypatch.setattr(shapes, "PART_SIZES", dict.fromkeys(DOMAINS, (1, 1, 1)))
+    folder = tmp_path / "shapes"
+    shapes.write_shapes(folder)
+    label = shapes.CLASSNAMES.index("hollow square")
+    for domain in DOMAINS:
+        path = folder / shapes.picture_path(domain, "hollow square", 2)
+        assert np.array_equal(np.asarray(Image.open(path)), shapes.draw_pictures(domain, [label], [2])[0])
+    assert sum(len(files) for _, _, files in os.walk(folder)) == 4 * 24 * 3
+    assert os.listdir(tmp_path) == ["shapes"]  # nothing unfinished is left behind
+
+
+def test_an_existing_folder_is_left_alone(tmp_path):
+    folder = tmp_path / "shapes"
+    folder.mkdir()
+    shapes.write_shapes(folder)
+    assert os.listdir(folder) == []
