@@ -23,7 +23,7 @@ def offline(monkeypatch):
 
 
 def words(shapes_root, output, *more):
-    return [*more, "--dataset", "shapes", "--root", str(shapes_root), "--output", str(output), "--seeds", "1"]
+    return [*more, "--seeds", "1", "--dataset", "shapes", "--root", str(shapes_root), "--output", str(output)]
 
 
 @pytest.mark.usefixtures("offline")
