@@ -1,0 +1,17 @@
+"""How far prompted features have moved from the frozen ones: the regularisers that several methods share."""
+from prompting.backbone import normalize
+
+
+def cosine_distance(features, frozen):
+    """1 - the mean cosine of matching rows; both (N, E), of any length.
+
+    KgCoOp, TCP and CoPrompt hold prompted features near the frozen ones by it (for features of length 1 it is half the
+    squared distance)."""
+    return 1 - (normalize(features) * normalize(frozen)).sum(dim=-1).mean()
+
+
+def l1_distance(features, frozen):
+    """Mean absolute difference over all entries of the features scaled to length 1; both (N, E).
+
+    PromptSRC and ProMetaR hold prompted features near the frozen ones by it."""
+    return (normalize(features) - normalize(frozen)).abs().mean()
