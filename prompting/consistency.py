@@ -1,4 +1,6 @@
 """How far prompted features have moved from the frozen ones: the regularisers that several methods share."""
+import torch
+
 from prompting.backbone import normalize
 
 
@@ -15,3 +17,11 @@ def l1_distance(features, frozen):
 
     PromptSRC and ProMetaR hold prompted features near the frozen ones by it."""
     return (normalize(features) - normalize(frozen)).abs().mean()
+
+
+@torch.no_grad()
+def diverse_text_features(towers, classnames, templates):
+    """Frozen text features (n_cls, E) as PromptSRC and ProMetaR take them: the mean over the templates of features that
+    are not normalised (`Towers.frozen_text` normalises each, as CLIP does)."""
+    return sum(towers.text.encode_texts([template.format(name) for name in classnames])
+               for template in templates) / len(templates)

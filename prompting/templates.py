@@ -2,7 +2,8 @@
 
 Sources: the template a dataset is CoOp's (Zhou et al., arXiv 2109.01134, its zero-shot baseline); the 80 ImageNet
 templates and the 7 selected of them are CLIP's (Radford et al., arXiv 2103.00020, the authors' prompt notebook);
-MetaPrompt's frozen prompts (arXiv 2212.04196) are these without the period, with "a photo of a {}" for Food101.
+MetaPrompt's frozen prompts (arXiv 2212.04196) are these without the period, with "a photo of a {}" for Food101;
+PromptSRC's (arXiv 2307.06948, the authors' code) are the first 60 of the 80.
 """
 
 DEFAULT = "a photo of a {}."
@@ -44,6 +45,8 @@ IMAGENET_ALL = (
     "graffiti of the {}.", "a toy {}.", "itap of my {}.", "a photo of a cool {}.", "a photo of a small {}.",
     "a tattoo of the {}.",
 )
+
+IMAGENET_FIRST_60 = IMAGENET_ALL[:60]
 
 
 def template_of(dataset):

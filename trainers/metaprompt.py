@@ -14,15 +14,15 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.metrics import compute_accuracy
 from dassl.utils import InputError, check_availability
 from prompting.blocks import differentiable_attention
+from prompting.deep import IndependentCLIP, random_prompts
 from prompting.episodes import halve_classes, meta_gradient
-from prompting.model import Prompt, PromptedCLIP
 from prompting.templates import frozen_templates_of
-from prompting.text import ClassPrompts, readable
+from prompting.text import readable
 from trainers.base import PromptTrainer
 from trainers.episodes import split_of
 
 
-class MetaPromptCLIP(PromptedCLIP):
+class MetaPromptCLIP(IndependentCLIP):
     """Both towers with deep prompts, and the frozen features of both modalities to compare with.
 
     Args:
@@ -34,33 +34,18 @@ class MetaPromptCLIP(PromptedCLIP):
     """
 
     def __init__(self, towers, classnames, n_ctx, n_pro, layers, frozen_names, templates):
-        super().__init__(towers)
         image, text = towers.promptable_image("MetaPrompt"), towers.text
         if not 1 <= layers <= min(image.layers, text.layers) or min(n_ctx, n_pro) < 1:
             raise InputError(f"TRAINER.METAPROMPT: LAYERS must be 1 to {min(image.layers, text.layers)} with this "
                              f"backbone and N_CTX, N_PRO at least 1; they are {layers}, {n_ctx}, {n_pro}")
-        self.prompt_learner = Prompt.random(layers, n_ctx, text.width)
-        self.vision_prompt_learner = Prompt.random(layers, n_pro, image.width)
-        self.prompts = ClassPrompts(text, classnames, n_ctx)
+        super().__init__(towers, classnames, random_prompts(layers, n_ctx, text.width),
+                         random_prompts(layers, n_pro, image.width))
         self.frozen_text = towers.frozen_text(frozen_names, templates)
-
-    def image_features(self, embedded, ctx=None):
-        """Embedded images (B, tokens, W) -> prompted features (B, E); `ctx` replaces the learned prompts."""
-        return self.towers.image.encode(embedded, self.vision_prompt_learner.ctx if ctx is None else ctx)
-
-    def text_features(self, ctx=None, classes=None):
-        """-> prompted features (n_cls or len(classes), E); `ctx` replaces the learned prompts."""
-        ctx = self.prompt_learner.ctx if ctx is None else ctx
-        deep = {layer: ctx[layer] for layer in range(1, len(ctx))}
-        return self.towers.text.encode(self.prompts(ctx[0], classes), deep)[0]
 
     def encode_images(self, images):
         """-> (prompted, frozen) image features from one embedding of the images."""
         embedded = self.towers.image.embed(images)
         return self.image_features(embedded), self.towers.image.encode(embedded)
-
-    def encode_classes(self):
-        return self.text_features()
 
     def image_logits(self, prompted_images):
         """Prompted images against frozen text."""

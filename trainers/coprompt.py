@@ -1,0 +1,120 @@
+"""CoPrompt: Roy and Etemad, "Consistency-guided Prompt Learning for Vision-Language Models", arXiv 2306.01195.
+
+Learned: MaPLe's coupled prompts and an adapter behind each tower. Loss, with t, v the adapted features, s0 the frozen
+feature of one sentence a class and v0 the frozen feature of a second view of the image:
+
+    CE + W [(1 - mean cos(t, s0)) + (1 - mean cos(v, v0))]
+
+The sentences are written by a language model in the paper; here they come from a JSON file of the user's
+(docs/COPROMPT_SENTENCES.md).
+"""
+import functools
+import json
+
+import torch
+from torch.nn import functional as F
+
+from dassl.engine import TRAINER_REGISTRY
+from dassl.utils import InputError
+from prompting.adapter import Adapter
+from prompting.consistency import cosine_distance
+from prompting.deep import CoupledCLIP
+from prompting.templates import ensemble_of
+from prompting.text import readable
+from trainers.maple import MaPLe, coupled_prompts_cfg
+
+
+class CoPromptCLIP(CoupledCLIP):
+    """MaPLe with an adapter behind each tower, at test too.
+
+    Args:
+        text, between: the start of the text prompts (J, n, W) and the fixed words behind them.
+        image_ratio, text_ratio: the adapters' share of the features.
+    """
+
+    def __init__(self, towers, classnames, text, between, image_ratio, text_ratio):
+        super().__init__(towers, classnames, text, between)
+        self.adapter_image, self.image_ratio = Adapter(towers.embed_dim), image_ratio
+        self.adapter_text, self.text_ratio = Adapter(towers.embed_dim), text_ratio
+
+    def encode_images(self, images):
+        return blend(super().encode_images(images).float(), self.adapter_image, self.image_ratio)
+
+    def encode_classes(self):
+        return blend(super().encode_classes().float(), self.adapter_text, self.text_ratio)
+
+
+def blend(features, adapter, ratio):
+    return ratio * adapter(features) + (1 - ratio) * features
+
+
+@TRAINER_REGISTRY.register()
+class CoPrompt(MaPLe):
+    @staticmethod
+    def extend_cfg(cfg):
+        node = cfg.TRAINER.COPROMPT = coupled_prompts_cfg()
+        node.W = 8.0  # weight of the consistency
+        node.IMAGE_ADAPTER_RATIO = 0.1
+        node.TEXT_ADAPTER_RATIO = 0.2
+        node.SENTENCES = ""  # a JSON file {class name: [sentence, ...]}; without one, hand-written templates
+
+    @classmethod
+    def complete_cfg(cls, cfg):
+        """Every training image is seen twice."""
+        super().complete_cfg(cfg)
+        cfg.DATALOADER.K_TRANSFORMS = 2
+
+    def build_model(self, towers, classnames):
+        node = self.node
+        self.written = read_sentences(node.SENTENCES) if node.SENTENCES else None
+        return CoPromptCLIP(towers, classnames, *self.start_of_prompts(towers), node.IMAGE_ADAPTER_RATIO,
+                            node.TEXT_ADAPTER_RATIO)
+
+    def compute_loss(self, batch):
+        views = batch["img"]
+        first, second = views if isinstance(views, list) else (views, views)
+        images, texts = self.model.encode_images(first), self.model.encode_classes()
+        logits = self.model.logits(images, texts)
+        number = self.sentence_number(len(self.sentence_features))
+        consistency = (cosine_distance(texts, self.sentence_features[number])
+                       + cosine_distance(images, self.towers.encode_image(second)))
+        return F.cross_entropy(logits, batch["label"]) + self.node.W * consistency, logits
+
+    def sentence_number(self, count):
+        """The step's draw, one for all classes."""
+        return self.step_rng("sentence").randrange(count)
+
+    @functools.cached_property
+    def sentence_features(self):
+        """Frozen features (S, n_cls, E); a class with fewer than S sentences starts over. Only training asks for them.
+
+        Raises InputError for a class without sentences."""
+        names = [readable(name) for name in self.dm.dataset.classnames]
+        if self.written is None:
+            print("Note: TRAINER.COPROMPT.SENTENCES names no file; hand-written templates stand in for the sentences "
+                  "of a language model (docs/COPROMPT_SENTENCES.md)")
+            sentences = [[template.format(name) for template in ensemble_of(self.cfg.DATASET.NAME)] for name in names]
+        else:
+            missing = [name for name in names if not self.written.get(name)]
+            if missing:
+                raise InputError(f"{self.node.SENTENCES} has no sentences for {len(missing)} of {len(names)} classes "
+                                 f"({', '.join(missing[:3])}, ...); it needs every class that is trained on")
+            sentences = [self.written[name] for name in names]
+        most = max(map(len, sentences))
+        return torch.stack([self.towers.text.encode_texts([own[number % len(own)] for own in sentences])
+                            for number in range(most)])
+
+
+def read_sentences(path):
+    """{readable class name: [sentence, ...]} of a JSON file. Raises InputError when it is something else."""
+    hint = 'a JSON file {"class name": ["sentence", ...]} is needed; see docs/COPROMPT_SENTENCES.md'
+    try:
+        with open(path, encoding="utf-8") as file:
+            written = json.load(file)
+    except (OSError, ValueError) as error:
+        raise InputError(f"TRAINER.COPROMPT.SENTENCES: cannot read {path} ({error}); {hint}") from None
+    whole = isinstance(written, dict) and all(
+        isinstance(own, list) and all(isinstance(sentence, str) for sentence in own) for own in written.values())
+    if not whole:
+        raise InputError(f"TRAINER.COPROMPT.SENTENCES: {path} has another form; {hint}")
+    return {readable(name): own for name, own in written.items()}

@@ -1,0 +1,38 @@
+"""MaPLe: Khattak et al., "MaPLe: Multi-modal Prompt Learning", arXiv 2210.03117.
+
+Learned: prompts at the input and in the first blocks of the text tower, and for each of these depths a linear function
+that makes the image tower's prompts out of them (section 3.2, "Vision and Language Prompt Coupling"). Loss:
+cross-entropy.
+"""
+from yacs.config import CfgNode as CN
+
+from dassl.engine import TRAINER_REGISTRY
+from prompting.deep import CoupledCLIP, check_prompts, worded_prompts
+from trainers.base import PromptTrainer
+
+
+def coupled_prompts_cfg():
+    """The settings of coupled prompts: a config node with MaPLe's defaults."""
+    node = CN()
+    node.N_CTX = 2  # prompt tokens of each tower
+    node.CTX_INIT = "a photo of a"  # the first N_CTX tokens start the context, the others stay in the prompt
+    node.PROMPT_DEPTH = 9  # blocks with prompts, from the first; 1: at the input only
+    node.PREC = "auto"
+    return node
+
+
+@TRAINER_REGISTRY.register()
+class MaPLe(PromptTrainer):
+    @staticmethod
+    def extend_cfg(cfg):
+        cfg.TRAINER.MAPLE = coupled_prompts_cfg()
+
+    def build_model(self, towers, classnames):
+        return CoupledCLIP(towers, classnames, *self.start_of_prompts(towers))
+
+    def start_of_prompts(self, towers):
+        """(text prompts (J, n, W), the fixed words behind them)"""
+        node, name = self.node, type(self).__name__
+        for tower in (towers.promptable_image(name), towers.text):
+            check_prompts(f"TRAINER.{name.upper()}.PROMPT_DEPTH and N_CTX", tower, node.PROMPT_DEPTH, node.N_CTX)
+        return worded_prompts(towers.text, node.CTX_INIT, node.PROMPT_DEPTH, node.N_CTX)

@@ -1,0 +1,87 @@
+"""PromptSRC: Khattak et al., "Self-regulating Prompts: Foundational Model Adaptation without Forgetting", arXiv
+2307.06948.
+
+Learned: independent prompts of both towers, held back by three constraints (section 3.2): prompted features and logits
+agree with the frozen CLIP's; the deployed prompts are a Gaussian-weighted average over the epochs of training; the
+frozen text features are a mean over many templates.
+
+With t, v the prompted features of length 1, t0, v0 the frozen ones, p, p0 the class probabilities each pair gives, and
+means over all entries:
+
+    loss = CE + TEXT_LOSS_WEIGHT mean |t - t0| + IMAGE_LOSS_WEIGHT mean |v - v0| + mean p0 (log p0 - log p)
+"""
+import functools
+
+import torch
+from torch.nn import functional as F
+
+from dassl.engine import TRAINER_REGISTRY
+from dassl.utils import InputError
+from prompting.consistency import diverse_text_features, l1_distance
+from prompting.templates import IMAGENET_FIRST_60
+from prompting.text import readable
+from trainers.ivlp import IVLP, independent_prompts_cfg
+
+
+@TRAINER_REGISTRY.register()
+class PromptSRC(IVLP):
+    @staticmethod
+    def extend_cfg(cfg):
+        node = cfg.TRAINER.PROMPTSRC = independent_prompts_cfg(n_ctx=4)
+        node.TEXT_LOSS_WEIGHT = 25.0
+        node.IMAGE_LOSS_WEIGHT = 10.0
+        node.GPA_MEAN = 15.0  # the epoch (from 1) whose prompts weigh most in the average
+        node.GPA_STD = 1.0  # in epochs
+
+    def check_cfg(self, cfg):
+        if not cfg.TRAINER.PROMPTSRC.GPA_STD > 0:
+            raise InputError(f"TRAINER.PROMPTSRC.GPA_STD must be positive, it is {cfg.TRAINER.PROMPTSRC.GPA_STD}")
+
+    @functools.cached_property
+    def frozen_text(self):
+        """t0 before it is normalised, (n_cls, E); only training asks for it."""
+        names = [readable(name) for name in self.dm.dataset.classnames]
+        return diverse_text_features(self.towers, names, IMAGENET_FIRST_60)
+
+    def compute_loss(self, batch):
+        model, towers, node = self.model, self.towers, self.node
+        embedded = towers.image.embed(batch["img"])
+        images, texts = model.image_features(embedded), model.text_features()
+        frozen_images = towers.image.encode(embedded)
+        logits = towers.cosine_logits(images, texts)
+        frozen_logits = towers.cosine_logits(frozen_images, self.frozen_text)
+
+        text = l1_distance(texts, self.frozen_text)
+        image = l1_distance(images, frozen_images)
+        divergence = F.kl_div(logits.log_softmax(1), frozen_logits.log_softmax(1), reduction="sum", log_target=True)
+        divergence = divergence / logits.numel()  # by images and classes, as in the authors' code
+        loss = (F.cross_entropy(logits, batch["label"]) + node.TEXT_LOSS_WEIGHT * text
+                + node.IMAGE_LOSS_WEIGHT * image + divergence)
+        return loss, logits
+
+    # ---- the average over the epochs ----
+    average = None  # {name: tensor}, the weighted sum so far
+
+    def epoch_weight(self, epoch):
+        """The Gaussian weight of `epoch` (from 1); those of all epochs sum to 1."""
+        # A softmax, so that a mean far from every epoch gives no 0 / 0.
+        epochs = torch.arange(1, self.max_epoch + 1, dtype=torch.float64)
+        weights = torch.softmax(-0.5 * ((epochs - self.node.GPA_MEAN) / self.node.GPA_STD) ** 2, dim=0)
+        return weights[epoch - 1].item()
+
+    @torch.no_grad()
+    def after_epoch(self):
+        """Add the epoch's prompts to the average; after the last epoch the average takes their place."""
+        weight, now = self.epoch_weight(self.epoch + 1), self.trained_state()
+        before = self.average or {name: torch.zeros_like(prompts) for name, prompts in now.items()}
+        self.average = {name: before[name] + weight * prompts for name, prompts in now.items()}
+        if self.epoch + 1 == self.max_epoch:
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(self.average[name])
+        super().after_epoch()
+
+    def extra_state(self):
+        return {"average": self.average} if self.average else {}
+
+    def load_extra_state(self, state):
+        self.average = state.get("average")

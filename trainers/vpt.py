@@ -1,0 +1,46 @@
+"""VPT on CLIP: the prompts of Jia et al., "Visual Prompt Tuning", arXiv 2203.12119, section 3.2, in CLIP's image tower,
+as in the comparisons of MaPLe (Khattak et al., arXiv 2210.03117).
+
+Learned: image prompts, at the input (shallow) or also in the first blocks (deep). The classes stay "a photo of a
+<class>.". Loss: cross-entropy.
+"""
+from yacs.config import CfgNode as CN
+
+from dassl.engine import TRAINER_REGISTRY
+from prompting.deep import check_prompts, random_prompts
+from prompting.model import Prompt, PromptedCLIP
+from prompting.templates import DEFAULT
+from prompting.text import readable
+from trainers.base import PromptTrainer
+
+
+class VisualPromptCLIP(PromptedCLIP):
+    """Image prompts, which start as `visual` (J, n, W), and frozen text features."""
+
+    def __init__(self, towers, classnames, visual):
+        super().__init__(towers)
+        self.vision_prompt_learner = Prompt(visual)
+        self.frozen_text = towers.frozen_text([readable(name) for name in classnames], [DEFAULT])
+
+    def encode_images(self, images):
+        return self.towers.image.encode(self.towers.image.embed(images), self.vision_prompt_learner.ctx)
+
+    def encode_classes(self):
+        return self.frozen_text
+
+
+@TRAINER_REGISTRY.register()
+class VPT(PromptTrainer):
+    @staticmethod
+    def extend_cfg(cfg):
+        cfg.TRAINER.VPT = CN()
+        cfg.TRAINER.VPT.N_CTX_VISION = 8  # image prompt tokens
+        cfg.TRAINER.VPT.PROMPT_DEPTH_VISION = 12  # blocks with prompts, from the first; 1: shallow
+        cfg.TRAINER.VPT.PREC = "auto"
+
+    def build_model(self, towers, classnames):
+        node, image = self.node, towers.promptable_image("VPT")
+        check_prompts("TRAINER.VPT.PROMPT_DEPTH_VISION and N_CTX_VISION", image, node.PROMPT_DEPTH_VISION,
+                      node.N_CTX_VISION)
+        visual = random_prompts(node.PROMPT_DEPTH_VISION, node.N_CTX_VISION, image.width)
+        return VisualPromptCLIP(towers, classnames, visual)
