@@ -12,7 +12,7 @@ from clip.clip import _tokenizer as tokenizer
 from torch import nn
 
 from prompting.errors import PromptingError
-from prompting.model import Prompt, PromptedCLIP
+from prompting.model import Prompt, PromptedCLIP, random_vectors
 from prompting.text import ClassPrompts
 
 
@@ -24,11 +24,6 @@ def check_prompts(where, tower, depth, n_ctx):
                              f"token each; asked for are {depth} blocks and {n_ctx} tokens")
 
 
-def random_prompts(depth, n_ctx, width):
-    """(depth, n_ctx, width) from N(0, 0.02^2), the start that CoOp and its successors use."""
-    return torch.randn(depth, n_ctx, width) * 0.02
-
-
 def worded_prompts(tower, words, depth, n_ctx):
     """The start of text prompts: the first `n_ctx` tokens of `words` at the input, random deeper.
 
@@ -36,7 +31,7 @@ def worded_prompts(tower, words, depth, n_ctx):
         (prompts (depth, n_ctx, W), the words left over): of "a photo of a" with two tokens "a photo" is learned and
         "of a" stays in the prompt. All is random and nothing left over when there are fewer words than tokens.
     """
-    prompts, tokens = random_prompts(depth, n_ctx, tower.width), tokenizer.encode(words.replace("_", " "))
+    prompts, tokens = random_vectors(depth, n_ctx, tower.width), tokenizer.encode(words.replace("_", " "))
     if len(tokens) < n_ctx:
         return prompts, ""
     prompts[0] = tower.embed_words(words)[:n_ctx]

@@ -56,5 +56,10 @@ class Prompt(nn.Module):
 
     @classmethod
     def random(cls, *shape, std=0.02):
-        """Drawn from N(0, std^2), the start that CoOp and its successors use."""
-        return cls(torch.randn(*shape) * std)
+        """A start from `random_vectors`."""
+        return cls(random_vectors(*shape, std=std))
+
+
+def random_vectors(*shape, std=0.02):
+    """Drawn from N(0, std^2), the start that CoOp and its successors use."""
+    return torch.randn(*shape) * std

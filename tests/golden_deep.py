@@ -1,4 +1,4 @@
-"""Replaying the records of the methods with deep prompts. The authors keep every depth's prompts as a tensor of its own;
+"""Replaying the records of the methods with deep prompts. The authors keep each depth's prompts as a tensor of its own,
 ours are one tensor (depth, n, width) a tower."""
 import json
 

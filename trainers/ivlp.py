@@ -7,7 +7,8 @@ cross-entropy.
 from yacs.config import CfgNode as CN
 
 from dassl.engine import TRAINER_REGISTRY
-from prompting.deep import IndependentCLIP, check_prompts, random_prompts, worded_prompts
+from prompting.deep import IndependentCLIP, check_prompts, worded_prompts
+from prompting.model import random_vectors
 from trainers.base import PromptTrainer
 
 
@@ -36,5 +37,5 @@ class IVLP(PromptTrainer):
             check_prompts(f"TRAINER.{name.upper()}.PROMPT_DEPTH_{kind} and N_CTX_{kind}", tower,
                           node[f"PROMPT_DEPTH_{kind}"], node[f"N_CTX_{kind}"])
         text, between = worded_prompts(towers.text, node.CTX_INIT, node.PROMPT_DEPTH_TEXT, node.N_CTX_TEXT)
-        visual = random_prompts(node.PROMPT_DEPTH_VISION, node.N_CTX_VISION, image.width)
+        visual = random_vectors(node.PROMPT_DEPTH_VISION, node.N_CTX_VISION, image.width)
         return IndependentCLIP(towers, classnames, text, visual, between)

@@ -14,8 +14,9 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.metrics import compute_accuracy
 from dassl.utils import InputError, check_availability
 from prompting.blocks import differentiable_attention
-from prompting.deep import IndependentCLIP, random_prompts
+from prompting.deep import IndependentCLIP
 from prompting.episodes import halve_classes, meta_gradient
+from prompting.model import random_vectors
 from prompting.templates import frozen_templates_of
 from prompting.text import readable
 from trainers.base import PromptTrainer
@@ -38,8 +39,8 @@ class MetaPromptCLIP(IndependentCLIP):
         if not 1 <= layers <= min(image.layers, text.layers) or min(n_ctx, n_pro) < 1:
             raise InputError(f"TRAINER.METAPROMPT: LAYERS must be 1 to {min(image.layers, text.layers)} with this "
                              f"backbone and N_CTX, N_PRO at least 1; they are {layers}, {n_ctx}, {n_pro}")
-        super().__init__(towers, classnames, random_prompts(layers, n_ctx, text.width),
-                         random_prompts(layers, n_pro, image.width))
+        super().__init__(towers, classnames, random_vectors(layers, n_ctx, text.width),
+                         random_vectors(layers, n_pro, image.width))
         self.frozen_text = towers.frozen_text(frozen_names, templates)
 
     def encode_images(self, images):

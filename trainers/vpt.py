@@ -7,8 +7,8 @@ Learned: image prompts, at the input (shallow) or also in the first blocks (deep
 from yacs.config import CfgNode as CN
 
 from dassl.engine import TRAINER_REGISTRY
-from prompting.deep import check_prompts, random_prompts
-from prompting.model import Prompt, PromptedCLIP
+from prompting.deep import check_prompts
+from prompting.model import Prompt, PromptedCLIP, random_vectors
 from prompting.templates import DEFAULT
 from prompting.text import readable
 from trainers.base import PromptTrainer
@@ -42,5 +42,5 @@ class VPT(PromptTrainer):
         node, image = self.node, towers.promptable_image("VPT")
         check_prompts("TRAINER.VPT.PROMPT_DEPTH_VISION and N_CTX_VISION", image, node.PROMPT_DEPTH_VISION,
                       node.N_CTX_VISION)
-        visual = random_prompts(node.PROMPT_DEPTH_VISION, node.N_CTX_VISION, image.width)
+        visual = random_vectors(node.PROMPT_DEPTH_VISION, node.N_CTX_VISION, image.width)
         return VisualPromptCLIP(towers, classnames, visual)
