@@ -23,5 +23,5 @@ def l1_distance(features, frozen):
 def diverse_text_features(towers, classnames, templates):
     """Frozen text features (n_cls, E) as PromptSRC and ProMetaR take them: the mean over the templates of features that
     are not normalised (`Towers.frozen_text` normalises each, as CLIP does)."""
-    return sum(towers.text.encode_texts([template.format(name) for name in classnames])
-               for template in templates) / len(templates)
+    texts = [template.format(name) for template in templates for name in classnames]
+    return towers.text.encode_texts(texts).view(len(templates), len(classnames), -1).mean(dim=0)

@@ -62,7 +62,8 @@ class CoPrompt(MaPLe):
     def complete_cfg(cls, cfg):
         """Every training image is seen twice."""
         super().complete_cfg(cfg)
-        cfg.DATALOADER.K_TRANSFORMS = 2
+        if cfg.DATALOADER.K_TRANSFORMS != 2:
+            cfg.DATALOADER.K_TRANSFORMS = 2
 
     def build_model(self, towers, classnames):
         node = self.node
