@@ -3,7 +3,6 @@ ours are one tensor (depth, n, width) a tower."""
 import json
 
 import torch
-
 from golden_case import Case
 
 

@@ -3,14 +3,14 @@ import json
 import os
 from pathlib import Path
 
+import golden_deep
 import numpy as np
 import pytest
 import torch
+from golden_case import Case, authors_options
 
-import golden_deep
 import tiny_clip
 from dassl.engine import TRAINER_REGISTRY
-from golden_case import Case, authors_options
 from harness import make_trainer
 
 FOLDER = Path(os.environ.get("GOLDEN_DIR") or Path(__file__).parent / "golden")
