@@ -1,8 +1,7 @@
 """MaPLe: Khattak et al., "MaPLe: Multi-modal Prompt Learning", arXiv 2210.03117.
 
 Learned: prompts at the input and in the first blocks of the text tower, and for each of these depths a linear function
-that makes the image tower's prompts out of them (section 3.2, "Vision and Language Prompt Coupling"). Loss:
-cross-entropy.
+that makes the image tower's prompts out of them (section 3.2). Loss: cross-entropy.
 """
 from yacs.config import CfgNode as CN
 

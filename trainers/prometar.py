@@ -22,8 +22,6 @@ from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import InputError
 from prompting.blocks import differentiable_attention
 from prompting.consistency import diverse_text_features, l1_distance
-from prompting.templates import IMAGENET_FIRST_60
-from prompting.text import readable
 from trainers.ivlp import IVLP, independent_prompts_cfg
 
 
@@ -47,7 +45,7 @@ class GradientGate(nn.Module):
 
 @TRAINER_REGISTRY.register()
 class ProMetaR(IVLP):
-    min_batch = 2
+    min_batch = 2  # a query and a support image
 
     @staticmethod
     def extend_cfg(cfg):
@@ -93,8 +91,7 @@ class ProMetaR(IVLP):
     @functools.cached_property
     def frozen_text(self):
         """Frozen text features (n_cls, E); only training asks for them."""
-        names = [readable(name) for name in self.dm.dataset.classnames]
-        return diverse_text_features(self.towers, names, IMAGENET_FIRST_60)
+        return diverse_text_features(self.towers, self.dm.dataset.classnames)
 
     def training_step(self, batch):
         label, embedded = batch["label"], self.towers.image.embed(batch["img"])

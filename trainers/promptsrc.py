@@ -18,8 +18,6 @@ from torch.nn import functional as F
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import InputError
 from prompting.consistency import diverse_text_features, l1_distance
-from prompting.templates import IMAGENET_FIRST_60
-from prompting.text import readable
 from trainers.ivlp import IVLP, independent_prompts_cfg
 
 
@@ -40,8 +38,7 @@ class PromptSRC(IVLP):
     @functools.cached_property
     def frozen_text(self):
         """t0 before it is normalised, (n_cls, E); only training asks for it."""
-        names = [readable(name) for name in self.dm.dataset.classnames]
-        return diverse_text_features(self.towers, names, IMAGENET_FIRST_60)
+        return diverse_text_features(self.towers, self.dm.dataset.classnames)
 
     def compute_loss(self, batch):
         model, towers, node = self.model, self.towers, self.node
