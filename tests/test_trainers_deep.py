@@ -9,7 +9,7 @@ from test_prompting import plain_image, plain_text, same
 
 import tiny_clip
 import train
-from dassl.utils import InputError
+from dassl.utils import InputError, NonFiniteError
 from harness import make_trainer
 from prompting import PromptingError
 from prompting.deep import CoupledCLIP, IndependentCLIP, worded_prompts
@@ -97,6 +97,25 @@ def test_precisions_agree_within_what_half_precision_allows(method, clip_model):
     scale = values["fp32"].abs().max()
     assert (values["amp"] - values["fp32"]).abs().max() < 0.1 * scale  # bfloat16 has 8 bits
     assert (values["fp16"] - values["fp32"]).abs().max() < 0.02 * scale
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_overflowing_scaled_gradient_leaves_the_batch_out(method, clip_model):
+    trainer = make_trainer(method, clip_model, NAMES, {**METHODS[method], "PREC": "fp16"})
+    start, trainer.precision.scale = trainer.trained_state(), 2.0 ** 60
+    assert trainer.forward_backward(batch(4)) == {"overflow": 1}
+    assert all(torch.equal(value, start[name]) for name, value in trainer.trained_state().items())
+    assert trainer.precision.scale == 2.0 ** 59
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_loss_that_is_not_finite_stops_with_step_and_files(method, clip_model):
+    trainer = make_trainer(method, clip_model, NAMES, METHODS[method])
+    data = {**batch(4), "impath": [f"photo{i}.jpg" for i in range(4)]}
+    data["img"][:] = float("nan")
+    trainer.batch, trainer.batch_idx = data, 6
+    with pytest.raises(NonFiniteError, match=r"epoch 1, batch 7, at learning rate 0\.01, on photo0\.jpg"):
+        trainer.forward_backward(data)
 
 
 @pytest.mark.parametrize(("method", "options"), [
