@@ -3,9 +3,11 @@ import json
 import os
 from pathlib import Path
 
+import golden_methods
 import numpy as np
 import pytest
 import torch
+from golden_case import Case, authors_options
 
 import tiny_clip
 from dassl.engine import TRAINER_REGISTRY
@@ -13,7 +15,8 @@ from harness import make_trainer
 
 FOLDER = Path(os.environ.get("GOLDEN_DIR") or Path(__file__).parent / "golden")
 RECORDS = sorted(FOLDER.glob("*.npz"))
-LOSS, LOGITS, TENSORS = 5e-5, 5e-5, 2e-5
+LOSS, LOGITS = 5e-5, 5e-5
+CASES = {**golden_methods.CASES}  # methods whose records need more than the defaults of `Case`
 
 
 def read(path):
@@ -21,12 +24,6 @@ def read(path):
         record = {key: stored[key] for key in stored.files}
     record["meta"] = json.loads(str(record["meta"]))
     return record
-
-
-def authors_options(meta):
-    """{last part of the authors' config key: value}."""
-    pairs = (line.split("=", 1) for line in meta.get("authors_config", []))
-    return {key.rsplit(".", 1)[-1]: value for key, value in pairs}
 
 
 def options_of(meta):
@@ -56,18 +53,26 @@ def close(ours, theirs, tolerance, what):
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=[p.stem for p in RECORDS])
-def test_record(path, clip_model, record_property):
+def test_record(path, clip_model, record_property, tmp_path):
     record = read(path)
     meta = record["meta"]
+    case = CASES.get(meta["method"], Case)(record, tmp_path)
     if meta["method"] not in TRAINER_REGISTRY:
         pytest.skip(f"no trainer {meta['method']}")
+    if meta["method"] in golden_methods.REPLAYS:
+        compared = golden_methods.REPLAYS[meta["method"]](record, clip_model)
+        worst = {what: close(ours, theirs, tolerance, what) for what, ours, theirs, tolerance in compared}
+        report(worst, record_property)
+        return
     steps, size, classes, domains = meta["steps"], meta.get("batch", 8), meta["classes"], meta.get("domains", 1)
     orders = record.get("class_order", record.get("shuffles"))
-    overrides = {"class_order": lambda self, label: orders[self.batch_idx].tolist()} if orders is not None else None
-    trainer = make_trainer(meta["method"], clip_model, meta["classnames"], options_of(meta), batch=max(size, 2),
-                           dataset=meta.get("dataset", "Caltech101"), domains=domains, overrides=overrides)
+    overrides = {"class_order": lambda self, label: orders[self.batch_idx].tolist()} if orders is not None else {}
+    trainer = make_trainer(meta["method"], clip_model, meta["classnames"], {**options_of(meta), **case.options()},
+                           batch=max(size, 2), dataset=meta.get("dataset", "Caltech101"), domains=domains,
+                           overrides={**overrides, **case.overrides()})
+    case.prepare(trainer)
 
-    parameters = dict(trainer.model.named_parameters())
+    parameters = case.tensors(trainer)
     starts = {key[len("init/"):]: value for key, value in record.items() if key.startswith("init/")}
     assert set(parameters) == set(starts)
     for name, value in starts.items():
@@ -88,9 +93,9 @@ def test_record(path, clip_model, record_property):
         worst["logits_before"] = close(logits(), record["logits_before"], LOGITS, "logits before training")
     losses, held_out = [], []
     for trainer.batch_idx in range(steps):
-        batch = tiny_clip.batch(meta["case"], trainer.batch_idx, size, classes, domains)
-        summary = trainer.forward_backward(batch)
-        losses.append(summary["loss"])
+        batch = case.batch(tiny_clip.batch(meta["case"], trainer.batch_idx, size, classes, domains))
+        losses.append(case.loss(trainer, trainer.forward_backward(batch)))
+        case.after_step(trainer)
         held_out.append([loss.item() for loss in getattr(trainer, "held_out_losses", [])])
     if meta.get("variant") == "released":
         losses = [step[-1] for step in held_out]  # the authors' code reports its last held-out loss
@@ -101,10 +106,16 @@ def test_record(path, clip_model, record_property):
     if "logits_after" in record:
         worst["logits_after"] = close(logits(), record["logits_after"], LOGITS, "logits after training")
     for name in starts:
-        worst[name] = close(parameters[name].detach(), record[f"final/{name}"], TENSORS, f"final {name}")
+        worst[name] = close(parameters[name].detach(), record[f"final/{name}"], case.tensors_within, f"final {name}")
+    for what, ours, theirs in case.extras(trainer):
+        worst[what] = close(ours, theirs, LOGITS, what)
     if "extra/text_features" in record:
         features = trainer.model.encode_classes()
         worst["text_features"] = close(features.detach(), record["extra/text_features"], LOGITS, "text features")
+    report(worst, record_property)
+
+
+def report(worst, record_property):
     record_property("largest_difference", max(worst.values()))
     print({key: f"{value:.1e}" for key, value in worst.items()})
 
