@@ -1,6 +1,6 @@
 """CLIP-Adapter: Gao et al., "CLIP-Adapter: Better Vision-Language Models with Feature Adapters", arXiv 2110.04544.
 
-Learned: a two-layer network behind the image tower, whose output is mixed with the frozen feature (section 3.2).
+Learned: a two-layer network behind the image tower, whose output is mixed with the frozen feature.
 """
 from yacs.config import CfgNode as CN
 

@@ -1,8 +1,9 @@
 """DePT on CoOp: Zhang et al., "DePT: Decoupled Prompt Tuning", arXiv 2309.07439.
 
 Learned: CoOp's context, and a second head beside the cosine of image and text: a linear classifier over features that
-are scaled and shifted channel by channel (channel-adjusted transfer, section 3.2). What is specific to the trained
-classes settles in that head; new classes are scored by the cosine alone.
+are scaled and shifted channel by channel (the channel-adjusted transfer head). What is specific to the trained classes
+settles in that head; new classes are scored by the cosine alone. As in the authors' code the two heads' logits are
+mixed, not their probabilities.
 """
 import torch
 from torch import nn

@@ -1,7 +1,7 @@
 """KgCoOp: Yao et al., "Visual-Language Prompt Tuning with Knowledge-guided Context Optimization", arXiv 2303.13283.
 
 Learned: CoOp's context. Loss: cross-entropy, and W times the distance of the learned class features from those of
-hand-written prompts (section 3.2), which keeps what CLIP knows of classes that are not trained on.
+hand-written prompts, which keeps what CLIP knows of classes that are not trained on.
 """
 from torch.nn import functional as F
 from yacs.config import CfgNode as CN

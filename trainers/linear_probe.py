@@ -1,10 +1,12 @@
 """Linear probe: a linear classifier on CLIP's frozen image features (Radford et al., arXiv 2103.00020, section 3.2).
 
-Its weights start at zero, or, with INIT text, as zero-shot CLIP's: the text features times the logit scale, so that
-training goes on from the zero-shot predictions.
+Learned: the classifier. Its weights start at zero, or, with INIT text, as the class features of zero-shot CLIP, so
+that training goes on from the zero-shot predictions (Silva-Rodriguez et al., "A Closer Look at the Few-Shot Adaptation
+of Large Vision-Language Models", arXiv 2312.12730).
 """
 import torch
 from torch import nn
+from torch.nn import functional as F
 from yacs.config import CfgNode as CN
 
 from dassl.engine import TRAINER_REGISTRY
@@ -16,7 +18,8 @@ from trainers.base import PromptTrainer
 
 
 class ProbedCLIP(nn.Module):
-    """Logits W v / |v| + b of the frozen image feature v.
+    """Logits s W v / |v| + b of the frozen image feature v, with CLIP's logit scale s: weights that are class features
+    give CLIP's logits.
 
     Args:
         towers: prompting.Towers.
@@ -26,12 +29,12 @@ class ProbedCLIP(nn.Module):
     def __init__(self, towers, weight):
         super().__init__()
         self.towers = towers
-        self.probe = nn.Linear(weight.shape[1], weight.shape[0])
-        self.probe.weight.data.copy_(weight)
-        self.probe.bias.data.zero_()
+        self.weight = nn.Parameter(weight.clone())
+        self.bias = nn.Parameter(torch.zeros(len(weight)))
 
     def forward(self, images):
-        return self.probe(normalize(self.towers.encode_image(images)))
+        features = normalize(self.towers.encode_image(images))
+        return F.linear(self.towers.logit_scale * features, self.weight, self.bias)
 
 
 @TRAINER_REGISTRY.register()
@@ -51,4 +54,4 @@ class LinearProbe(PromptTrainer):
         if self.node.INIT == "zero":
             return ProbedCLIP(towers, torch.zeros(len(classnames), towers.embed_dim))
         text = towers.frozen_text([readable(name) for name in classnames], [template_of(self.cfg.DATASET.NAME)])
-        return ProbedCLIP(towers, towers.logit_scale * text)
+        return ProbedCLIP(towers, text)

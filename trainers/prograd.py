@@ -1,7 +1,7 @@
 """ProGrad: Zhu et al., "Prompt-aligned Gradient for Prompt Tuning", arXiv 2205.14865.
 
 Learned: CoOp's context. A step follows the gradient of the cross-entropy, less what of it goes against the general
-direction, the gradient of the divergence from zero-shot CLIP's predictions (section 3.2).
+direction, the gradient of the divergence from zero-shot CLIP's predictions.
 """
 import torch
 from torch.nn import functional as F

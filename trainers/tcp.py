@@ -1,7 +1,7 @@
 """TCP: Yao et al., "TCP: Textual-based Class-aware Prompt Tuning for Visual-Language Model", arXiv 2311.18231.
 
 Learned: CoOp's context at the input, and a network that makes of a class's frozen text feature the prompts of that
-class, which take the context's place in one later layer of the text tower (section 3.2).
+class, which take the context's place in one later layer of the text tower.
 """
 from collections import OrderedDict
 

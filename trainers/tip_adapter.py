@@ -1,10 +1,10 @@
 """Tip-Adapter and Tip-Adapter-F: Zhang et al., "Tip-Adapter: Training-free Adaption of CLIP for Few-shot
 Classification", arXiv 2207.09519.
 
-A cache of the few-shot images: their features are the keys, their labels the values (section 3.1). An image's logits
-are zero-shot CLIP's and what the cache says of its labels. Tip-Adapter learns nothing; Tip-Adapter-F starts from it and
-learns the keys (section 3.2). The sharpness beta and the weight alpha of the cache are searched on validation images,
-and Tip-Adapter-F's best epoch is chosen on them. Test images have no part in either.
+A cache of the few-shot images: their features are the keys, their labels the values. An image's logits are zero-shot
+CLIP's and what the cache says of its labels. Tip-Adapter learns nothing. Tip-Adapter-F starts from it. Learned: the keys
+of the cache. The sharpness beta and the weight alpha of the cache are searched on validation images, and Tip-Adapter-F's
+best epoch is chosen on them. Test images have no part in either.
 """
 from functools import cached_property
 
