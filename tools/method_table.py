@@ -5,8 +5,8 @@
     python tools/method_table.py --timed-on vit_b16           # time the steps on ViT-B/16's architecture
 
 Everything in it is read or measured: paper and subject from the methods' docstrings, parameters counted on a CLIP of
-ViT-B/16's architecture with random weights and each method's vit_b16.yaml, the time of a training step against CoOp's in
-turns in one process, the largest deviation from the golden records out of a run of tests/test_parity.py.
+ViT-B/16's architecture with random weights and each method's vit_b16.yaml, the time of a training step against CoOp's
+in turns in one process, the largest deviation from the golden records out of a run of tests/test_parity.py.
 """
 import argparse
 import contextlib
@@ -26,7 +26,6 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from tabulate import tabulate  # noqa: E402
 
 import train  # noqa: E402
 from dassl.engine import TRAINER_REGISTRY  # noqa: E402
@@ -47,7 +46,7 @@ def parse_arguments(argv):
     parser.add_argument("--root", default="data", help="folder of the datasets; Shapes is drawn there (default data)")
     parser.add_argument("--timed-on", default="tiny", choices=("tiny", "vit_b16"), help="whose steps are timed")
     parser.add_argument("--batch", type=int, default=16, help="images of a timed step (default 16)")
-    parser.add_argument("--repeats", type=int, default=20, help="timed steps of each method (default 20)")
+    parser.add_argument("--repeats", type=int, default=40, help="timed steps of each method (default 40)")
     parser.add_argument("--write", metavar="FILE", help="put the table between the marks in a file")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config options for every run: KEY VALUE ...")
     return train.give_back_options(parser.parse_args(argv), "trainer")
@@ -151,8 +150,8 @@ def deviations():
 def subject(trainer):
     """(paper, what is learned) as the docstrings say: "arXiv <number>" and the sentence behind "Learned:"."""
     text = " ".join(f"{trainer.__doc__ or ''} {sys.modules[trainer.__module__].__doc__ or ''}".split())
-    text = re.sub(r" \([^)]*\)", "", text)
-    paper, learned = re.search(r"arXiv (\d{4}\.\d{5})", text), re.search(r"Learned: (.+?)(?=[.;:]( |$))", text)
+    paper = re.search(r"arXiv (\d{4}\.\d{5})", text)
+    learned = re.search(r"Learned: (.+?)(?=[.;:]( |$))", re.sub(r" \([^)]*\)", "", text))
     return (f"[{paper[1]}](https://arxiv.org/abs/{paper[1]})" if paper else "-",
             learned[1] if learned and trainer.trains else "nothing" if not trainer.trains else "-")
 
@@ -183,7 +182,7 @@ def main(argv=None):
             rows.append(row(build, method, parity, args))
         except (InputError, ValueError) as error:
             left_out.append(f"{method} is left out: {error}")
-    table = tabulate(rows, headers=HEADERS, tablefmt="github", disable_numparse=True)
+    table = "\n".join("| " + " | ".join(cells) + " |" for cells in (HEADERS, ["---"] * len(HEADERS), *rows))
     print("\n".join([table, *left_out]))
     if args.write:
         text = Path(args.write).read_text(encoding="utf-8")

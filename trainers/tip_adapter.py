@@ -2,9 +2,9 @@
 Classification", arXiv 2207.09519.
 
 A cache of the few-shot images: their features are the keys, their labels the values. An image's logits are zero-shot
-CLIP's and what the cache says of its labels. Tip-Adapter learns nothing. Tip-Adapter-F starts from it. Learned: the keys
-of the cache. The sharpness beta and the weight alpha of the cache are searched on validation images, and Tip-Adapter-F's
-best epoch is chosen on them. Test images have no part in either.
+CLIP's and what the cache says of its labels. Tip-Adapter learns nothing, Tip-Adapter-F starts from it. Learned: the
+keys of the cache. The sharpness beta and the weight alpha of the cache are searched on validation images, and
+Tip-Adapter-F's best epoch is chosen on them. Test images have no part in either.
 """
 from functools import cached_property
 
