@@ -156,8 +156,12 @@ def test_tip_adapter_chooses_without_a_look_at_test_images(method, run, tmp_path
 
 
 @pytest.mark.parametrize("method", ["TipAdapter", "TipAdapterF"])
-def test_tip_adapter_does_not_search_on_a_validation_part_that_is_the_test_part(method, clip_model, capsys):
+@pytest.mark.parametrize("there_is_one", [True, False])
+def test_tip_adapter_searches_on_no_validation_part_but_its_own(method, there_is_one, clip_model, capsys):
+    """The listed dataset's validation part is its test part."""
     trainer = make_trainer(method, clip_model, NAMES, {"BETA": 2.0, "ALPHA": 0.5})
+    if not there_is_one:
+        trainer.val_loader = None
     trainer.search()
     assert (trainer.model.beta, trainer.model.alpha) == (2.0, 0.5)
     assert "no validation images apart from its test images" in capsys.readouterr().out

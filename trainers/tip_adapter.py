@@ -6,14 +6,10 @@ CLIP's and what the cache says of its labels. Tip-Adapter learns nothing, Tip-Ad
 keys of the cache. The sharpness beta and the weight alpha of the cache are searched on validation images, and
 Tip-Adapter-F's best epoch is chosen on them. Test images have no part in either.
 """
-from functools import cached_property
-
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from yacs.config import CfgNode as CN
 
-from dassl.data.data_manager import build_data_loader
-from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY
 from dassl.optim import build_optimizer
 from dassl.utils import InputError
@@ -21,12 +17,13 @@ from prompting.backbone import normalize
 from prompting.cache import CacheCLIP
 from prompting.templates import cache_templates_of
 from trainers.base import PromptTrainer
+from trainers.frozen_features import FrozenFeatures
 
 ADAMW_EPS = 1e-4  # of the authors' AdamW; torch's is 1e-8
 
 
 @TRAINER_REGISTRY.register()
-class TipAdapter(PromptTrainer):
+class TipAdapter(FrozenFeatures):
     """Nothing is stored: each run fills its cache anew, from its training images."""
 
     trains = False
@@ -68,41 +65,10 @@ class TipAdapter(PromptTrainer):
         self.fill_cache()
         self.search()
 
-    # ---- the cache ----
-    def few_shot_batches(self, number):
-        """The training images in their order, in the augmentation `number`."""
-        cfg = self.cfg
-        loader = build_data_loader(cfg, data_source=self.dm.dataset.train_x, tfm=build_transform(cfg, is_train=True),
-                                   batch_size=cfg.DATALOADER.TEST.BATCH_SIZE, is_train=False)
-        loader.batch_sampler.set_epoch(number)
-        return loader
-
-    @torch.no_grad()
-    def image_features(self, batches):
-        """Frozen features (images, E), not normalised, and labels (images,)."""
-        features, labels = [], []
-        for batch in batches:
-            images, label = self.parse_batch_test(batch)
-            with self.precision.autocast():
-                features.append(self.model.encode_images(images).float())
-            labels.append(label)
-        return torch.cat(features), torch.cat(labels)
-
     def fill_cache(self):
         """Keys: the mean over augmentations of an image's features, of length 1."""
         passes = [self.image_features(self.few_shot_batches(number))[0] for number in range(self.node.AUGMENT_EPOCH)]
         self.model.adapter.weight.data.copy_(normalize(torch.stack(passes).mean(dim=0)))
-
-    # ---- what is chosen on validation images ----
-    @cached_property
-    def validation(self):
-        """(features (images, E), labels) of the validation part; None where it is not apart from the test images."""
-        test = {item.impath for item in self.dm.dataset.test}
-        if self.val_loader is None or any(item.impath in test for item in self.dm.dataset.val):
-            print(f"Note: {self.cfg.DATASET.NAME} has no validation images apart from its test images: beta and alpha "
-                  f"stay {self.model.beta} and {self.model.alpha}{', the last epoch is kept' if self.trains else ''}")
-            return None
-        return self.image_features(self.val_loader)
 
     def search(self):
         """Beta and alpha by validation accuracy."""
