@@ -76,8 +76,8 @@ class Builder:
         words = ["--root", self.args.root, "--seed", "1", "--trainer", method, "--config-file", str(path),
                  "--dataset-config-file", str(ROOT / "configs" / "datasets" / "shapes.yaml")]
         words += ["DATASET.NUM_SHOTS", str(SHOTS), "DATALOADER.NUM_WORKERS", "0", "VERBOSE", "False", *options]
-        cfg = train.build_config(train.parse_arguments([*words, *self.args.opts]))
         with contextlib.redirect_stdout(io.StringIO()):
+            cfg = train.build_config(train.parse_arguments([*words, *self.args.opts]))
             return TRAINER_REGISTRY.get(method)(cfg, clips=self.clips)
 
 
@@ -137,7 +137,8 @@ def deviations():
         run = subprocess.run([sys.executable, "-m", "pytest", "-q", "tests/test_parity.py", f"--junitxml={report}"],
                              cwd=ROOT, capture_output=True, text=True)
         if run.returncode:
-            raise InputError(f"tests/test_parity.py does not pass: {run.stdout.strip().splitlines()[-1]}")
+            said = f"{run.stderr}\n{run.stdout}".strip().splitlines() or ["it said nothing"]
+            raise InputError(f"tests/test_parity.py does not pass: {said[-1]}")
         found = {}
         for case in ElementTree.parse(report).iter("testcase"):
             record = re.search(r"\[(.+)\]", case.get("name"))
@@ -151,7 +152,7 @@ def subject(trainer):
     """(paper, what is learned) as the docstrings say: "arXiv <number>" and the sentence behind "Learned:"."""
     text = " ".join(f"{trainer.__doc__ or ''} {sys.modules[trainer.__module__].__doc__ or ''}".split())
     paper = re.search(r"arXiv (\d{4}\.\d{5})", text)
-    learned = re.search(r"Learned: (.+?)(?=[.;:]( |$))", re.sub(r" \([^)]*\)", "", text))
+    learned = re.search(r"Learned: (.+?)(?=[.;:]( |$))", re.sub(r" \([^)]*\)|, section \d+(\.\d+)*", "", text))
     return (f"[{paper[1]}](https://arxiv.org/abs/{paper[1]})" if paper else "-",
             learned[1] if learned and trainer.trains else "nothing" if not trainer.trains else "-")
 
