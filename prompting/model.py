@@ -2,6 +2,8 @@
 import torch
 from torch import nn
 
+from prompting.text import readable
+
 
 class PromptedCLIP(nn.Module):
     """A frozen CLIP with something learned around it.
@@ -41,6 +43,17 @@ class PromptedCLIP(nn.Module):
     def train(self, mode=True):
         self._class_features = None
         return super().train(mode)
+
+
+class FrozenCLIP(PromptedCLIP):
+    """Classes described by `templates`, nothing learned: zero-shot CLIP."""
+
+    def __init__(self, towers, classnames, templates):
+        super().__init__(towers)
+        self.text_features = towers.frozen_text([readable(name) for name in classnames], templates)
+
+    def encode_classes(self):
+        return self.text_features
 
 
 class Prompt(nn.Module):

@@ -3,7 +3,9 @@
 Sources: the template a dataset is CoOp's (Zhou et al., arXiv 2109.01134, its zero-shot baseline); the 80 ImageNet
 templates and the 7 selected of them are CLIP's (Radford et al., arXiv 2103.00020, the authors' prompt notebook);
 MetaPrompt's frozen prompts (arXiv 2212.04196) are these without the period, with "a photo of a {}" for Food101;
-PromptSRC's (arXiv 2307.06948, the authors' code) are the first 60 of the 80.
+PromptSRC's (arXiv 2307.06948, the authors' code) are the first 60 of the 80. Where the authors of KgCoOp (arXiv
+2303.13283), TCP (2311.18231) and ProGrad (2205.14865) use other ones, theirs are below, from their repositories
+htyao89/KgCoOp, htyao89/Textual-based_Class-aware_prompt_tuning and BeierZhu/Prompt-align.
 """
 
 DEFAULT = "a photo of a {}."
@@ -16,6 +18,30 @@ DATASET_TEMPLATES = {
     "EuroSAT": "a centered satellite photo of {}.",
     "Food101": "a photo of {}, a type of food.",
     "UCF101": "a photo of a person doing {}.",
+}
+
+# Only what differs from the templates above.
+KGCOOP_TEMPLATES = {"DescribableTextures": "a photo of a {}, a type of texture."}
+TCP_TEMPLATES = {
+    "FGVCAircraft": "a photo of an aircraft {}.",
+    "DescribableTextures": "a photo of a {}, a type of texture.",
+    "Food101": "a photo of a {}, a type of food.",
+}
+LEADING_TEMPLATES = {  # ProGrad's, whose words all stand before the name
+    "OxfordPets": "a type of pet, a photo of a {}.",
+    "OxfordFlowers": "a type of flower, a photo of a {}.",
+    "FGVCAircraft": "a type of aircraft, a photo of a {}.",
+    "DescribableTextures": "a texture of {}.",
+    "Food101": "a type of food, a photo of {}.",
+}
+TCP_WORDS = {  # (before, after) the name in TCP's learned prompt, behind the context
+    "OxfordPets": ("", ", a type of pet."),
+    "OxfordFlowers": ("", ", a type of flower."),
+    "FGVCAircraft": ("", ", a type of aircraft."),
+    "DescribableTextures": ("", " texture."),
+    "StanfordCars": ("", ", a type of car"),
+    "Food101": ("", ", a type of food."),
+    "UCF101": ("person doing", "."),
 }
 
 IMAGENET_SELECT = (
@@ -68,3 +94,28 @@ def frozen_templates_of(dataset):
     if dataset == "Food101":
         return ["a photo of a {}, a type of food"]
     return [template_of(dataset).rstrip(".")]
+
+
+def cache_templates_of(dataset):
+    """Tip-Adapter's (arXiv 2207.09519): the dataset's template; the 7 selected ones for ImageNet."""
+    return list(IMAGENET_SELECT) if dataset == "ImageNet" else [template_of(dataset)]
+
+
+def kgcoop_template_of(dataset):
+    """The prompts whose features KgCoOp stays near."""
+    return KGCOOP_TEMPLATES.get(dataset, template_of(dataset))
+
+
+def tcp_template_of(dataset):
+    """The prompts of TCP's frozen class features."""
+    return TCP_TEMPLATES.get(dataset, template_of(dataset))
+
+
+def tcp_words_of(dataset):
+    """(before, after): the fixed words around the class name in TCP's learned prompt."""
+    return TCP_WORDS.get(dataset, ("", "."))
+
+
+def leading_template_of(dataset):
+    """A template whose words all stand before the class name, which a context can start from (ProGrad)."""
+    return LEADING_TEMPLATES.get(dataset, template_of(dataset))

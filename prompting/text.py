@@ -160,11 +160,12 @@ class ClassPrompts:
         n_ctx: number of context vectors.
         position: end, middle or front (CoOp, section 3.1).
         between: fixed words between the context and the name ("of a" where only "a photo" is learned).
+        after: what stands right behind the name (" texture." where that word belongs to the prompt).
     Raises:
         PromptingError: unknown position, or a class name with which the prompt is longer than CLIP's context.
     """
 
-    def __init__(self, tower, classnames, n_ctx, position="end", between=""):
+    def __init__(self, tower, classnames, n_ctx, position="end", between="", after="."):
         if position not in ("end", "middle", "front"):
             raise PromptingError(f"the class token's position is end, middle or front, not '{position}'")
         self.tower, self.n_ctx, self.n_cls = tower, n_ctx, len(classnames)
@@ -173,7 +174,7 @@ class ClassPrompts:
         rows, places = [], []
         for name in classnames:
             named = f"{between} {readable(name)}".strip()
-            words = tokenizer.encode(f"{named}.")  # at once: CLIP's BPE joins punctuation, as in "St."
+            words = tokenizer.encode(f"{named}{after}")  # at once: CLIP's BPE joins punctuation, as in "St."
             length = len(words) + n_ctx + 2
             if length > tower.context_length:
                 raise PromptingError(f"class name '{name[:80]}' is too long: with {n_ctx} context tokens its prompt "

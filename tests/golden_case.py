@@ -1,5 +1,5 @@
 """How a golden record is replayed: what `test_parity.py` asks about a method. The defaults fit a method with one loss
-that keeps its tensors under the authors' names; `golden_deep.py` has what others need."""
+that keeps its tensors under the authors' names; `golden_deep.py` and `golden_methods.py` have what others need."""
 
 
 def authors_options(meta):

@@ -7,20 +7,24 @@ from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 from dassl.engine import TRAINER_REGISTRY
 
 
-def listed_dataset(name, classnames, domains=1, images=8):
-    """A dataset class of that name that lists files which are never read: `images` a class and domain."""
+def listed_dataset(name, classnames, domains=1, images=8, labels=None):
+    """A dataset class of that name that lists files which are never read: `images` a class and domain, or one for each
+    of `labels`."""
     items = [Datum(f"{d}/{c}/{i}.png", c, d, classname) for d in range(domains)
              for c, classname in enumerate(classnames) for i in range(images)]
+    if labels is not None:
+        items = [Datum(f"{i}.png", label, 0, classnames[label]) for i, label in enumerate(labels)]
     return type(name, (DatasetBase,), {
         "__init__": lambda self, cfg: DatasetBase.__init__(self, items, val=items, test=items)})
 
 
 def make_trainer(method, clip_model, classnames, options=None, dataset="Caltech101", domains=1, batch=8,
-                 overrides=None):
+                 overrides=None, settings=None, labels=None):
     """The registered trainer `method` on a listed dataset.
 
     Args:
-        options: the method's own config keys.
+        options: the method's own config keys; settings: other ones, {"OPTIM.NAME": ...}.
+        labels: of the training images, where they matter.
         overrides: {name: function} that replaces methods of the trainer.
     """
     cls = TRAINER_REGISTRY.get(method)
@@ -40,8 +44,10 @@ def make_trainer(method, clip_model, classnames, options=None, dataset="Caltech1
     cfg.DATALOADER.NUM_WORKERS = 0
     cfg.DATALOADER.TRAIN_X.BATCH_SIZE = batch
     cfg.OPTIM.NAME, cfg.OPTIM.LR, cfg.OPTIM.MAX_EPOCH = "sgd", 0.01, 10**6
+    for key, value in (settings or {}).items():
+        cfg.merge_from_list([key, value])
     known = DATASET_REGISTRY.get(dataset) if dataset in DATASET_REGISTRY else None
-    DATASET_REGISTRY.register(listed_dataset(dataset, classnames, domains), force=True)
+    DATASET_REGISTRY.register(listed_dataset(dataset, classnames, domains, labels=labels), force=True)
     try:
         trainer = cls(cfg, clip_model=clip_model)
     finally:

@@ -43,6 +43,7 @@ class PromptTrainer(TrainerX):
 
     trains = True  # False: training-free, only evaluated
     class_bound = False  # True: what is learned belongs to the training classes and cannot score new ones
+    class_tensors = ()  # beginnings of names of trained tensors that a checkpoint gives to its own classes only
     min_batch = 1  # images a training batch needs at least
     sampler = None  # the registered sampler the method's batches need, when not any will do
 
@@ -108,6 +109,16 @@ class PromptTrainer(TrainerX):
     def node(self):
         """The method's own config."""
         return self.cfg.TRAINER.get(type(self).__name__.upper(), CN())
+
+    def initial_context(self, towers):
+        """The start of a context of text prompts, (n_ctx, W): the vectors of the words CTX_INIT of the method's config,
+        else N_CTX vectors from N(0, 0.02^2)."""
+        node = self.node
+        if node.get("CTX_INIT", ""):
+            return towers.text.embed_words(node.CTX_INIT)
+        if node.N_CTX < 1:
+            raise InputError(f"TRAINER.{type(self).__name__.upper()}.N_CTX must be at least 1, not {node.N_CTX}")
+        return torch.randn(node.N_CTX, towers.text.width) * 0.02
 
     def prepare_model(self):
         cfg = self.cfg
@@ -290,6 +301,9 @@ class PromptTrainer(TrainerX):
         state = load_checkpoint(path)
         tensors, own = state.get("state_dict", {}), dict(self.model.named_parameters())
         own = {n: p for n, p in own.items() if p.requires_grad}
+        if self.class_tensors and state.get("classnames") != list(self.dm.dataset.classnames):
+            own, tensors = ({n: t for n, t in named.items() if not n.startswith(self.class_tensors)}
+                            for named in (own, tensors))
         if state.get("trainer") != type(self).__name__ or set(tensors) != set(own):
             raise InputError(f"{path} holds {state.get('trainer', 'another kind of trainer')} with "
                              f"{', '.join(sorted(tensors))}; {type(self).__name__} needs {', '.join(sorted(own))}")

@@ -9,7 +9,6 @@ from torch import nn
 from yacs.config import CfgNode as CN
 
 from dassl.engine import TRAINER_REGISTRY
-from dassl.utils import InputError
 from prompting.backbone import normalize
 from prompting.model import Prompt, PromptedCLIP
 from prompting.text import ClassPrompts
@@ -64,9 +63,4 @@ class CoCoOp(PromptTrainer):
         cfg.TRAINER.COCOOP.PREC = "auto"
 
     def build_model(self, towers, classnames):
-        node = self.node
-        if not node.CTX_INIT and node.N_CTX < 1:
-            raise InputError(f"TRAINER.COCOOP.N_CTX must be at least 1, not {node.N_CTX}")
-        ctx = (towers.text.embed_words(node.CTX_INIT) if node.CTX_INIT
-               else torch.randn(node.N_CTX, towers.text.width) * 0.02)
-        return CoCoOpCLIP(towers, classnames, ctx)
+        return CoCoOpCLIP(towers, classnames, self.initial_context(towers))

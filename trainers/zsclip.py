@@ -4,21 +4,9 @@ from yacs.config import CfgNode as CN
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import check_availability
-from prompting.model import PromptedCLIP
+from prompting.model import FrozenCLIP
 from prompting.templates import ensemble_of, template_of
-from prompting.text import readable
 from trainers.base import PromptTrainer
-
-
-class FrozenCLIP(PromptedCLIP):
-    """Classes described by `templates`, nothing learned."""
-
-    def __init__(self, towers, classnames, templates):
-        super().__init__(towers)
-        self.text_features = towers.frozen_text([readable(name) for name in classnames], templates)
-
-    def encode_classes(self):
-        return self.text_features
 
 
 @TRAINER_REGISTRY.register()

@@ -1,0 +1,59 @@
+"""A cache of labelled images beside zero-shot CLIP (Tip-Adapter)."""
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from prompting.backbone import normalize
+from prompting.model import FrozenCLIP
+
+SCALE = 100.0  # of the zero-shot logits, whatever the CLIP's own logit scale is
+
+
+class CacheCLIP(FrozenCLIP):
+    """Logits 100 f W + alpha exp(-beta (1 - f K)) V for the normalised image feature f and the frozen class features W.
+
+    Args:
+        towers, classnames, templates: as for zero-shot CLIP.
+        labels: of the N images in the cache; as one-hot rows they are the values V, (N, n_cls).
+        beta, alpha: sharpness and weight of the cache.
+    """
+
+    def __init__(self, towers, classnames, templates, labels, beta, alpha):
+        super().__init__(towers, classnames, templates)
+        self.adapter = nn.Linear(towers.embed_dim, len(labels), bias=False)  # its rows are the keys K, (N, E)
+        self.register_buffer("values", F.one_hot(torch.tensor(labels), len(classnames)).float())
+        self.beta, self.alpha = beta, alpha
+
+    def logits(self, image_features, class_features):
+        zero_shot, affinity = self.similarities(image_features, class_features)
+        return zero_shot + self.alpha * self.cache_logits(affinity, self.beta)
+
+    def similarities(self, image_features, class_features):
+        """Image features (B, E), of any length -> zero-shot logits (B, n_cls), cosines with the keys (B, N)."""
+        image_features = normalize(image_features)
+        return SCALE * image_features @ class_features.T, self.adapter(image_features).float()
+
+    def cache_logits(self, affinity, beta):
+        """Cosines with the keys (B, N) -> the labels of similar images added up, (B, n_cls)."""
+        return (beta * (affinity - 1)).exp() @ self.values
+
+    @torch.no_grad()
+    def search(self, image_features, labels, scales, steps):
+        """Set beta and alpha to the first best of a grid.
+
+        Args:
+            image_features (B, E), labels (B,): of the images whose accuracy decides.
+            scales, steps: for beta and for alpha; i (scale - 0.1) / steps + 0.1 for i = 0, 1, ..., steps - 1.
+        Returns:
+            the accuracy, 0 to 1.
+        """
+        best = 0
+        zero_shot, affinity = self.similarities(image_features, self.encode_classes())
+        betas, alphas = ([0.1 + i * (scale - 0.1) / n for i in range(n)] for scale, n in zip(scales, steps))
+        for beta in betas:
+            cache = self.cache_logits(affinity, beta)
+            for alpha in alphas:
+                correct = ((zero_shot + alpha * cache).argmax(dim=1) == labels).sum().item()
+                if correct > best:
+                    best, self.beta, self.alpha = correct, beta, alpha
+        return best / len(labels)

@@ -1,0 +1,54 @@
+"""The table of methods says what docstrings, configs and measurements say."""
+import pytest
+
+from dassl.engine import TRAINER_REGISTRY
+from dassl.utils import InputError
+from tools import method_table
+
+
+def own_trainers():
+    return {name: cls for name, cls in TRAINER_REGISTRY.items() if cls.__module__.startswith("trainers.")}
+
+
+def test_every_method_names_its_paper_and_what_it_learns():
+    for name, trainer in own_trainers().items():
+        paper, learned = method_table.subject(trainer)
+        assert paper.startswith("[2") and "arxiv.org" in paper, name
+        assert (learned == "nothing") is not trainer.trains and learned != "-", name
+
+
+def test_parameters_grow_with_the_classes_where_they_belong_to_them(monkeypatch):
+    """A weight vector of 8 and a bias for each class, and 5 numbers beside."""
+    class Trainer:
+        trains = True
+
+        def __init__(self, num_classes):
+            self.num_classes = num_classes
+            self.trainables = [0] * num_classes
+
+    monkeypatch.setattr(method_table, "count_num_param", lambda params: 5 + 9 * len(params))
+    build = lambda method, config, key, which: Trainer(12 if which == "base" else 24)  # noqa: E731
+    assert method_table.parameters(build, "Some") == "5 + 9 a class"
+
+
+def test_the_table_goes_between_its_marks(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(method_table, "Builder", lambda args: None)
+    monkeypatch.setattr(method_table, "deviations", dict)
+    monkeypatch.setattr(method_table, "row", lambda build, method, parity, args: [method] + ["x"] * 7)
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{method_table.MARKS[0]}\nearlier\n{method_table.MARKS[1]}\nbehind\n")
+    method_table.main(["--trainer", "CoOp", "KgCoOp", "--write", str(page)])
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("\nbehind\n") and "earlier" not in text
+    assert "| KgCoOp | x |" in text and "| KgCoOp | x |" in capsys.readouterr().out
+    page.write_text("no marks")
+    with pytest.raises(InputError, match="two marks"):
+        method_table.main(["--trainer", "CoOp", "--write", str(page)])
+    assert page.read_text() == "no marks"
+
+
+@pytest.mark.slow
+def test_a_row_is_measured(tmp_path, capsys):
+    method_table.main(["--trainer", "LinearProbe", "--repeats", "2", "--root", str(tmp_path)])
+    cells = [cell.strip() for cell in capsys.readouterr().out.splitlines()[-1].strip("|").split("|")]
+    assert cells[0] == "LinearProbe" and cells[3] == "513 a class" and cells[4] == "no" and float(cells[7]) > 0

@@ -1,0 +1,47 @@
+"""CLIP-Adapter: Gao et al., "CLIP-Adapter: Better Vision-Language Models with Feature Adapters", arXiv 2110.04544.
+
+Learned: a two-layer network behind the image tower, whose output is mixed with the frozen feature.
+"""
+from yacs.config import CfgNode as CN
+
+from dassl.engine import TRAINER_REGISTRY
+from dassl.utils import InputError
+from prompting.adapter import Adapter
+from prompting.model import FrozenCLIP
+from prompting.templates import template_of
+from trainers.base import PromptTrainer
+
+
+class AdaptedCLIP(FrozenCLIP):
+    """v' = ratio A(v) + (1 - ratio) v for the frozen, not normalised image feature v; classes as in zero-shot CLIP.
+
+    Args:
+        towers: prompting.Towers.
+        classnames: n_cls names; templates: their prompts.
+        ratio: the share of what is learned; reduction: how much narrower the network is inside.
+    """
+
+    def __init__(self, towers, classnames, templates, ratio, reduction):
+        super().__init__(towers, classnames, templates)
+        self.adapter, self.ratio = Adapter(towers.embed_dim, reduction), ratio
+
+    def encode_images(self, images):
+        features = self.towers.encode_image(images).float()
+        return self.ratio * self.adapter(features) + (1 - self.ratio) * features
+
+
+@TRAINER_REGISTRY.register()
+class CLIPAdapter(PromptTrainer):
+    @staticmethod
+    def extend_cfg(cfg):
+        cfg.TRAINER.CLIPADAPTER = CN()
+        cfg.TRAINER.CLIPADAPTER.RATIO = 0.2
+        cfg.TRAINER.CLIPADAPTER.REDUCTION = 4
+        cfg.TRAINER.CLIPADAPTER.PREC = "auto"
+
+    def build_model(self, towers, classnames):
+        node = self.node
+        if not 0 <= node.RATIO <= 1 or not 1 <= node.REDUCTION <= towers.embed_dim:
+            raise InputError(f"TRAINER.CLIPADAPTER: RATIO must be 0 to 1 and REDUCTION 1 to {towers.embed_dim}, they "
+                             f"are {node.RATIO} and {node.REDUCTION}")
+        return AdaptedCLIP(towers, classnames, [template_of(self.cfg.DATASET.NAME)], node.RATIO, node.REDUCTION)

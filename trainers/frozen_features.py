@@ -1,0 +1,41 @@
+"""Frozen image features of a run's few-shot and validation images, for methods that look at them all at once."""
+from functools import cached_property
+
+import torch
+
+from dassl.data.data_manager import build_data_loader
+from dassl.data.transforms import build_transform
+from trainers.base import PromptTrainer
+
+
+class FrozenFeatures(PromptTrainer):
+    """A method that keeps features of images, or chooses by them. Test images are never among them."""
+
+    def few_shot_batches(self, number):
+        """The training images in their order, in the augmentation `number`."""
+        cfg = self.cfg
+        loader = build_data_loader(cfg, data_source=self.dm.dataset.train_x, tfm=build_transform(cfg, is_train=True),
+                                   batch_size=cfg.DATALOADER.TEST.BATCH_SIZE, is_train=False)
+        loader.batch_sampler.set_epoch(number)
+        return loader
+
+    @torch.no_grad()
+    def image_features(self, batches):
+        """Frozen features (images, E), not normalised, and labels (images,)."""
+        features, labels = [], []
+        for batch in batches:
+            images, label = self.parse_batch_test(batch)
+            with self.precision.autocast():
+                features.append(self.model.encode_images(images).float())
+            labels.append(label)
+        return torch.cat(features), torch.cat(labels)
+
+    @cached_property
+    def validation(self):
+        """(features (images, E), labels) of the validation part; None where it is not apart from the test images."""
+        test = {item.impath for item in self.dm.dataset.test}
+        if self.val_loader is None or any(item.impath in test for item in self.dm.dataset.val):
+            print(f"Note: {self.cfg.DATASET.NAME} has no validation images apart from its test images: "
+                  f"{type(self).__name__} keeps {'its last epoch and ' if self.trains else ''}its initial settings")
+            return None
+        return self.image_features(self.val_loader)

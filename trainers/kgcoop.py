@@ -1,0 +1,41 @@
+"""KgCoOp: Yao et al., "Visual-Language Prompt Tuning with Knowledge-guided Context Optimization", arXiv 2303.13283.
+
+Learned: CoOp's context. Loss: cross-entropy, and W times the distance of the learned class features from those of
+hand-written prompts, which keeps what CLIP knows of classes that are not trained on.
+"""
+from torch.nn import functional as F
+from yacs.config import CfgNode as CN
+
+from dassl.engine import TRAINER_REGISTRY
+from dassl.utils import InputError
+from prompting.consistency import cosine_distance
+from prompting.templates import kgcoop_template_of
+from prompting.text import readable
+from trainers.base import PromptTrainer
+from trainers.coop import CoOpCLIP
+
+
+@TRAINER_REGISTRY.register()
+class KgCoOp(PromptTrainer):
+    @staticmethod
+    def extend_cfg(cfg):
+        cfg.TRAINER.KGCOOP = CN()
+        cfg.TRAINER.KGCOOP.N_CTX = 4
+        cfg.TRAINER.KGCOOP.CTX_INIT = "a photo of a"  # whatever the dataset; "" for N_CTX random vectors
+        cfg.TRAINER.KGCOOP.W = 8.0
+        cfg.TRAINER.KGCOOP.PREC = "auto"
+
+    def check_cfg(self, cfg):
+        if not cfg.TRAINER.KGCOOP.W >= 0:
+            raise InputError(f"TRAINER.KGCOOP.W must not be negative, it is {cfg.TRAINER.KGCOOP.W}")
+
+    def build_model(self, towers, classnames):
+        self.frozen_text = towers.frozen_text([readable(name) for name in classnames],
+                                              [kgcoop_template_of(self.cfg.DATASET.NAME)])
+        return CoOpCLIP(towers, classnames, self.initial_context(towers), "end")
+
+    def compute_loss(self, batch):
+        text = self.model.class_features()
+        logits = self.model.logits(self.model.encode_images(batch["img"]), text)
+        loss = F.cross_entropy(logits, batch["label"]) + self.node.W * cosine_distance(text, self.frozen_text)
+        return loss, logits

@@ -1,0 +1,57 @@
+"""Linear probe: a linear classifier on CLIP's frozen image features (Radford et al., arXiv 2103.00020, section 3.2).
+
+Learned: the classifier. Its weights start at zero, or, with INIT text, as the class features of zero-shot CLIP, so
+that training goes on from the zero-shot predictions (Silva-Rodriguez et al., "A Closer Look at the Few-Shot Adaptation
+of Large Vision-Language Models", arXiv 2312.12730).
+"""
+import torch
+from torch import nn
+from torch.nn import functional as F
+from yacs.config import CfgNode as CN
+
+from dassl.engine import TRAINER_REGISTRY
+from dassl.utils import check_availability
+from prompting.backbone import normalize
+from prompting.templates import template_of
+from prompting.text import readable
+from trainers.base import PromptTrainer
+
+
+class ProbedCLIP(nn.Module):
+    """Logits s W v / |v| + b of the frozen image feature v, with CLIP's logit scale s: weights that are class features
+    give CLIP's logits.
+
+    Args:
+        towers: prompting.Towers.
+        weight: the start of W, (n_cls, E).
+    """
+
+    def __init__(self, towers, weight):
+        super().__init__()
+        self.towers = towers
+        self.weight = nn.Parameter(weight.clone())
+        self.bias = nn.Parameter(torch.zeros(len(weight)))
+
+    def forward(self, images):
+        features = normalize(self.towers.encode_image(images))
+        return F.linear(self.towers.logit_scale * features, self.weight, self.bias)
+
+
+@TRAINER_REGISTRY.register()
+class LinearProbe(PromptTrainer):
+    class_bound = True
+
+    @staticmethod
+    def extend_cfg(cfg):
+        cfg.TRAINER.LINEARPROBE = CN()
+        cfg.TRAINER.LINEARPROBE.INIT = "zero"  # or text
+        cfg.TRAINER.LINEARPROBE.PREC = "auto"
+
+    def check_cfg(self, cfg):
+        check_availability(cfg.TRAINER.LINEARPROBE.INIT, ("zero", "text"), "TRAINER.LINEARPROBE.INIT")
+
+    def build_model(self, towers, classnames):
+        if self.node.INIT == "zero":
+            return ProbedCLIP(towers, torch.zeros(len(classnames), towers.embed_dim))
+        text = towers.frozen_text([readable(name) for name in classnames], [template_of(self.cfg.DATASET.NAME)])
+        return ProbedCLIP(towers, text)

@@ -1,0 +1,78 @@
+"""ProGrad: Zhu et al., "Prompt-aligned Gradient for Prompt Tuning", arXiv 2205.14865.
+
+Learned: CoOp's context. A step follows the gradient of the cross-entropy, less what of it goes against the general
+direction, the gradient of the divergence from zero-shot CLIP's predictions.
+"""
+import torch
+from torch.nn import functional as F
+from yacs.config import CfgNode as CN
+
+from dassl.engine import TRAINER_REGISTRY
+from dassl.metrics import compute_accuracy
+from dassl.utils import InputError
+from prompting.templates import leading_template_of
+from prompting.text import readable
+from trainers.base import PromptTrainer
+from trainers.coop import CoOpCLIP
+
+
+def without_conflict(domain, general, weight):
+    """The domain gradient, less `weight` times its part along the general direction where they disagree.
+
+    Args:
+        domain, general: gradients of one tensor, any shape.
+        weight: 1 removes all that goes against the general direction, 0 nothing.
+    """
+    direction = general.flatten() / general.norm().clamp_min(torch.finfo(general.dtype).tiny)
+    along = domain.flatten() @ direction
+    return domain - weight * along.clamp(max=0) * direction.view_as(domain)
+
+
+def soft_cross_entropy(logits, teacher, temperature):
+    """T^2 CE(softmax(teacher / T), logits / T), mean over the batch; both (B, n_cls). Its gradient is that of the KL
+    divergence."""
+    return F.cross_entropy(logits / temperature, F.softmax(teacher / temperature, dim=-1)) * temperature ** 2
+
+
+@TRAINER_REGISTRY.register()
+class ProGrad(PromptTrainer):
+    @staticmethod
+    def extend_cfg(cfg):
+        cfg.TRAINER.PROGRAD = CN()
+        cfg.TRAINER.PROGRAD.N_CTX = 16
+        cfg.TRAINER.PROGRAD.TEMPLATE_INIT = False  # the last vectors start as the dataset's template, the rest as 0
+        cfg.TRAINER.PROGRAD.LAMBDA = 1.0  # how much of a conflicting gradient is taken out
+        cfg.TRAINER.PROGRAD.T = 1.0  # temperature of the divergence
+        cfg.TRAINER.PROGRAD.PREC = "auto"
+
+    def check_cfg(self, cfg):
+        node = cfg.TRAINER.PROGRAD
+        if not node.LAMBDA >= 0 or not node.T > 0:
+            raise InputError("TRAINER.PROGRAD: LAMBDA must not be negative and T must be positive, they are "
+                             f"{node.LAMBDA} and {node.T}")
+
+    def build_model(self, towers, classnames):
+        template = leading_template_of(self.cfg.DATASET.NAME)
+        self.zero_shot_text = towers.frozen_text([readable(name) for name in classnames], [template])
+        ctx = self.initial_context(towers)
+        if self.node.TEMPLATE_INIT:
+            words = towers.text.embed_words(template.replace(" {}.", ""))
+            if len(words) > len(ctx):
+                raise InputError(f"TRAINER.PROGRAD.N_CTX is {len(ctx)}, but the template '{template}' has {len(words)} "
+                                 "words to start from; raise it")
+            ctx = torch.cat([torch.zeros_like(ctx[len(words):]), words.cpu()])
+        return CoOpCLIP(towers, classnames, ctx, "end")
+
+    def training_step(self, batch):
+        images, label = self.model.encode_images(batch["img"]), batch["label"]
+        logits = self.model.logits(images, self.model.class_features())
+        teacher = self.towers.cosine_logits(images, self.zero_shot_text)
+
+        loss = F.cross_entropy(logits, label)
+        divergence = soft_cross_entropy(logits, teacher, self.node.T)
+        domain = self.gradients(loss, self.trainables, retain_graph=True)
+        general = self.gradients(divergence, self.trainables)
+        self.apply_gradients([without_conflict(a, b, self.node.LAMBDA) for a, b in zip(domain, general)])
+        agreement = F.cosine_similarity(domain[0].flatten(), general[0].flatten(), dim=0)
+        return {"loss": loss.item(), "divergence": divergence.item(), "agreement": agreement.item(),
+                "acc": compute_accuracy(logits.detach(), label)[0].item()}

@@ -1,0 +1,84 @@
+"""TCP: Yao et al., "TCP: Textual-based Class-aware Prompt Tuning for Visual-Language Model", arXiv 2311.18231.
+
+Learned: CoOp's context at the input, and a network that makes of a class's frozen text feature the prompts of that
+class, which take the context's place in one later layer of the text tower.
+"""
+from collections import OrderedDict
+
+from clip.model import QuickGELU
+from torch import nn
+from torch.nn import functional as F
+from yacs.config import CfgNode as CN
+
+from dassl.engine import TRAINER_REGISTRY
+from dassl.utils import InputError
+from prompting.consistency import cosine_distance
+from prompting.model import Prompt, PromptedCLIP
+from prompting.templates import tcp_template_of, tcp_words_of
+from prompting.text import ClassPrompts, readable
+from trainers.base import PromptTrainer
+
+CLASS_TOKENS = 4  # prompts that the network makes of a class
+
+
+class TCPCLIP(PromptedCLIP):
+    """Class prompts from class features.
+
+    Args:
+        towers: prompting.Towers.
+        classnames: n_cls names; template: that of their frozen features.
+        ctx: the start of the context, (n_ctx, W).
+        words: (before, after) the class name in the learned prompt.
+        layer: of the text tower, counted from 0, at whose input the class prompts come in.
+    """
+
+    def __init__(self, towers, classnames, template, ctx, words, layer):
+        super().__init__(towers)
+        width, dim, before, after = towers.text.width, towers.embed_dim, *words
+        self.layer = layer
+        self.prompts = ClassPrompts(towers.text, classnames, len(ctx), between=before, after=after)
+        self.frozen_text = towers.frozen_text([readable(name) for name in classnames], [template])  # (n_cls, E)
+        self.prompt_learner = Prompt(ctx)
+        self.prompt_learner.meta_net = nn.Sequential(OrderedDict([
+            ("linear1", nn.Linear(dim, dim // 4)),
+            ("gelu", QuickGELU()),
+            ("linear2", nn.Linear(dim // 4, CLASS_TOKENS * width)),
+        ]))
+
+    def encode_classes(self):
+        ctx, n_cls = self.prompt_learner.ctx, len(self.frozen_text)
+        own = self.prompt_learner.meta_net(self.frozen_text).float().view(n_cls, CLASS_TOKENS, -1)
+        # The tower takes prompts of each class's own behind a shared prefix that ends before them.
+        return self.towers.text.encode(self.prompts(ctx.expand(n_cls, 1, -1, -1)), {self.layer: own})[0]
+
+
+@TRAINER_REGISTRY.register()
+class TCP(PromptTrainer):
+    @staticmethod
+    def extend_cfg(cfg):
+        cfg.TRAINER.TCP = CN()
+        cfg.TRAINER.TCP.N_CTX = 4
+        cfg.TRAINER.TCP.CTX_INIT = ""  # words to start from; their number then is the number of context vectors
+        cfg.TRAINER.TCP.W = 8.0  # weight of the distance to the frozen class features
+        cfg.TRAINER.TCP.LAYER = 8  # of the text tower's 12, from 0, at whose input the class prompts come in
+        cfg.TRAINER.TCP.PREC = "auto"
+
+    def check_cfg(self, cfg):
+        if not cfg.TRAINER.TCP.W >= 0:
+            raise InputError(f"TRAINER.TCP.W must not be negative, it is {cfg.TRAINER.TCP.W}")
+
+    def build_model(self, towers, classnames):
+        layer, dataset = self.node.LAYER, self.cfg.DATASET.NAME
+        if not 1 <= layer < towers.text.layers:
+            raise InputError(f"TRAINER.TCP.LAYER must be 1 to {towers.text.layers - 1} with this CLIP, not {layer}")
+        ctx = self.initial_context(towers)
+        if len(ctx) < CLASS_TOKENS:
+            raise InputError(f"TCP's {CLASS_TOKENS} class prompts take the places of as many context vectors, there "
+                             f"are {len(ctx)}; raise TRAINER.TCP.N_CTX")
+        return TCPCLIP(towers, classnames, tcp_template_of(dataset), ctx, tcp_words_of(dataset), layer)
+
+    def compute_loss(self, batch):
+        text = self.model.class_features()
+        logits = self.model.logits(self.model.encode_images(batch["img"]), text)
+        loss = F.cross_entropy(logits, batch["label"])
+        return loss + self.node.W * cosine_distance(text, self.model.frozen_text), logits

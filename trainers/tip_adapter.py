@@ -1,0 +1,139 @@
+"""Tip-Adapter and Tip-Adapter-F: Zhang et al., "Tip-Adapter: Training-free Adaption of CLIP for Few-shot
+Classification", arXiv 2207.09519.
+
+A cache of the few-shot images: their features are the keys, their labels the values. An image's logits are zero-shot
+CLIP's and what the cache says of its labels. Tip-Adapter learns nothing, Tip-Adapter-F starts from it. Learned: the
+keys of the cache. The sharpness beta and the weight alpha of the cache are searched on validation images, and
+Tip-Adapter-F's best epoch is chosen on them. Test images have no part in either.
+"""
+import torch
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from yacs.config import CfgNode as CN
+
+from dassl.engine import TRAINER_REGISTRY
+from dassl.optim import build_optimizer
+from dassl.utils import InputError
+from prompting.backbone import normalize
+from prompting.cache import CacheCLIP
+from prompting.templates import cache_templates_of
+from trainers.base import PromptTrainer
+from trainers.frozen_features import FrozenFeatures
+
+ADAMW_EPS = 1e-4  # of the authors' AdamW; torch's is 1e-8
+
+
+@TRAINER_REGISTRY.register()
+class TipAdapter(FrozenFeatures):
+    """Nothing is stored: each run fills its cache anew, from its training images."""
+
+    trains = False
+    class_bound = True
+
+    @classmethod
+    def extend_cfg(cls, cfg):
+        node = cfg.TRAINER[cls.__name__.upper()] = CN()
+        node.BETA, node.ALPHA = 5.5, 1.17  # to start with, and what Tip-Adapter-F is trained at
+        node.SEARCH_SCALE = (7.0, 3.0)  # beta and alpha are searched from 0.1 up to these,
+        node.SEARCH_STEP = (200, 20)  # in so many steps
+        node.AUGMENT_EPOCH = 10  # augmentations whose features are averaged into a key
+        node.TEMPLATES = ()  # prompts to use instead of the dataset's
+        node.PREC = "auto"
+
+    def check_cfg(self, cfg):
+        name = f"TRAINER.{type(self).__name__.upper()}"
+        node = cfg.TRAINER[type(self).__name__.upper()]
+        if node.AUGMENT_EPOCH < 1:
+            raise InputError(f"{name}.AUGMENT_EPOCH must be at least 1, not {node.AUGMENT_EPOCH}")
+        if len(node.SEARCH_SCALE) != 2 or len(node.SEARCH_STEP) != 2 or min(node.SEARCH_STEP) < 1:
+            raise InputError(f"{name}: SEARCH_SCALE and SEARCH_STEP are two numbers each, for beta and alpha, and the "
+                             "steps at least 1")
+
+    def build_model(self, towers, classnames):
+        node = self.node
+        templates = list(node.TEMPLATES) or cache_templates_of(self.cfg.DATASET.NAME)
+        labels = [item.label for item in self.dm.dataset.train_x]
+        model = CacheCLIP(towers, classnames, templates, labels, node.BETA, node.ALPHA)
+        model.adapter.requires_grad_(self.trains)
+        return model
+
+    def before_train(self):
+        super().before_train()
+        self.fill_cache()
+        self.search()
+
+    def load_model(self, directory, epoch=None):
+        self.fill_cache()
+        self.search()
+
+    def fill_cache(self):
+        """Keys: the mean over augmentations of an image's features, of length 1."""
+        passes = [self.image_features(self.few_shot_batches(number))[0] for number in range(self.node.AUGMENT_EPOCH)]
+        self.model.adapter.weight.data.copy_(normalize(torch.stack(passes).mean(dim=0)))
+
+    def search(self):
+        """Beta and alpha by validation accuracy."""
+        if self.validation is not None:
+            accuracy = self.model.search(*self.validation, self.node.SEARCH_SCALE, self.node.SEARCH_STEP)
+            print(f"Searched on {len(self.validation[1])} validation images: beta {self.model.beta:.3f}, "
+                  f"alpha {self.model.alpha:.3f}, accuracy {100 * accuracy:.2f} %")
+
+
+@TRAINER_REGISTRY.register()
+class TipAdapterF(TipAdapter):
+    trains = True
+    best_accuracy, best_keys = -1.0, None
+
+    def build_optimizers(self):
+        """AdamW (by the config) whose rate falls to 0 along a cosine over all steps, not epoch by epoch."""
+        optim = build_optimizer(self.trainables, self.cfg.OPTIM)
+        for group in optim.param_groups:
+            if "eps" in group:
+                group["eps"] = ADAMW_EPS
+        return [(optim, CosineAnnealingLR(optim, self.max_epoch * len(self.train_loader_x)))]
+
+    def training_step(self, batch):
+        summary = super().training_step(batch)
+        self.sched.step()
+        return summary
+
+    def update_lr(self, names=None):
+        """Each step did it."""
+
+    def before_train(self):
+        PromptTrainer.before_train(self)
+        if not (self.start_epoch or self.first_batch):
+            self.fill_cache()
+
+    def load_model(self, directory, epoch=None):
+        PromptTrainer.load_model(self, directory, epoch)
+
+    def after_epoch(self):
+        self.keep_best()
+        if self.epoch + 1 == self.max_epoch:
+            self.finish()
+        super().after_epoch()
+
+    def finish(self):
+        """Take the best epoch's keys, and search what goes with them."""
+        self.model.adapter.weight.data.copy_(self.best_keys)
+        self.search()
+
+    @torch.no_grad()
+    def keep_best(self):
+        """Remember the keys of the best epoch so far, by validation accuracy; of the last without validation images."""
+        accuracy = self.best_accuracy
+        if self.validation is not None:
+            features, labels = self.validation
+            predicted = self.model.logits(features, self.model.encode_classes()).argmax(dim=1)
+            accuracy = (predicted == labels).float().mean().item()
+        if self.validation is None or accuracy > self.best_accuracy:
+            self.best_accuracy, self.best_keys = accuracy, self.model.adapter.weight.detach().clone()
+
+    def extra_state(self):
+        return {"values": self.model.values.cpu(), "beta": self.model.beta, "alpha": self.model.alpha,
+                "best_accuracy": self.best_accuracy, "best_keys": self.best_keys}
+
+    def load_extra_state(self, state):
+        self.model.values.copy_(state["values"])
+        self.model.beta, self.model.alpha = state["beta"], state["alpha"]
+        self.best_accuracy, self.best_keys = state["best_accuracy"], state["best_keys"]
