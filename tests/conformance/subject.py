@@ -103,16 +103,18 @@ def tensors_in(tree, name=""):
             yield from tensors_in(value, f"{name}[{number}]")
 
 
-def frozen_parameters(trainer):
-    """{name: tensor} of every parameter of the trainer's modules that needs no gradient."""
+def frozen_tensors(trainer, clip):
+    """{name: tensor} of the frozen CLIP: the one handed in, or (a foreign trainer loads its own) every parameter that
+    is one of the CLIP's and needs no gradient. What else a method keeps without a gradient, it may change."""
+    if clip is not None:
+        return {f"CLIP's {name}": tensor for name, tensor in clip.state_dict().items()}
+    known = defaultdict(list)
+    for tensor in pristine_clip("tiny").state_dict().values():
+        known[tensor.shape].append(tensor)
     modules = {**{k: v for k, v in vars(trainer).items() if isinstance(v, nn.Module)}, **trainer._models}
     return {f"{key}.{name}": parameter.detach() for key, module in modules.items() if module is not None
-            for name, parameter in module.named_parameters() if not parameter.requires_grad}
-
-
-def clip_tensors(clip):
-    """{name: tensor} of the CLIP that a run was given, nothing for a foreign trainer, which loads its own."""
-    return {f"CLIP's {name}": tensor for name, tensor in clip.state_dict().items()} if clip else {}
+            for name, parameter in module.named_parameters()
+            if not parameter.requires_grad and any(torch.equal(parameter, t) for t in known[parameter.shape])}
 
 
 def first_images(batch, number):
@@ -216,7 +218,7 @@ class Subject:
     def watched(self, run, stop_epoch, stop_step, cut):
         """While it lasts, `run` is filled with what happens, and Shapes is small."""
         encode = SimpleTokenizer.encode
-        before = {}
+        frozen, before = {}, {}
 
         def recording_encode(tokenizer, text):
             if run.phase != "test":
@@ -237,10 +239,14 @@ class Subject:
                 return build_model(trainer, *arguments)
 
             run.clip = clip
-            before.update(copy.deepcopy(clip_tensors(clip)))
+            if clip is not None:
+                frozen.update(frozen_tensors(None, clip))
+                before.update(copy.deepcopy(frozen))
             with mock.patch.object(self.cls, "build_model", recording_build):
                 run.trainer = build_trainer(cfg, **context)
-            before.update(copy.deepcopy(frozen_parameters(run.trainer)))
+            if clip is None:
+                frozen.update(frozen_tensors(run.trainer, None))
+                before.update(copy.deepcopy(frozen))
             self.watch(run, stop_epoch, stop_step, cut)
             return run.trainer
 
@@ -252,8 +258,7 @@ class Subject:
               mock.patch.object(SimpleTokenizer, "encode", recording_encode),
               mock.patch.object(self.opened, "seen", opening)):
             yield
-        now = clip_tensors(run.clip) | frozen_parameters(run.trainer)
-        run.changed = [name for name, tensor in before.items() if name in now and not torch.equal(tensor, now[name])]
+        run.changed = [name for name, tensor in before.items() if not torch.equal(tensor, frozen[name])]
 
     @staticmethod
     def watch(run, stop_epoch, stop_step, cut):
