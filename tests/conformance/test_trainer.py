@@ -14,8 +14,8 @@ from prompting import PromptingError
 from prompting.text import readable
 from subject import logits, tensors_in
 
-# A bfloat16 has 8 significant bits: one rounding is off by up to 0.4 %, and a tower makes some dozens of them.
-AMP_TOLERANCE = 0.1  # of the standard deviation of the logits
+# A bfloat16 has 8 significant bits: one rounding is off by up to 0.4 %. Our trainers come out between 0.3 and 0.9 %.
+AMP_TOLERANCE = 0.03  # of the standard deviation of the logits
 ROUNDING = 1e-3  # of float32 where sums are taken in another order; logits are of the order of 10
 EXTRA_SHARE = 0.05  # of the CLIP without its vocabulary: what a checkpoint may hold besides what is trained
 
