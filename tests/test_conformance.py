@@ -23,6 +23,13 @@ FAILS = {
     "SavesTheCLIPInHalf": ["test_the_checkpoint_holds_only_what_is_trained"],
     "DropsOutInEvaluation": ["test_evaluation_is_repeatable_and_without_gradients"],
     "DropsOutWithoutAsking": ["test_evaluation_is_repeatable_and_without_gradients"],
+    "LearnsNothing": ["test_the_loss_falls"],
+    "ForgetsItsCalibration": ["test_the_checkpoint_gives_the_same_logits"],
+    "DoesNotSayItIsClassBound": ["test_new_classes"],
+    "LooksAtTheWholeBatch": ["test_an_odd_last_batch"],
+    "ForgetsItsMomentum": ["test_a_resumed_run_ends_the_same"],
+    "SqueezesItsBatch": ["test_the_smallest_batch"],
+    "RoundsItsPrompt": ["test_amp_agrees_with_fp32"],
 }
 CHECKS = 14
 

@@ -332,6 +332,10 @@ class Subject:
         """The plain run's checkpoint in a trainer of its own."""
         return self.once("reloaded", lambda: self.run("reloaded", "--eval-only", "--model-dir", self.plain.folder))
 
+    @functools.cached_property
+    def resumed(self):
+        return self.once("resumed", lambda: self.go_on("resumed"))
+
     def go_on(self, label, *options):
         """The plain run from the end of its first epoch."""
         for checkpoint in sorted(self.plain.folder.glob("*/model.pth.tar-1")):

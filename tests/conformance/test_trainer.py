@@ -83,21 +83,22 @@ def test_the_checkpoint_gives_the_same_logits(subject):
 def test_new_classes(subject):
     subject.need(subject.trains or not subject.class_bound, "training-free and class-bound: nothing is carried over")
 
-    def evaluate():
+    def evaluate(classes):
         from_base = ["--model-dir", subject.plain.folder] if subject.trains else []
-        return subject.run("new", "--eval-only", *from_base, options=["DATASET.SUBSAMPLE_CLASSES", "new"])
+        return subject.run(classes, "--eval-only", *from_base, options=["DATASET.SUBSAMPLE_CLASSES", classes])
 
     if subject.class_bound:
         with pytest.raises((InputError, PromptingError)) as refusal:
-            evaluate()
+            evaluate("new")
         assert "\n" not in str(refusal.value), "the refusal must be one line"
         return
-    run = evaluate()
-    names = run.trainer.dm.dataset.classnames
-    assert names == list(shapes.CLASSNAMES[12:])
-    values = logits(run.trainer, subject.test_images)
-    assert values.shape == (len(subject.test_images), len(names)) and values.isfinite().all()
-    assert 0 <= run.results["metrics"]["test"]["accuracy"] <= 100
+    # As many new classes as base classes, and twice as many: tensors that belong to classes would fit the former.
+    for classes, names in (("new", shapes.CLASSNAMES[12:]), ("all", shapes.CLASSNAMES)):
+        run = evaluate(classes)
+        assert run.trainer.dm.dataset.classnames == list(names)
+        values = logits(run.trainer, subject.test_images)
+        assert values.shape == (len(subject.test_images), len(names)) and values.isfinite().all()
+        assert 0 <= run.results["metrics"]["test"]["accuracy"] <= 100
 
 
 def test_the_same_seed_gives_the_same_result(subject):
@@ -123,9 +124,9 @@ def test_another_seed_gives_another_result(subject):
 
 def test_workers_change_nothing(subject):
     run = subject.go_on("workers", "DATALOADER.NUM_WORKERS", 2)
-    first, second = subject.plain.trained, run.trained
+    first, second = subject.resumed.trained, run.trained
     assert same(first, second), f"with two loader workers these differ: {', '.join(differing(first, second)[:5])}"
-    assert run.results["metrics"] == subject.plain.results["metrics"]
+    assert run.results["metrics"] == subject.resumed.results["metrics"]
 
 
 def test_the_smallest_batch(subject):
@@ -163,7 +164,7 @@ def test_amp_agrees_with_fp32(subject):
     run = subject.go_on("amp", *precision)
     assert run.trainer.precision.name == "amp"
     assert all(p.dtype == torch.float32 for p in run.trainer.trainables), "what is trained must be float32"
-    full, half = (logits(r.trainer, subject.test_images) for r in (subject.plain, run))
+    full, half = (logits(r.trainer, subject.test_images) for r in (subject.resumed, run))
     off = ((half - full).square().mean().sqrt() / full.std()).item()
     assert off < AMP_TOLERANCE, f"the logits in mixed precision are off by {off:.1%} of their standard deviation"
 
@@ -181,7 +182,7 @@ def test_evaluation_is_repeatable_and_without_gradients(subject):
 
 def test_a_resumed_run_ends_the_same(subject):
     subject.need(subject.trains, "training-free")
-    run = subject.go_on("resumed")
+    run = subject.resumed
     assert len(run.epochs) == len(subject.plain.epochs) - 1, "the run did not go on after its first epoch"
     first, second = subject.plain.trained, run.trained
     assert same(first, second), f"these differ from the undisturbed run's: {', '.join(differing(first, second)[:5])}"
