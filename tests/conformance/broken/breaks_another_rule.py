@@ -1,7 +1,10 @@
 """The rules of the other checks, each broken by one trainer."""
 import torch
 from torch import nn
+from torch.utils.data import get_worker_info
 
+from dassl.data import DataManager
+from dassl.data.data_manager import DatasetWrapper
 from dassl.engine import TRAINER_REGISTRY
 from prompting.backbone import normalize
 
@@ -55,6 +58,20 @@ class ForgetsItsMomentum(Healthy):
         self.velocity = 0.9 * self.velocity + gradient
         self.apply_gradients([self.velocity])
         return {"loss": loss.item()}
+
+
+class NumberedByWorker(DatasetWrapper):
+    def __getitem__(self, index):
+        item = super().__getitem__(index)
+        worker = get_worker_info()
+        return item if worker is None else {**item, "img": item["img"] + 0.01 * (worker.id + 1)}
+
+
+@TRAINER_REGISTRY.register()
+class FeelsItsWorkers(Healthy):
+    def build_data_loader(self):
+        super().build_data_loader()
+        self.train_loader_x = DataManager(self.cfg, dataset_wrapper=NumberedByWorker).train_loader_x
 
 
 @TRAINER_REGISTRY.register()
