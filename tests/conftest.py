@@ -17,6 +17,16 @@ torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_addoption(parser):
+    """Options of tests/conformance; pytest knows them only from a conftest.py of the folder it starts in."""
+    group = parser.getgroup("conformance of a trainer")
+    group.addoption("--trainer", action="append", default=[], metavar="NAME", help="check this one (repeatable)")
+    group.addoption("--plugin", action="append", default=[], metavar="FILE", help="file that registers it (repeatable)")
+    group.addoption("--cfg", metavar="FILE", help="its config; default configs/trainers/NAME/tiny.yaml if there is one")
+    group.addoption("--opts", action="append", nargs=2, default=[], metavar=("KEY", "VALUE"),
+                    help="a config option (repeatable)")
+
+
 @pytest.fixture(scope="session")
 def clip_file(tmp_path_factory):
     """The tiny CLIP as a weights file."""

@@ -129,7 +129,8 @@ class PromptTrainer(TrainerX):
         clip_model, name = self.clip_model, cfg.MODEL.BACKBONE.NAME
         if clip_model is None:
             if name not in self.clips:
-                self.clips[name] = load_clip(name)
+                with isolated_rng(0):  # loading draws numbers, and a run that is handed a loaded CLIP does not load
+                    self.clips[name] = load_clip(name)
             clip_model = self.clips[name]
         self.towers = Towers(clip_model, self.device, half=self.precision.half)
         size = self.towers.resolution

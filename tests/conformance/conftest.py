@@ -1,0 +1,48 @@
+"""Which trainers are checked, and one `Subject` for each, whose runs all checks share."""
+import contextlib
+import functools
+from unittest import mock
+
+import pytest
+
+import train
+from dassl.engine import TRAINER_REGISTRY
+from datasets import shapes
+from subject import PART_SIZES, FilesOpened, Subject
+
+
+@functools.cache  # once: what a plugin registers is new only the first time
+def names(config):
+    """Those of --trainer; without, those that the --plugin files register; without these, the project's own."""
+    with contextlib.redirect_stdout(None):
+        train.discover()
+        before = dict(TRAINER_REGISTRY.items())
+        train.discover(config.getoption("plugin"))
+    known = dict(TRAINER_REGISTRY.items())
+    if config.getoption("trainer"):
+        return config.getoption("trainer")
+    if config.getoption("plugin"):
+        return [name for name, trainer in known.items() if before.get(name) is not trainer]
+    return sorted(name for name, trainer in known.items() if trainer.__module__.startswith("trainers."))
+
+
+def pytest_generate_tests(metafunc):
+    if "subject" in metafunc.fixturenames:
+        metafunc.parametrize("subject", names(metafunc.config), indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def opened(tmp_path_factory):
+    """A small Shapes, drawn, and the record of what is read of it."""
+    root = tmp_path_factory.mktemp("data")
+    with mock.patch.object(shapes, "PART_SIZES", PART_SIZES):
+        shapes.write_shapes(root / "shapes")
+    return FilesOpened(root)
+
+
+@pytest.fixture(scope="session")
+def subject(request, opened, tmp_path_factory):
+    option = request.config.getoption
+    options = [word for pair in option("opts") for word in pair]
+    return Subject(request.param, option("plugin"), option("cfg"), options, opened.folder,
+                   tmp_path_factory.mktemp(request.param), opened)

@@ -1,0 +1,87 @@
+"""The conformance suite finds what it is there for: each broken trainer fails the check meant for it and no other."""
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+import train
+
+ROOT = Path(__file__).resolve().parents[1]
+BROKEN = ROOT / "tests" / "conformance" / "broken"
+FAILS = {
+    "Healthy": [],
+    "TrainsTheTower": ["test_frozen_weights_stay_frozen"],
+    "LeaksNewImages": ["test_training_sees_its_own_images_and_classes_only"],
+    "LeaksNewNames": ["test_training_sees_its_own_images_and_classes_only"],
+    "IgnoresTheSeed": ["test_the_same_seed_gives_the_same_result"],
+    "KnowsOneSeed": ["test_another_seed_gives_another_result"],
+    "SavesTheCLIP": ["test_the_checkpoint_holds_only_what_is_trained"],
+    "SavesTheCLIPInHalf": ["test_the_checkpoint_holds_only_what_is_trained"],
+    "DropsOutInEvaluation": ["test_evaluation_is_repeatable_and_without_gradients"],
+    "DropsOutWithoutAsking": ["test_evaluation_is_repeatable_and_without_gradients"],
+    "LearnsNothing": ["test_the_loss_falls"],
+    "ForgetsItsCalibration": ["test_the_checkpoint_gives_the_same_logits"],
+    "DoesNotSayItIsClassBound": ["test_new_classes"],
+    "LooksAtTheWholeBatch": ["test_an_odd_last_batch"],
+    "ForgetsItsMomentum": ["test_a_resumed_run_ends_the_same"],
+    "FeelsItsWorkers": ["test_workers_change_nothing"],
+    "SqueezesItsBatch": ["test_the_smallest_batch"],
+    "RoundsItsPrompt": ["test_amp_agrees_with_fp32"],
+}
+CHECKS = 14
+
+
+def check(tmp_path, *words):
+    """Run the suite as a user does; {trainer: {check: passed, failed or skipped}}."""
+    report, folder = tmp_path / "report.xml", tmp_path / "runs"
+    done = subprocess.run([sys.executable, "-m", "pytest", "tests/conformance", "-q", "-p", "no:cacheprovider",
+                           "--basetemp", folder, "--junitxml", report, *map(str, words)], cwd=ROOT,
+                          capture_output=True, text=True, timeout=600, check=False)
+    shutil.rmtree(folder, ignore_errors=True)  # a whole CLIP in every checkpoint takes room
+    assert report.is_file(), done.stdout + done.stderr
+    outcomes = {}
+    for case in ElementTree.parse(report).iter("testcase"):
+        name, trainer = case.get("name").rstrip("]").split("[")
+        found = {element.tag for element in case} & {"failure", "error", "skipped"}
+        outcomes.setdefault(trainer, {})[name] = {"skipped": "skipped"}.get(*found, "failed") if found else "passed"
+    return outcomes
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    plugins = [word for file in sorted(BROKEN.glob("*.py")) for word in ("--plugin", file)]
+    return check(tmp_path_factory.mktemp("broken"), *plugins)
+
+
+def test_every_broken_trainer_is_known(outcomes):
+    assert set(outcomes) == set(FAILS)
+
+
+@pytest.mark.parametrize("trainer", FAILS)
+def test_a_broken_trainer_fails_the_check_meant_for_it(outcomes, trainer):
+    assert len(outcomes[trainer]) == CHECKS
+    assert [name for name, outcome in outcomes[trainer].items() if outcome == "failed"] == FAILS[trainer]
+    assert "skipped" not in outcomes[trainer].values()
+
+
+def test_a_foreign_trainer_is_checked_for_what_applies(tmp_path):
+    outcomes = check(tmp_path, "--trainer", "CoOp", "--plugin", ROOT / "tests" / "plugins" / "coop_style.py",
+                     "--opts", "TRAINER.COOP.INIT.STD", "0.02")
+    assert len(outcomes["CoOp"]) == CHECKS and "failed" not in outcomes["CoOp"].values()
+    assert [name for name, outcome in outcomes["CoOp"].items() if outcome == "skipped"] == [
+        "test_the_checkpoint_holds_only_what_is_trained", "test_amp_agrees_with_fp32"]
+
+
+@pytest.mark.usefixtures("own_registries")
+def test_a_run_that_loads_its_clip_trains_like_one_that_is_handed_it(arguments, tmp_path):
+    """Loading draws numbers; dropout while training must not feel it."""
+    clips = {}
+    for name in ("loads", "is_handed"):
+        train.main(arguments("Healthy", tmp_path / name, "--plugin", BROKEN / "healthy.py"), clips=clips)
+    first, second = (torch.load(tmp_path / name / "prompt_learner" / "model.pth.tar-2", weights_only=True)
+                     for name in ("loads", "is_handed"))
+    assert torch.equal(first["state_dict"]["shift.ctx"], second["state_dict"]["shift.ctx"])
