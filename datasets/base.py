@@ -374,9 +374,9 @@ class FewShotDataset(DatasetBase):
     def _read_draw(path, folder, train, val):
         stored, drawn = read_json(path), []
         for key, part in (("train", train), ("val", train if val is None else val)):
-            known = {os.path.relpath(item.impath, folder): item for item in part}
+            known = {os.path.normpath(item.impath): item for item in part}
             try:
-                chosen = [known[entry[0]] for entry in stored[key]]
+                chosen = [known[os.path.normpath(os.path.join(folder, entry[0]))] for entry in stored[key]]
                 right = all(item.label == entry[1] for item, entry in zip(chosen, stored[key]))
             except (KeyError, TypeError, IndexError):
                 right = False

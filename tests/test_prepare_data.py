@@ -306,6 +306,16 @@ def test_a_dataset_from_download_to_check(server, source, tmp_path, capsys):
     assert [name for name, _ in server.log] == ["caltech-101.zip"]
 
 
+def test_two_runs_at_once_and_what_a_killed_one_left(tmp_path, source):
+    source("pacs")
+    for left in (tmp_path / ".unfinished-a", tmp_path / "terra_incognita" / ".unfinished-b"):
+        left.mkdir(parents=True)
+    with prepare_data.alone(str(tmp_path)), pytest.raises(InputError, match="another prepare_data.py is at work"):
+        prepare_data.main(["pacs", "--root", str(tmp_path)])
+    assert prepare_data.main(["pacs", "--root", str(tmp_path)]) is False
+    assert not list(tmp_path.rglob(".*"))
+
+
 def test_one_dataset_that_fails_does_not_keep_the_others(server, source, tmp_path, capsys):
     drawn.write_pacs(tmp_path / "made")
     server.files["pacs.zip"] = packed(tmp_path / "made", "zip")

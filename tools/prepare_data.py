@@ -28,6 +28,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from http.client import HTTPException
+from pathlib import Path
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
@@ -484,9 +485,7 @@ def fetch(file, root):
     targets = {inside: os.path.join(root, path) for inside, path in file.places.items()}
     if all(os.path.exists(path) for path in targets.values()):
         return
-    downloads = os.path.join(root, ".downloads")
-    os.makedirs(downloads, exist_ok=True)
-    path = os.path.join(downloads, file.filename)
+    path = os.path.join(root, ".downloads", file.filename)
     if not os.path.isfile(path):
         print(f"fetching {file.filename}", flush=True)
         if file.address.startswith(DRIVE):
@@ -516,6 +515,29 @@ def fetch(file, root):
         os.remove(path)
         raise InputError(f"{error}; the archive was removed: run the same command to fetch it again") from None
     os.remove(path)
+
+
+@contextlib.contextmanager
+def alone(root):
+    """Keep a second run out of `root`, and clear away what a killed one left unfinished."""
+    import fcntl
+
+    downloads = os.path.join(root, ".downloads")
+    os.makedirs(downloads, exist_ok=True)
+    path = os.path.join(downloads, "lock")
+    with open(path, "w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"another prepare_data.py is at work in {root}; wait for its end") from None
+        for unfinished in (*Path(root).glob(".unfinished-*"), *Path(root).glob("*/.unfinished-*")):
+            shutil.rmtree(unfinished, ignore_errors=True)
+        try:
+            yield
+        finally:
+            os.remove(path)
+            with contextlib.suppress(OSError):  # it stays where a download is unfinished
+                os.rmdir(downloads)
 
 
 def move(source, target):
@@ -623,14 +645,12 @@ def main(argv=None):
     args = parse_arguments(argv)
     train.discover()
     if not args.check:
-        os.makedirs(args.root, exist_ok=True)
-        for name in args.datasets:
-            try:
-                prepare(name, args.root)
-            except (InputError, OSError) as error:
-                print(f"{name}: {error}", file=sys.stderr)
-        with contextlib.suppress(OSError):  # it stays where something is unfinished
-            os.rmdir(os.path.join(args.root, ".downloads"))
+        with alone(args.root):
+            for name in args.datasets:
+                try:
+                    prepare(name, args.root)
+                except (InputError, OSError) as error:
+                    print(f"{name}: {error}", file=sys.stderr)
     whole = check(args.datasets, args.root)
     if not args.check:
         for name in args.datasets:
