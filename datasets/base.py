@@ -49,18 +49,20 @@ def require_file(path, hint):
 
 def read_lines(path, hint):
     """[(number, line)] of a text file without its empty lines. Raises InputError where there is none."""
-    with open(require_file(path, hint), encoding="utf-8") as file:
-        return [(number, line.strip()) for number, line in enumerate(file, start=1) if line.strip()]
+    try:
+        with open(require_file(path, hint), encoding="utf-8") as file:
+            return [(number, line.strip()) for number, line in enumerate(file, start=1) if line.strip()]
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not a text file in UTF-8 ({error}); {hint}") from None
 
 
 def read_mat(path, key, hint):
     """The array `key` of a MATLAB file. Raises InputError where there is none."""
     from scipy.io import loadmat, matlab  # slow to import, and only datasets without their split file need it
 
+    require_file(path, hint)
     try:
-        return loadmat(require_file(path, hint))[key]
-    except InputError:
-        raise
+        return loadmat(path)[key]
     except (matlab.MatReadError, ValueError, TypeError, KeyError, OSError) as error:
         raise InputError(f"{path} is no MATLAB file with '{key}' ({error}); {hint}") from None
 
@@ -226,22 +228,24 @@ def _by_class(items):
     return groups
 
 
-def kept_split(path, image_dir, draw):
+def kept_split(path, image_dir, draw, published=""):
     """The split kept at `path`, or the one that `draw()` makes, kept there where that can be written.
 
     Args:
         path: a file of the form `read_split` takes.
         image_dir: the folder its paths are relative to.
         draw: () -> [train, val, test].
+        published: what it stands in for, the dataset's published split, where there is one.
     """
+    warning = f"; numbers do not compare with those on {published}, which is not there" if published else ""
     if os.path.isfile(path):
-        print(f"Split: {path}, drawn by this code; numbers do not compare with those on the published split")
+        print(f"Split: {path}, drawn by this code{warning}")
         return read_split(path, image_dir)
     parts = draw()
     for part in parts:
         check_images(part, "the dataset's own list")
-    print(f"Split: no published file, so one was drawn by CoOp's rule ({', '.join(map(_count, parts, PART_NAMES))}); "
-          f"numbers do not compare with those on the published split; {keep_split(path, image_dir, parts)}")
+    kept = keep_split(path, image_dir, parts)
+    print(f"Split: drawn by CoOp's rule ({', '.join(map(_count, parts, PART_NAMES))}), {kept}{warning}")
     return parts
 
 
@@ -415,7 +419,7 @@ class SplitDataset(FewShotDataset):
         if os.path.isfile(published):
             return read_split(published, self.images)
         drawn = os.path.join(self.folder, f"split_drawn_{type(self).__name__}.json")
-        return kept_split(drawn, self.images, self.draw)
+        return kept_split(drawn, self.images, self.draw, self.split_file)
 
     def draw(self):
         """[train, val, test] drawn from the class folders; a dataset with lists of its own reads those instead."""
@@ -464,20 +468,28 @@ class DomainDataset(FewShotDataset):
 class DrawnDomains(DomainDataset):
     """Domains in folders `<domain>/<class>/` without a published split: the parts are drawn by `draw_split`."""
 
-    def split(self, folder):
-        """Draw or read the split of all domains below `folder`."""
-        listed = self.list_domains(folder, self.domains)
-        parts = kept_split(os.path.join(folder, f"split_drawn_{type(self).__name__}.json"), folder,
-                           lambda: draw_split(listed))
-        self.sort_parts(folder, parts)
+    def split(self, folder, published=""):
+        """Draw or read the split of all domains below `folder`. published: what it stands in for, if anything."""
+        path = os.path.join(folder, f"split_drawn_{type(self).__name__}.json")
+        self.sort_parts(folder, kept_split(path, folder, lambda: draw_split(self.list_domains(folder, self.domains)),
+                                           published))
+
+    @classmethod
+    def list_domains(cls, folder, domains):
+        """All files of the domains: a list of Datum. The label of a class is its place among all domains' classes."""
+        for domain in domains:
+            if not os.path.isdir(os.path.join(folder, domain)):
+                raise InputError(f"no folder {os.path.join(folder, domain)} of the domain {domain}")
+        found = sorted({name for domain in domains for name in class_folders(os.path.join(folder, domain))})
+        labels = {name: label for label, name in enumerate(found)}
+        names = {name: cls.class_name(name) for name in found}
+        return [replace(item, domain=number) for number, domain in enumerate(domains)
+                for item in list_classes(os.path.join(folder, domain), names, labels)]
 
     @staticmethod
-    def list_domains(folder, domains):
-        """All files of the domains: a list of Datum. The label of a class is its place among all domains' classes."""
-        names = sorted({name for domain in domains for name in class_folders(os.path.join(folder, domain))})
-        labels = {name: label for label, name in enumerate(names)}
-        return [replace(item, domain=number) for number, domain in enumerate(domains)
-                for item in list_classes(os.path.join(folder, domain), {name: name_of(name) for name in names}, labels)]
+    def class_name(folder):
+        """A class's name from its folder's."""
+        return name_of(folder)
 
     def sort_parts(self, folder, parts):
         self.by_domain = {name: defaultdict(list) for name in PART_NAMES}

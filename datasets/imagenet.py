@@ -78,6 +78,8 @@ class ImageNetVariant(DatasetBase):
     def __init__(self, cfg):
         folder = dataset_folder(cfg, self.dataset_dir, self.hint)
         images = os.path.join(folder, self.image_dir)
+        if not os.path.isdir(images):
+            raise InputError(f"no folder {images}; {self.hint}")
         names = self.folders(images, read_classnames(folder))
         if len(names) != self.published_classes:
             print(f"Note: {type(self).__name__} has {self.published_classes} classes, {images} holds {len(names)}")
@@ -89,12 +91,10 @@ class ImageNetVariant(DatasetBase):
         return names
 
 
-def classes_present(images, names):
-    """The classes, of `names`, that have a folder in `images`; what is no class stays for `read_images` to refuse."""
-    if not os.path.isdir(images):
-        return names
-    folders = class_folders(images)
-    unknown = [folder for folder in folders if folder not in names]
-    if unknown:
-        raise InputError(f"{images} has a folder {unknown[0]} that is no class of classnames.txt")
-    return {folder: names[folder] for folder in folders}
+class ImageNetSubset(ImageNetVariant):
+    """Test images of 200 of the classes, those that have a folder; labels number these."""
+
+    published_classes = 200
+
+    def folders(self, images, names):
+        return {folder: name for folder, name in names.items() if os.path.isdir(os.path.join(images, folder))}

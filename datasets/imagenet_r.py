@@ -1,10 +1,10 @@
 from dassl.data.datasets import DATASET_REGISTRY
 from datasets.base import how_to_get
-from datasets.imagenet import ImageNetVariant, classes_present
+from datasets.imagenet import ImageNetSubset
 
 
 @DATASET_REGISTRY.register()
-class ImageNetR(ImageNetVariant):
+class ImageNetR(ImageNetSubset):
     """ImageNet-R (Hendrycks et al., "The Many Faces of Robustness", ICCV 2021): 30,000 renditions of 200 classes.
     Labels number these 200 classes.
 
@@ -14,7 +14,3 @@ class ImageNetR(ImageNetVariant):
     dataset_dir = "imagenet-rendition"
     image_dir = "imagenet-r"
     hint = how_to_get("imagenet_r", "https://github.com/hendrycks/imagenet-r")
-    published_classes = 200
-
-    def folders(self, images, names):
-        return classes_present(images, names)

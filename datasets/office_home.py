@@ -26,7 +26,7 @@ class OfficeHome(DrawnDomains):
         self.published = os.path.isdir(published) or not os.path.isdir(unsplit)
         self.folder = dataset_folder(cfg, self.dataset_dir if self.published else self.unsplit_dir, self.hint)
         if not self.published:
-            self.split(self.folder)
+            self.split(self.folder, f"{self.dataset_dir}/")
         self.build(cfg, self.folder)
 
     def read(self, domain, part):
@@ -40,4 +40,8 @@ class OfficeHome(DrawnDomains):
         folder = os.path.join(self.folder, domain, part)
         if not os.path.isdir(folder):
             raise InputError(f"no folder {folder}; {self.hint}")
-        return list_classes(folder, {name: name.lower() for name in class_folders(folder)})
+        return list_classes(folder, {name: self.class_name(name) for name in class_folders(folder)})
+
+    @staticmethod
+    def class_name(folder):
+        return folder.lower()

@@ -270,7 +270,12 @@ def test_office_home_without_dassls_split(one_layout, capsys):
     shutil.rmtree(root / "office_home_dg")
     dataset = load("office_home", root, sources=["art"], targets=["clipart"])
     assert counts(dataset) == [8, 4, 20] and (root / "office_home" / "split_drawn_OfficeHome.json").is_file()
-    assert "Split: no published file" in capsys.readouterr().out
+    assert dataset.classnames == ["alarm_clock", "bike", "tv", "toothbrush"]
+    assert "do not compare with those on office_home_dg/" in capsys.readouterr().out
+    shutil.rmtree(root / "office_home" / "art")
+    (root / "office_home" / "split_drawn_OfficeHome.json").unlink()
+    with pytest.raises(InputError, match="of the domain art"):
+        load("office_home", root, sources=["art"], targets=["clipart"])
 
 
 # ---- splits that are drawn ----
@@ -281,12 +286,13 @@ def test_a_split_is_drawn_once_and_said_so(one_layout, capsys):
     published.rename(root / "kept.json")
     first = load("caltech101", root)
     said = capsys.readouterr().out
-    assert "Split: no published file, so one was drawn" in said and "split_drawn_Caltech101.json" in said
+    assert "Split: drawn by CoOp's rule (36 train, 12 val, 24 test), kept in" in said
+    assert "numbers do not compare with those on split_zhou_Caltech101.json, which is not there" in said
     assert first.classnames == sorted(drawn.CLASSES)
     for part, number in ((first.train_x, 6), (first.val, 2), (first.test, 4)):
         assert Counter(item.label for item in part) == dict.fromkeys(range(6), number)
     again = load("caltech101", root, seed=2)
-    assert "split_drawn_Caltech101.json, drawn by this code" in capsys.readouterr().out
+    assert "split_drawn_Caltech101.json, drawn by this code; numbers do not compare" in capsys.readouterr().out
     assert [item.impath for item in again.train_x] == [item.impath for item in first.train_x]
     (root / "kept.json").rename(published)
     assert load("caltech101", root).classnames == drawn.CLASSES and "drawn" not in capsys.readouterr().out
