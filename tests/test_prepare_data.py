@@ -40,7 +40,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.headers.get("If-Range", version) != version:
             start = 0
         if start >= len(body):
-            return self.send_error(416)
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(body)}")
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(body) - start))
         self.send_header("ETag", version)
@@ -132,7 +135,7 @@ def test_no_server(tmp_path, monkeypatch):
 
 
 def test_a_server_that_is_busy_is_asked_again_and_one_that_refuses_is_not(server, tmp_path):
-    server.files["a.bin"], server.statuses = BODY, [503, 500]
+    server.files["a.bin"], server.statuses = BODY, [503, 429]
     prepare_data.download(f"{server.url}/a.bin", str(tmp_path / "a.bin"))
     assert (tmp_path / "a.bin").read_bytes() == BODY and len(server.log) == 3
     server.log.clear()
@@ -156,6 +159,13 @@ def test_a_part_longer_than_the_file_is_thrown_away(server, tmp_path):
     (tmp_path / "a.bin.part").write_bytes(BODY + b"more")
     prepare_data.download(f"{server.url}/a.bin", str(tmp_path / "a.bin"), md5(BODY))
     assert (tmp_path / "a.bin").read_bytes() == BODY
+
+
+def test_a_part_that_is_whole_is_taken(server, tmp_path):
+    server.files["a.bin"] = BODY
+    (tmp_path / "a.bin.part").write_bytes(BODY)
+    prepare_data.download(f"{server.url}/a.bin", str(tmp_path / "a.bin"), md5(BODY))
+    assert (tmp_path / "a.bin").read_bytes() == BODY and len(server.log) == 1
 
 
 def test_wrong_checksum(server, tmp_path):

@@ -16,6 +16,7 @@ import errno
 import json
 import os
 import shutil
+import ssl
 import sys
 import tarfile
 import tempfile
@@ -47,6 +48,7 @@ from datasets.base import DomainDataset, DrawnDomains, SplitDataset, class_folde
 ATTEMPTS = 4  # that bring no byte, before a download is given up
 PAUSE = 2  # seconds between two of them
 TIMEOUT = 60  # seconds without a byte
+BUSY = (408, 429)  # answers of a server that wants to be asked again, as it does with 500 and above
 CHUNK = 1 << 20
 DRIVE = "drive:"  # an address of this kind is the id of a file on Google Drive
 
@@ -319,11 +321,13 @@ def download(url, path, md5=""):
             reason = "the connection ended early"
         except urllib.error.HTTPError as error:
             reason = f"{error.code} {error.reason}"
-            if error.code == 416:  # the part is longer than the file, so it is of another file
+            if error.code == 416:  # there is nothing behind the part: it is whole, or too long to be of this file
+                if error.headers.get("Content-Range") == f"bytes */{size_of(part)}":
+                    break
                 os.remove(part)
-            elif error.code < 500:
+            elif error.code < 500 and error.code not in BUSY:
                 raise InputError(f"{url} answers {reason}; its place may have changed, see docs/DATASETS.md") from None
-        except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
+        except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError, ssl.SSLError) as error:
             reason = getattr(error, "reason", None) or error
         failures = 0 if size_of(part) > most else failures + 1
         most = max(most, size_of(part))
