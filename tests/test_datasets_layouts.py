@@ -442,3 +442,14 @@ def test_pictures_reach_the_trainer_as_rgb(every_layout):
     cfg.VERBOSE, cfg.SEED, cfg.DATALOADER.NUM_WORKERS = False, 1, 0
     cfg.DATASET.NAME, cfg.DATASET.ROOT = "ImageNet", str(every_layout)
     assert next(iter(DataManager(cfg).test_loader))["img"].shape == (12, 3, 224, 224)
+
+
+def test_shapes_are_tested_on_their_test_part(tmp_path, monkeypatch):
+    """By default, so that one picture is test in both settings; or all, when that is asked for."""
+    from datasets import shapes
+
+    monkeypatch.setattr(shapes, "write_shapes", lambda folder: None)  # listed, not drawn
+    monkeypatch.setattr("datasets.base.check_images", lambda items, source: None)
+    for part, images in (("", 20), ("test", 20), ("all", 40)):
+        test = load("shapes", tmp_path, sources=["photo"], targets=["sketch"], part=part).test
+        assert Counter(item.label for item in test) == dict.fromkeys(range(24), images)

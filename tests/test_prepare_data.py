@@ -172,7 +172,10 @@ def test_wrong_checksum(server, tmp_path):
     server.files["a.bin"] = BODY
     with pytest.raises(InputError, match=f"MD5 {md5(BODY)}, {md5(b'x')} is published"):
         prepare_data.download(f"{server.url}/a.bin", str(tmp_path / "a.bin"), md5(b"x"))
+    with pytest.raises(InputError, match="1,024,000 bytes, 7 are published"):
+        prepare_data.download(f"{server.url}/a.bin", str(tmp_path / "a.bin"), size=7)
     assert not list(tmp_path.glob("a.bin*.part")) and not (tmp_path / "a.bin").exists()
+    prepare_data.download(f"{server.url}/a.bin", str(tmp_path / "a.bin"), md5(BODY), len(BODY))
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")

@@ -63,7 +63,7 @@ class File:
     Attributes:
         address: its URL, or "drive:" and an id.
         places: {path inside the archive: path below the data folder}; the one key "" is a file that is no archive.
-        md5: checksum, where one is published.
+        md5, size: checksum and bytes, where they are published.
         name: what to call it while it is downloaded; default: the last part of the address.
         inner: an archive inside the archive, from which `places` are taken.
     """
@@ -71,6 +71,7 @@ class File:
     address: str
     places: dict
     md5: str = ""
+    size: int = 0
     name: str = ""
     inner: str = ""
 
@@ -289,7 +290,8 @@ Put cars_train/ and cars_test/ (images 00001.jpg ...) into {root}/stanford_cars/
          "sketch": 69128}, tuple(domainnet_files())),
     "terra_incognita": Source(
         {"classes": 10, "images": 24788}, (
-            File(f"{LILA}/eccv_18_all_images_sm.tar.gz", {TERRA_IMAGES: f"terra_incognita/{TERRA_IMAGES}"}),
+            File(f"{LILA}/eccv_18_all_images_sm.tar.gz", {TERRA_IMAGES: f"terra_incognita/{TERRA_IMAGES}"},
+                 size=6492615601),
             File(f"{LILA}/labels/caltech_camera_traps.json.zip",
                  {"caltech_images_20210113.json": "terra_incognita/caltech_images_20210113.json"})),
         arrange=arrange_terra_incognita, complete=tuple(f"terra_incognita/{place}" for place in TERRA_PLACES)),
@@ -305,12 +307,12 @@ GROUPS = {
 # ---- download ----------------------------------------------------------------------------------------------------
 
 
-def download(url, path, md5=""):
+def download(url, path, md5="", size=0):
     """Fetch `url` to `path`. What arrived of an earlier try lies in `path.part` and is gone on from.
 
     Raises:
-        InputError: the server does not answer or stops answering, the file has another checksum (it is removed), or
-            the disk is full (the part is kept).
+        InputError: the server does not answer or stops answering, the file has another checksum or size than was
+            published (it is removed), or the disk is full (the part is kept).
     """
     part = f"{path}.part"
     most, failures = size_of(part), 0
@@ -335,7 +337,7 @@ def download(url, path, md5=""):
             raise InputError(f"the download of {url} stopped after {size_of(part):,} bytes ({reason}); run the same "
                              "command again to go on from there")
         time.sleep(PAUSE * failures)
-    check_md5(part, md5, url)
+    check_file(part, md5, size, url)
     os.replace(part, path)
     with contextlib.suppress(FileNotFoundError):
         os.remove(f"{part}.version")
@@ -368,7 +370,7 @@ def fetch_rest(url, part):
     return total is None or size_of(part) == total
 
 
-def download_from_drive(file_id, path, md5=""):
+def download_from_drive(file_id, path, md5="", size=0):
     """Fetch a file from Google Drive, whose pages of warnings gdown knows. Raises InputError as `download` does."""
     import gdown
 
@@ -378,20 +380,23 @@ def download_from_drive(file_id, path, md5=""):
     except (gdown.exceptions.DownloadError, OSError) as error:  # requests' errors are OSErrors
         raise InputError(f"Google Drive does not give the file {file_id}: {str(error).strip()[:200]}; open "
                          f"https://drive.google.com/file/d/{file_id}/view in a browser and save it as {path}") from None
-    check_md5(path, md5, f"https://drive.google.com/file/d/{file_id}")
+    check_file(path, md5, size, f"https://drive.google.com/file/d/{file_id}")
 
 
 class FullDisk(InputError):
     """There is no room; what was fetched is kept."""
 
 
-def check_md5(path, md5, source):
-    """Remove a file of another checksum and raise InputError."""
-    if md5 and calculate_md5(path) != md5:
-        found = calculate_md5(path)
+def check_file(path, md5, size, source):
+    """Remove a file of another checksum or size than was published and raise InputError."""
+    found = [f"{size_of(path):,} bytes, {size:,} are"] if size and size_of(path) != size else []
+    if md5 and not found:
+        digest = calculate_md5(path)
+        found = [f"the MD5 {digest}, {md5} is"] if digest != md5 else []
+    if found:
         os.remove(path)
-        raise InputError(f"{source} has the MD5 {found}, {md5} is published; it was removed: run the same command "
-                         "again, and if it stays so the file at its source changed")
+        raise InputError(f"{source} has {found[0]} published; it was removed: run the same command again, and if it "
+                         "stays so the file at its source changed")
 
 
 def size_of(path):
@@ -493,9 +498,9 @@ def fetch(file, root):
     if not os.path.isfile(path):
         print(f"fetching {file.filename}", flush=True)
         if file.address.startswith(DRIVE):
-            download_from_drive(file.address[len(DRIVE):], path, file.md5)
+            download_from_drive(file.address[len(DRIVE):], path, file.md5, file.size)
         else:
-            download(file.address, path, file.md5)
+            download(file.address, path, file.md5, file.size)
     if "" in targets:
         move(path, targets[""])
         return
