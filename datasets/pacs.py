@@ -2,7 +2,7 @@ import os
 
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 from dassl.utils import InputError
-from datasets.base import DomainDataset, dataset_folder, require_file
+from datasets.base import DomainDataset, dataset_folder, how_to_get, read_lines
 
 
 @DATASET_REGISTRY.register()
@@ -10,14 +10,14 @@ class PACS(DomainDataset):
     """PACS (Li et al., "Deeper, Broader and Artier Domain Generalization", ICCV 2017): 7 classes in 4 domains.
 
     Layout: `pacs/images/<domain>/<class>/` and `pacs/splits/<domain>_{train,crossval,test}_kfold.txt`, lines of
-    "path label" with labels from 1. A target domain is tested on all of its train and crossval lists, as the published
-    comparisons do.
+    "path label" with labels from 1. A target domain is by default tested on all of its train and crossval lists, as the
+    published comparisons do.
     """
 
     dataset_dir = "pacs"
     domains = ["art_painting", "cartoon", "photo", "sketch"]
     parts = ("train", "crossval")
-    hint = "get PACS from Dassl's DATASETS.md (https://github.com/KaiyangZhou/Dassl.pytorch)"
+    hint = how_to_get("pacs", "https://github.com/KaiyangZhou/Dassl.pytorch/blob/master/DATASETS.md#pacs")
     # Listed, but no image in the published archive.
     missing = {"sketch/dog/n02103406_4068-1.png"}
 
@@ -30,19 +30,16 @@ class PACS(DomainDataset):
         return [item for name in lists for item in self._list(domain, name)]
 
     def _list(self, domain, name):
-        path = require_file(os.path.join(self.folder, "splits", f"{domain}_{name}_kfold.txt"), self.hint)
+        path = os.path.join(self.folder, "splits", f"{domain}_{name}_kfold.txt")
         items = []
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    impath, label = line.rsplit(maxsplit=1)
-                    classname = impath.split("/")[-2]
-                    label = int(label) - 1
-                except (ValueError, IndexError):
-                    raise InputError(f"{path}, line {number}: expected 'domain/class/image label', "
-                                     f"found '{line.strip()[:60]}'") from None
-                if impath not in self.missing:
-                    items.append(Datum(os.path.join(self.folder, "images", impath), label, 0, classname))
+        for number, line in read_lines(path, self.hint):
+            try:
+                impath, label = line.rsplit(maxsplit=1)
+                classname = impath.split("/")[-2]
+                label = int(label) - 1
+            except (ValueError, IndexError):
+                raise InputError(f"{path}, line {number}: expected 'domain/class/image label', "
+                                 f"found '{line[:60]}'") from None
+            if impath not in self.missing:
+                items.append(Datum(os.path.join(self.folder, "images", impath), label, 0, classname))
         return items

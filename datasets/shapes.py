@@ -108,12 +108,13 @@ def write_shapes(folder):
 class Shapes(DomainDataset):
     """The dataset: photos only, or with DATASET.SOURCE_DOMAINS and DATASET.TARGET_DOMAINS, domains against each other.
 
-    It is drawn into DATASET.ROOT at first use. A target domain is tested on its test part, so that numbers of the two
-    settings are on the same pictures.
+    It is drawn into DATASET.ROOT at first use. A target domain is by default tested on its test part, so that numbers
+    of the two settings are on the same pictures.
     """
 
     dataset_dir = "shapes"
     domains = list(DOMAINS)
+    target_part = "test"
 
     def __init__(self, cfg):
         self.folder = os.path.join(os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT)), self.dataset_dir)
@@ -127,8 +128,8 @@ class Shapes(DomainDataset):
             FewShotDataset.__init__(self, cfg, self.folder, *parts)
 
     def read(self, domain, part):
-        """The pictures of a part of a domain; `all`, which a target domain is asked for, is its test part."""
-        numbers = part_numbers(domain, "test" if part == "all" else part)
+        """The pictures of a part of a domain, or all of them."""
+        numbers = range(sum(PART_SIZES[domain])) if part == "all" else part_numbers(domain, part)
         return [
             Datum(os.path.join(self.folder, picture_path(domain, classname, number)), label, 0, classname)
             for label, classname in enumerate(CLASSNAMES)

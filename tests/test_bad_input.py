@@ -1,6 +1,7 @@
 """What a user gets wrong: one line that names it, exit status 2, no results."""
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -118,11 +119,11 @@ def own_data(tmp_path):
     return tmp_path / "own"
 
 
-def test_missing_split(complains, own_data):
-    split = own_data / "caltech-101" / "split_zhou_Caltech101.json"
-    split.unlink()
+def test_missing_split_and_images(complains, own_data):
+    (own_data / "caltech-101" / "split_zhou_Caltech101.json").unlink()
+    shutil.rmtree(own_data / "caltech-101" / "101_ObjectCategories")
     line = complains(root=own_data)
-    assert str(split) in line and "https://" in line
+    assert str(own_data / "caltech-101" / "101_ObjectCategories") in line and "https://" in line
 
 
 @pytest.mark.parametrize("content", ["{torn", "[]", "{}", '{"train": [["a"]], "val": [], "test": []}',

@@ -40,6 +40,7 @@ def get_cfg_default():
     cfg.DATASET.NAME = ""
     cfg.DATASET.SOURCE_DOMAINS = ()
     cfg.DATASET.TARGET_DOMAINS = ()
+    cfg.DATASET.TARGET_PART = ""  # test or all: what of a target domain is tested; empty: the dataset's own default
     cfg.DATASET.NUM_LABELED = -1
     cfg.DATASET.NUM_SHOTS = -1  # images a class (in DG: a class of a domain); below 1: all
     cfg.DATASET.SUBSAMPLE_CLASSES = "all"  # all, base or new

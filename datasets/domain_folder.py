@@ -1,0 +1,25 @@
+import os
+
+from dassl.data.datasets import DATASET_REGISTRY
+from datasets.base import DrawnDomains, class_folders, list_own, own_folder, own_split
+
+
+@DATASET_REGISTRY.register()
+class DomainFolder(DrawnDomains):
+    """Pictures of one's own from several domains: DATASET.ROOT is a folder with a folder a domain.
+
+    Layout: `<domain>/<class>/<image>`; the class folders of the domains have the same names. A split is drawn once. A
+    target domain is by default tested on all of its images. Other files than images are named and left out.
+    """
+
+    def __init__(self, cfg):
+        folder = own_folder(cfg, "<domain>/<class>/<image>")
+        self.domains = class_folders(folder)
+        for domain in self.domains:
+            list_own(os.path.join(folder, domain))  # says what is wrong with a domain's folder
+        self.sort_parts(folder, own_split(folder, self.list_domains(folder, self.domains)))
+        self.build(cfg, folder)
+
+    @classmethod
+    def domain_names(cls, root):
+        return class_folders(os.path.expanduser(root))

@@ -1,0 +1,52 @@
+import os
+
+from dassl.data.datasets import DATASET_REGISTRY
+from dassl.utils import InputError
+from datasets.base import (
+    PART_NAMES,
+    FewShotDataset,
+    class_folders,
+    leave_out_non_images,
+    list_own,
+    own_folder,
+    own_split,
+    report_left_out,
+)
+
+
+@DATASET_REGISTRY.register()
+class ImageFolder(FewShotDataset):
+    """Pictures of one's own: DATASET.ROOT is a folder with a folder a class.
+
+    Layout: `<class>/<image>`, for which a split is drawn once, or `train/<class>/<image>` with `val/` or `test/` or
+    both, which is taken as it is: without `test/`, `val/` is the test part; without a validation part of its own, one
+    is drawn from unused training images. A folder's name is the class's name. Any kind of image that Pillow reads is
+    taken, in any colours; other files are named and left out.
+    """
+
+    def __init__(self, cfg):
+        folder = own_folder(cfg, "<class>/<image>")
+        found = class_folders(folder)
+        split = {name for name in found if name in PART_NAMES}
+        if "train" not in split:
+            super().__init__(cfg, folder, *own_split(folder, list_own(folder)))
+            return
+        if split != set(found) or len(split) == 1:
+            others = ", ".join(name for name in found if name != "train") or "nothing else"
+            raise InputError(f"{folder} holds train/ and {others}; beside train/ there must be test/ or val/ or both, "
+                             "and nothing else")
+        labels = {name: label for label, name in enumerate(class_folders(os.path.join(folder, "train")))}
+        parts = {name: self.read_part(folder, name, labels) for name in PART_NAMES if name in split}
+        if "test" not in parts:
+            parts["test"] = parts.pop("val")
+        super().__init__(cfg, folder, parts["train"], parts.get("val"), parts["test"])
+
+    @staticmethod
+    def read_part(folder, part, labels):
+        path = os.path.join(folder, part)
+        unknown = sorted(set(class_folders(path)) - set(labels))
+        if unknown:
+            raise InputError(f"{path} has the class '{unknown[0]}', which train/ does not have")
+        images, left_out = leave_out_non_images(list_own(path, labels), folder)
+        report_left_out(left_out, folder)
+        return images

@@ -1,0 +1,27 @@
+import os
+
+from dassl.data.datasets import DATASET_REGISTRY, Datum
+from dassl.utils import read_json
+from datasets.base import SplitDataset, draw_split, how_to_get, read_mat, require_file
+
+
+@DATASET_REGISTRY.register()
+class OxfordFlowers(SplitDataset):
+    """Oxford Flowers 102 (Nilsback and Zisserman, 2008): 102 flowers; CoOp's split has 4,093 training, 1,633
+    validation and 2,463 test images.
+
+    Layout: `oxford_flowers/jpg/image_00001.jpg`, `oxford_flowers/imagelabels.mat`, `oxford_flowers/cat_to_name.json`
+    and `oxford_flowers/split_zhou_OxfordFlowers.json`.
+    """
+
+    dataset_dir = "oxford_flowers"
+    image_dir = "jpg"
+    split_file = "split_zhou_OxfordFlowers.json"
+    hint = how_to_get("oxford_flowers", "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/")
+
+    def draw(self):
+        labels = read_mat(os.path.join(self.folder, "imagelabels.mat"), "labels", self.hint)[0]
+        names = read_json(require_file(os.path.join(self.folder, "cat_to_name.json"), self.hint))
+        return draw_split([Datum(os.path.join(self.images, f"image_{number:05d}.jpg"), int(label) - 1, 0,
+                                 names[str(label)])
+                           for number, label in enumerate(labels, start=1)])
