@@ -2,11 +2,10 @@
 
     python tools/interpret_prompt.py output/.../seed1 --top 3
 
-Distances are Euclidean, between a vector and the embeddings of CLIP's vocabulary, as CoOp's authors look at theirs (Zhou
-et al., arXiv 2109.01134). Vectors that replace tokens at a deeper layer do not live among word embeddings; their
+Distances are Euclidean, between a vector and the embeddings of CLIP's vocabulary, as CoOp's authors look at theirs
+(Zhou et al., arXiv 2109.01134). Vectors that replace tokens at a deeper layer do not live among word embeddings; their
 neighbours are listed and mean less.
 """
-import argparse
 import os
 import sys
 

@@ -1,8 +1,8 @@
 """What a protocol consists of, as an explicit list of runs.
 
-A `Run` says where it writes (`folder`), the words for train.py (`argv`) and which run must be finished before (`needs`).
-Dry runs, execution on one or several processes, and tables all follow from this list. `Place` is what a folder says of
-the run in it, so that the folders alone are enough to make the tables again.
+A `Run` says where it writes (`folder`), the words for train.py (`argv`) and which run must be finished before
+(`needs`). Dry runs, execution on one or several processes, and tables all follow from this list. `Place` is what a
+folder says of the run in it, so that the folders alone are enough to make the tables again.
 """
 import os
 import re
@@ -25,7 +25,7 @@ IMAGENET_VARIANTS = ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"
 XD_TARGETS = {"imagenet": (*BASE2NEW_DATASETS[1:], *IMAGENET_VARIANTS)}
 
 SHOTS = {"base2new": (16,), "dg": (1,), "xd": (16,), "fewshot": (1, 2, 4, 8, 16)}
-OWN_CONFIG = ("dg", "xd", "fewshot")  # protocols for which a method may have a config of its own, <name>_<protocol>.yaml
+OWN_CONFIG = ("dg", "xd", "fewshot")  # protocols for which a method may have its own config, <name>_<protocol>.yaml
 
 LAYOUTS = {
     "base2new": "base2new/{part}/{dataset}/shots_{shots}/{trainer}/{config}/seed{seed}",
@@ -222,7 +222,7 @@ class Planner:
         [source] = [Dataset.of(name) for name in sources]
         names = targets or XD_TARGETS.get(source.name)
         if not names:
-            raise InputError(f"xd from {source.name}: give --targets (TARGETS for the scripts), the datasets to test on")
+            raise InputError(f"xd from {source.name}: give --targets (TARGETS for the scripts), datasets to test on")
         chosen = [Dataset.of(name) for name in names]
         if source.name in {target.name for target in chosen}:
             raise InputError(f"xd from {source.name}: the source is tested anyway; leave it out of --targets")

@@ -6,7 +6,6 @@
 base2new: base against new with lines of equal H, and a radar of H over datasets; dg: bars a domain; fewshot: curves
 with bands of one standard deviation over seeds; training: loss, accuracy and learning rate by step.
 """
-import argparse
 import os
 import sys
 
@@ -138,7 +137,8 @@ def radar(cells):
     axes.set_theta_direction(-1)
     axes.set_xticks(angles, names)
     for angle, label in zip(angles, axes.get_xticklabels()):
-        label.set_horizontalalignment("center" if abs(np.sin(angle)) < 0.1 else "left" if np.sin(angle) > 0 else "right")
+        side = np.sin(angle)
+        label.set_horizontalalignment("center" if abs(side) < 0.1 else "left" if side > 0 else "right")
     axes.tick_params(axis="x", pad=0)
     low, high = min(map(min, values.values())), max(map(max, values.values()))
     axes.set_ylim(max(0, 10 * np.floor((low - 5) / 10)), min(100, 10 * np.ceil((high + 1) / 10)))

@@ -12,7 +12,6 @@ From Python:
 
 The dataset need not be there: the model is made from the run's config.yaml and checkpoint.
 """
-import argparse
 import contextlib
 import io
 import json
@@ -164,7 +163,7 @@ class LoadedRun:
     def _require_own(self, classes):
         if classes != self.classes:
             raise InputError(f"what {self.kind.__name__} learned belongs to its {len(self.classes)} training classes "
-                             f"({', '.join(self.classes[:3])}, ...); it cannot choose among others, leave out --classes")
+                             f"({', '.join(self.classes[:3])}, ...); leave out --classes")
 
 
 def image_files(paths):

@@ -107,6 +107,10 @@ def main(argv=None):
     check_arguments(args)
     planner = Planner(args.root, args.output, args.seeds, args.cfg, args.backbone, args.plugin, args.opts)
     runs = planner.plan(args.of, args.trainer, args.dataset, args.shots, args.targets)
+    for trainer in args.trainer:
+        if args.of == "xd" and all(run.place.part == run.place.dataset for run in runs
+                                   if run.place.trainer == trainer):
+            print(f"Note: {trainer} belongs to its training classes with this config: it is tested on the source only")
     if args.dry_run:
         listed = list_runs(runs)
         print(listed)

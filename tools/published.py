@@ -24,7 +24,8 @@ def published_table(protocol, cells):
     rows = make(cells, known) if make else []
     if not rows:
         return None
-    return Table("measured and published averages", ["method", "measured on", "", "measured", "published", "source"], rows)
+    return Table("measured and published averages",
+                 ["method", "measured on", "", "measured", "published", "source"], rows)
 
 
 def _number(value):
@@ -73,7 +74,8 @@ def _xd(cells, known):
         for what, size in (("average", 10), ("average of variants", 4)):
             if numbers and numbers.get(what) is not None:
                 group = groups.get(what, [])
-                measured = average(chosen.where(part=name).by_seed() for name in group) if len(group) == size else Number()
+                whole = len(group) == size
+                measured = average(chosen.where(part=name).by_seed() for name in group) if whole else Number()
                 rows.append([method, f"{len(group)} of {size} datasets", what, measured, _number(numbers[what]),
                              numbers["source"]])
     return rows

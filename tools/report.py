@@ -6,7 +6,6 @@
 
 Numbers are mean +- standard deviation over seeds. Runs of different data, shots or backbones are refused, not averaged.
 """
-import argparse
 import itertools
 import os
 import sys
@@ -17,7 +16,7 @@ sys.path.insert(0, ROOT)
 import train  # noqa: E402
 from dassl.utils import InputError  # noqa: E402
 from tools.published import published_table  # noqa: E402
-from tools.run_folders import backbone_of, find_runs, require_comparable  # noqa: E402
+from tools.run_folders import backbone_of, find_runs, require_comparable, without_folder  # noqa: E402
 from tools.tables import FORMATS, Table, average, method_tables, titled  # noqa: E402
 
 PAIRS = 6  # every pair of four methods; of more methods, the best is compared with each other one
@@ -52,9 +51,8 @@ def chosen_runs(args):
                 raise InputError(f"no run has {field} {' or '.join(map(str, wanted))}; there are: "
                                  f"{', '.join(map(str, known))}")
     if args.backbone:
-        wanted = os.path.basename(args.backbone) if os.path.isfile(args.backbone) else args.backbone
         cells = type(cells)({place: results for place, results in cells.items()
-                             if backbone_of(results) in (wanted, os.path.basename(wanted))})
+                             if backbone_of(results) == without_folder(args.backbone)})
         if not cells:
             raise InputError(f"no run has the backbone {args.backbone}")
     require_comparable(cells, where)

@@ -51,7 +51,12 @@ def _results(folder):
 
 def backbone_of(results):
     """The CLIP's name; of a weights file its name without the folder, which differs between machines."""
-    return os.path.basename(results["config"]["MODEL"]["BACKBONE"]["NAME"])
+    return without_folder(results["config"]["MODEL"]["BACKBONE"]["NAME"])
+
+
+def without_folder(backbone):
+    """A weights file's name; a CLIP's name, such as ViT-B/16, as it is."""
+    return os.path.basename(backbone) if backbone.endswith((".pt", ".pth", ".safetensors")) else backbone
 
 
 def require_comparable(cells, where):

@@ -68,8 +68,8 @@ def mcnemar_p(differences):
 def bootstrap_interval(groups, level=LEVEL, resamples=RESAMPLES, seed=0):
     """Percentile bootstrap interval of a mean of means, (low, high): images are drawn anew within each group.
 
-    The differences of a group take few values (2 seeds + 1), so the counts of each value are drawn, from the multinomial
-    distribution that drawing N images with replacement gives them, instead of N images.
+    The differences of a group take few values (2 seeds + 1), so instead of N images the counts of the values are drawn,
+    from the multinomial distribution that drawing N images with replacement gives them.
 
     Args:
         groups: a list of (N_g,) arrays, such as a test set each.

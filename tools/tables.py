@@ -102,7 +102,7 @@ class Table:
     best: tuple = ()
 
     def render(self, form="text"):
-        """As text, markdown, csv (means and deviations in columns of their own) or latex (booktabs)."""
+        """As text, markdown, csv (means and deviations in columns of their own) or latex."""
         if form == "csv":
             return self._csv()
         bold = {"markdown": "**{}**", "latex": r"\textbf{{{}}}"}.get(form, "{}")

@@ -59,8 +59,8 @@ def device_name(device):
 
 
 def peak_memory(device):
-    """Bytes: the most that torch held on the GPU in this run; on a CPU the most that the process held so far, which in a
-    process of many runs may be an earlier run's."""
+    """Bytes: the most that torch held on the GPU in this run; on a CPU the most that the process held so far, which in
+    a process of many runs may be an earlier run's."""
     if device.type == "cuda":
         return {"of": "cuda", "bytes": torch.cuda.max_memory_allocated(device)}
     unit = 1 if sys.platform == "darwin" else 1024
@@ -84,7 +84,7 @@ def test_predictions(trainer):
 
 
 def write_predictions(trainer, folder):
-    """Write `predictions.csv.gz`: path below DATASET.ROOT, label, prediction (both numbers), confidence, an image a row.
+    """Write `predictions.csv.gz`, a row an image: path below DATASET.ROOT, label and prediction (numbers), confidence.
 
     Without predictions of the test part there is no such file afterwards."""
     path, found = os.path.join(folder, PREDICTIONS), test_predictions(trainer)
