@@ -18,6 +18,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
+from matplotlib.container import ErrorbarContainer  # noqa: E402
 
 import train  # noqa: E402
 from dassl.utils import InputError  # noqa: E402
@@ -108,11 +109,13 @@ def _room(numbers):
 
 
 def _legend(axes, entries):
-    """Inside for a few entries, above the axes for many."""
+    """Inside for a few entries, below the figure for many; a marker without its error bars."""
+    handles, labels = axes.get_legend_handles_labels()
+    handles = [handle[0] if isinstance(handle, ErrorbarContainer) else handle for handle in handles]
     if entries > 6:
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, columnspacing=0.8, handletextpad=0.3)
+        axes.figure.legend(handles, labels, loc="outside lower center", ncols=3, columnspacing=0.8, handletextpad=0.3)
     elif entries:
-        axes.legend(loc="best", handletextpad=0.3, borderpad=0.2)
+        axes.legend(handles, labels, loc="best", handletextpad=0.3, borderpad=0.2)
 
 
 def radar(cells):
@@ -135,13 +138,16 @@ def radar(cells):
         axes.plot([*angles, angles[0]], [*ring, ring[0]], label=method, markersize=3, **look[method])
     axes.set_theta_offset(np.pi / 2)
     axes.set_theta_direction(-1)
-    axes.set_xticks(angles, names)
+    axes.set_xticks(angles, [name.replace("_", "\n") for name in names])
     for angle, label in zip(angles, axes.get_xticklabels()):
         side = np.sin(angle)
         label.set_horizontalalignment("center" if abs(side) < 0.1 else "left" if side > 0 else "right")
     axes.tick_params(axis="x", pad=0)
     low, high = min(map(min, values.values())), max(map(max, values.values()))
-    axes.set_ylim(max(0, 10 * np.floor((low - 5) / 10)), min(100, 10 * np.ceil((high + 1) / 10)))
+    low, high = max(0, 10 * np.floor((low - 5) / 10)), min(100, 10 * np.ceil((high + 1) / 10))
+    step = 10 if high - low <= 40 else 20
+    axes.set_ylim(low, high)
+    axes.set_yticks(np.arange(low + step, high + 1, step))
     axes.set_rlabel_position(180 / len(names))
     axes.tick_params(axis="y", labelsize=6, colors="0.4")
     axes.grid(color="0.85", linewidth=0.5)
