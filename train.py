@@ -14,7 +14,6 @@ import sys
 import time
 
 import torch
-import torchvision
 
 import datasets
 import trainers
@@ -23,6 +22,7 @@ from dassl.data.datasets import DATASET_REGISTRY
 from dassl.data.samplers import SAMPLER_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.engine.run_folder import checkpoint_digest, finished_results, newest_epoch, plain
+from dassl.engine.run_record import describe_run, write_predictions
 from dassl.evaluation import EVALUATOR_REGISTRY
 from dassl.utils import (
     InputError,
@@ -187,8 +187,7 @@ def main(argv=None, clips=None):
     args = parse_arguments(argv)
     discover(args.plugin)
     cfg = build_config(args)
-    evaluation = {"eval_only": args.eval_only, "load_epoch": args.load_epoch,
-                  "checkpoint": checkpoint_digest(args.model_dir, args.load_epoch) if args.eval_only else None}
+    evaluation = what_is_evaluated(args)
     results = finished_results(cfg, default_config(), evaluation)
     if results is not None and not args.no_train:
         print(f"Finished before: {cfg.OUTPUT_DIR}")
@@ -200,9 +199,17 @@ def main(argv=None, clips=None):
         logger.close()
 
 
+def what_is_evaluated(args):
+    """What tells two evaluations of one config apart: the epoch and the digest of the checkpoints."""
+    return {"eval_only": args.eval_only, "load_epoch": args.load_epoch,
+            "checkpoint": checkpoint_digest(args.model_dir, args.load_epoch) if args.eval_only else None}
+
+
 def run(args, cfg, evaluation, clips):
     """Build the trainer of a config, train or evaluate, store the results."""
     started = time.time()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     print(f"** {cfg.TRAINER.NAME} on {cfg.DATASET.NAME}, seed {cfg.SEED} **\n{collect_env_info()}")
     set_random_seed(cfg.SEED)
     if issubclass(TRAINER_REGISTRY.get(cfg.TRAINER.NAME), PromptTrainer):
@@ -229,12 +236,11 @@ def run(args, cfg, evaluation, clips):
         "evaluation": evaluation,
         "class_bound": bool(getattr(trainer, "class_bound", False)),
         "seconds": round(time.time() - started, 2),
-        "device": str(trainer.device),
-        "versions": {"python": sys.version.split()[0], "torch": torch.__version__,
-                     "torchvision": torchvision.__version__},
+        **describe_run(trainer),
         "config": plain(cfg),
     }
     results = json.loads(json.dumps(results))
+    write_predictions(trainer, cfg.OUTPUT_DIR)
     write_json(results, os.path.join(cfg.OUTPUT_DIR, "results.json"))
     return results
 

@@ -3,26 +3,32 @@
 #
 #   run.sh PROTOCOL TRAINERS DATASET [OPTION VALUE ...]
 #
-# DATA (default ./data), OUTPUT (./output), SEEDS ("1 2 3"), SHOTS (16; 1 for dg), BACKBONE and CFG (by default the
-# method's published ViT-B/16 config). Paths are relative to the folder you are in.
+# DATA (default ./data), OUTPUT (./output), SEEDS ("1 2 3"), SHOTS (16; 1 for dg; "1 2 4 8 16" for fewshot), BACKBONE
+# and CFG (by default the method's published ViT-B/16 config), TARGETS (xd: datasets to test on), JOBS (processes, a GPU
+# each; 1), DRY_RUN (1: list the runs). Several datasets go in quotes: "caltech101 dtd". Paths are relative to the folder
+# you are in.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 protocol=$1 trainers=$2
 shift 2
 if [ $# -lt 1 ] || [ "${1:-}" = "-h" ] || [ "${1:-}" = "--help" ]; then
     echo "usage: bash SCRIPT DATASET [OPTION VALUE ...]   (a dataset is a file of configs/datasets, such as caltech101)"
-    sed -n '2,7s/^# \{0,1\}//p' "$root/scripts/run.sh"
+    sed -n '2,9s/^# \{0,1\}//p' "$root/scripts/run.sh"
     [ $# -ge 1 ] && exit 0 || exit 2
 fi
-dataset=$1
+# A dataset may be the path of a YAML file with spaces; a list of names has none but between them.
+if [[ $1 == *.yaml || $1 == *.yml ]]; then datasets=("$1"); else read -ra datasets <<<"$1"; fi
 shift
 python=python3
 [ -x "$root/.venv/bin/python" ] && python=$root/.venv/bin/python
-read -ra seeds <<<"${SEEDS:-1 2 3}"
-flags=(--seeds "${seeds[@]}")
+flags=()
+[ "$protocol" != zeroshot ] || [ -n "${SEEDS:-}" ] && read -ra seeds <<<"${SEEDS:-1 2 3}" && flags+=(--seeds "${seeds[@]}")
 [ -n "$trainers" ] && flags+=(--trainer $trainers)
-flags+=(--dataset "$dataset" --root "${DATA:-./data}" --output "${OUTPUT:-./output}")
-[ -n "${SHOTS:-}" ] && flags+=(--shots "$SHOTS")
+flags+=(--dataset "${datasets[@]}" --root "${DATA:-./data}" --output "${OUTPUT:-./output}")
+[ -n "${SHOTS:-}" ] && flags+=(--shots $SHOTS)
+[ -n "${TARGETS:-}" ] && flags+=(--targets $TARGETS)
 [ -n "${BACKBONE:-}" ] && flags+=(--backbone "$BACKBONE")
 [ -n "${CFG:-}" ] && flags+=(--cfg "$CFG")
+[ -n "${JOBS:-}" ] && flags+=(--jobs "$JOBS")
+[ -n "${DRY_RUN:-}" ] && [ "$DRY_RUN" != 0 ] && flags+=(--dry-run)
 exec "$python" "$root/tools/protocol.py" "$protocol" "${flags[@]}" "$@"

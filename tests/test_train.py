@@ -11,7 +11,7 @@ import yaml
 import train
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import InputError
-from tools import protocol
+from tools import plans, protocol
 from trainers import base as trainers_base
 from trainers.base import PromptTrainer
 
@@ -396,7 +396,7 @@ def test_configs_in_the_manner_of_coop_load(run, tmp_path):
 @pytest.fixture
 def call(drawn_root, tiny_config, clip_file, tmp_path, monkeypatch, clip_model):
     monkeypatch.setattr(trainers_base, "load_clip", lambda name: clip_model)
-    monkeypatch.setattr(protocol, "load_clip", lambda name: clip_model)
+    monkeypatch.setattr(plans, "load_clip", lambda name: clip_model)
 
     def call(name, *words, dataset="caltech101", options=()):
         return protocol.main([name, *words, "--dataset", dataset, "--cfg", tiny_config, "--root", str(drawn_root),

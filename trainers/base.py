@@ -28,6 +28,23 @@ from prompting.precision import GradientOverflow, Precision, all_finite
 CHECKPOINTS_KEPT = 2
 
 
+class NeedsImages(InputError):
+    """A model cannot be built from class names alone."""
+
+
+class DataManagerWithoutData:
+    """Class names in the place of a DataManager and of its dataset. Raises NeedsImages for anything else."""
+
+    def __init__(self, classnames, method):
+        self.classnames, self.method, self.dataset = list(classnames), method, self
+        self.lab2cname, self.num_classes = dict(enumerate(self.classnames)), len(self.classnames)
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise NeedsImages(f"{self.__dict__.get('method')} builds its model from the images it was trained on ({name})")
+
+
 class PromptTrainer(TrainerX):
     """A method that learns a little around a frozen CLIP.
 
@@ -39,6 +56,8 @@ class PromptTrainer(TrainerX):
         cfg: the config.
         clip_model: the CLIP to use; by default MODEL.BACKBONE.NAME is loaded.
         clips: {backbone name: loaded CLIP}, filled and shared between runs.
+        classnames: build the model for these classes without reading a dataset, to predict with (`load_model`, then
+            `model_inference`); nothing can be trained then.
     """
 
     trains = True  # False: training-free, only evaluated
@@ -47,8 +66,9 @@ class PromptTrainer(TrainerX):
     min_batch = 1  # images a training batch needs at least
     sampler = None  # the registered sampler the method's batches need, when not any will do
 
-    def __init__(self, cfg, clip_model=None, clips=None):
+    def __init__(self, cfg, clip_model=None, clips=None, classnames=None):
         self.clip_model, self.clips = clip_model, {} if clips is None else clips
+        self.predicts_only, self.given_classnames = classnames is not None, classnames
         self.complete_cfg(cfg)
         if self.trains and cfg.DATALOADER.TRAIN_X.BATCH_SIZE < self.min_batch:
             raise InputError(f"{type(self).__name__} needs batches of at least {self.min_batch} images; "
@@ -120,6 +140,14 @@ class PromptTrainer(TrainerX):
             raise InputError(f"TRAINER.{type(self).__name__.upper()}.N_CTX must be at least 1, not {node.N_CTX}")
         return torch.randn(node.N_CTX, towers.text.width) * 0.02
 
+    def build_data_loader(self):
+        if not self.predicts_only:
+            super().build_data_loader()
+            return
+        self.dm = DataManagerWithoutData(self.given_classnames, type(self).__name__)
+        self.lab2cname, self.num_classes = self.dm.dataset.lab2cname, len(self.given_classnames)
+        self.train_loader_x = self.train_loader_u = self.val_loader = self.test_loader = None
+
     def prepare_model(self):
         cfg = self.cfg
         self.precision = Precision(self.node.get("PREC", "auto"), self.device)
@@ -142,9 +170,10 @@ class PromptTrainer(TrainerX):
         if cfg.MODEL.INIT_WEIGHTS:
             load_pretrained_weights(self.model, cfg.MODEL.INIT_WEIGHTS)
         self.trainables = [p for p in self.model.parameters() if p.requires_grad]
-        if self.trains:
+        if self.trains and not self.predicts_only:
             print(f"Trained: {count_num_param(params=self.trainables):,} parameters in {len(self.trainables)} tensors")
-        self.optimizers = self.build_optimizers() if self.trains else [(None, None)]
+        trained = self.trains and not self.predicts_only
+        self.optimizers = self.build_optimizers() if trained else [(None, None)]
         self.optim, self.sched = self.optimizers[0]
         self.register_model("prompt_learner", self.model, self.optim, self.sched)
 

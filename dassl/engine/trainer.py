@@ -324,16 +324,14 @@ class SimpleTrainer(TrainerBase):
                 raise InputError(f"TEST.FINAL_MODEL is best_val, but {self.cfg.DATASET.NAME} has no validation part")
             split = "test"
         loader = self.val_loader if split == "val" else self.test_loader
-        domainwise = (len(self.cfg.DATASET.TARGET_DOMAINS) > 1 and split == "test"
-                      and "domain" in inspect.signature(self.evaluator.process).parameters)
+        # What an evaluator's `process` can take besides logits and labels; a foreign one takes these two.
+        wanted = {"impath"} | ({"domain"} if len(self.cfg.DATASET.TARGET_DOMAINS) > 1 and split == "test" else set())
+        wanted &= set(inspect.signature(self.evaluator.process).parameters)
         print(f"Evaluate on the *{split}* set")
         for batch in tqdm(loader, desc=split, leave=False, disable=None):
             input, label = self.parse_batch_test(batch)
             output = self.model_inference(input)
-            if domainwise:
-                self.evaluator.process(output, label, batch["domain"])
-            else:
-                self.evaluator.process(output, label)
+            self.evaluator.process(output, label, **{name: batch[name] for name in wanted if name in batch})
         results = self.evaluator.evaluate()
         self.results[split] = results
         for name, value in results.items():

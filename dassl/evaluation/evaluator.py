@@ -43,20 +43,26 @@ class Classification(EvaluatorBase):
 
     def reset(self):
         self.y_true, self.y_pred, self.y_domain = [], [], []
+        self.confidence, self.paths = [], []
         self.confusion = None
 
-    def process(self, mo, gt, domain=None):
+    def process(self, mo, gt, domain=None, impath=None):
         """Take a batch.
 
         Args:
             mo: logits (B, n_cls).
             gt: labels (B,).
             domain: domain indices (B,), when the accuracy a domain is wanted.
+            impath: the B files, when `predictions` are wanted.
         """
-        self.y_pred.append(mo.argmax(dim=1).cpu())
+        predicted = mo.argmax(dim=1)
+        self.y_pred.append(predicted.cpu())
+        self.confidence.append(mo.float().softmax(dim=1).gather(1, predicted[:, None])[:, 0].cpu())
         self.y_true.append(gt.cpu())
         if domain is not None:
             self.y_domain.append(domain.cpu())
+        if impath is not None:
+            self.paths.extend(impath)
         self.num_classes = mo.shape[1]
 
     def evaluate(self):
@@ -83,6 +89,31 @@ class Classification(EvaluatorBase):
             self._confusion_matrix()
         self.last_results = results
         return results
+
+    def predictions(self):
+        """(files, labels, predictions, confidences), a list each, of what was processed since `reset`; no files where
+        none were given. A confidence is the softmax's probability of the prediction."""
+        columns = (torch.cat(parts).tolist() if parts else []
+                   for parts in (self.y_true, self.y_pred, self.confidence))
+        return self.paths, *columns
+
+    def breakdown(self):
+        """Accuracy (%) by class and by domain, after `evaluate`:
+        {"classes": {"name", "total", "accuracy": a list each, in label order}, "domains": {name: accuracy}}.
+        A class without images has accuracy None; a dataset without target domains has no domains."""
+        totals = self.confusion.sum(1).tolist()
+        correct = self.confusion.diagonal().tolist()
+        classes = {
+            "name": [str(self.lab2cname.get(label, label)) for label in range(len(totals))],
+            "total": totals,
+            "accuracy": [100.0 * right / total if total else None for right, total in zip(correct, totals)],
+        }
+        names = list(self.cfg.DATASET.TARGET_DOMAINS)
+        domains = {name: self.last_results[f"accuracy_{name}"] for name in names
+                   if f"accuracy_{name}" in self.last_results}
+        if len(names) == 1:
+            domains = {names[0]: self.last_results["accuracy"]}
+        return {"classes": classes, "domains": domains}
 
     def _confusion_matrix(self):
         """Store cmat.pt in the run folder: entry (i, j) is the share of class i's images taken for class j."""

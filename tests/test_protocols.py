@@ -1,0 +1,292 @@
+"""The protocols beyond a single table: cross-dataset, few-shot, zero-shot, plans, failures, interruption, processes."""
+import json
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+import train
+from dassl.utils import InputError
+from tools import execution, plans, protocol
+from tools.plans import Planner
+from tools.tables import xd_groups
+from trainers import base as trainers_base
+
+ROOT = Path(__file__).resolve().parents[1]
+DOMAINS = ["art_painting", "cartoon", "photo", "sketch"]
+
+
+@pytest.fixture
+def words(drawn_root, tiny_config, clip_file, tmp_path, monkeypatch, clip_model):
+    monkeypatch.setattr(trainers_base, "load_clip", lambda name: clip_model)
+
+    def words(name, *more, dataset="caltech101", shots=("--shots", "2"), options=()):
+        return [name, *more, "--dataset", dataset, "--cfg", tiny_config, "--root", str(drawn_root), "--output",
+                str(tmp_path / "out"), *shots, "--backbone", clip_file, "OPTIM.MAX_EPOCH", "1", *options]
+
+    return words
+
+
+@pytest.fixture
+def call(words):
+    return lambda *args, **kwargs: protocol.main(words(*args, **kwargs))
+
+
+def cells(table):
+    return [re.split(r"\s{2,}", line.strip()) for line in table.splitlines()]
+
+
+def stored(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def never(*args, **kwargs):
+    raise AssertionError("a finished run was run again")
+
+
+def test_xd_tests_the_source_prompts_on_all_domains_of_the_target(call, tmp_path, monkeypatch):
+    table = call("xd", "--trainer", "CoOp", "--seeds", "1", "--targets", "pacs")
+    folder = tmp_path / "out" / "xd" / "caltech101" / "shots_2" / "CoOp" / "tiny"
+    source, target = stored(folder / "caltech101" / "seed1"), stored(folder / "pacs" / "seed1")
+    assert source["config"]["DATASET"]["SUBSAMPLE_CLASSES"] == "all"
+    assert target["evaluation"]["eval_only"] and target["evaluation"]["checkpoint"]
+    assert target["config"]["DATASET"]["TARGET_DOMAINS"] == DOMAINS == target["config"]["DATASET"]["SOURCE_DOMAINS"]
+    assert set(target["domains"]) == set(DOMAINS) and not list((folder / "pacs").rglob("model.pth*"))
+    numbers = [f"{run['metrics']['test']['accuracy']:.2f}" for run in (source, target)]
+    assert cells(table)[0] == ["seed 1", "mean"]
+    assert cells(table)[2:] == [["caltech101", *2 * numbers[:1]], ["pacs", *2 * numbers[1:]],
+                                ["average", *2 * numbers[1:]]]
+    monkeypatch.setattr(train, "run", never)
+    assert call("xd", "--trainer", "CoOp", "--seeds", "1", "--targets", "pacs") == table
+
+
+def test_xd_of_a_class_bound_method_is_a_dash(call, tmp_path, capsys):
+    options = ("TRAINER.COOP.CSC", "True")
+    table = call("xd", "--trainer", "CoOp", "--seeds", "1", "--targets", "pacs", options=options)
+    assert [row[0] for row in cells(table)[2:]] == ["caltech101"]
+    assert "CoOp belongs to its training classes" in capsys.readouterr().out
+    assert not list((tmp_path / "out").rglob("pacs"))
+
+
+def test_compared_with_a_method_that_transfers_a_class_bound_one_has_dashes(call):
+    table = call("compare", "--protocol", "xd", "--trainer", "ZeroshotCLIP", "LinearOnly", "--seeds", "1", "--targets",
+                 "pacs", "--plugin", str(ROOT / "tests" / "plugins" / "bound.py"))
+    rows = {row[0]: row[1:] for row in cells(table)[2:]}
+    assert rows["LinearOnly"][1:] == ["-", "-"] and float(rows["LinearOnly"][0]) >= 0
+    assert "-" not in rows["ZeroshotCLIP"]
+
+
+def test_xd_needs_other_targets(call):
+    with pytest.raises(InputError, match="--targets"):
+        call("xd", "--trainer", "CoOp")
+    with pytest.raises(InputError, match="leave it out"):
+        call("xd", "--trainer", "CoOp", "--targets", "pacs", "caltech101")
+    with pytest.raises(InputError, match="one --dataset"):
+        protocol.main(["xd", "--trainer", "CoOp", "--dataset", "caltech101", "pacs"])
+
+
+def test_xd_from_imagenet_is_tested_on_ten_datasets_and_four_variants():
+    assert len(plans.XD_TARGETS["imagenet"]) == 14 and len(set(plans.XD_TARGETS["imagenet"])) == 14
+    groups = xd_groups("imagenet", ["imagenet", *plans.XD_TARGETS["imagenet"]])
+    assert [len(group) for group in groups.values()] == [10, 4]
+
+
+def test_fewshot(call, tmp_path):
+    table = call("fewshot", "--trainer", "CoOp", "--seeds", "1", "2", shots=("--shots", "1", "2"))
+    assert cells(table)[0] == ["shots", "seed 1", "seed 2", "mean"]
+    for row, shots in zip(cells(table)[2:], (1, 2)):
+        runs = [stored(tmp_path / "out" / f"fewshot/caltech101/shots_{shots}/CoOp/tiny/seed{seed}") for seed in (1, 2)]
+        assert row[:3] == [str(shots), *(f"{run['metrics']['test']['accuracy']:.2f}" for run in runs)]
+        assert all(run["config"]["DATASET"]["NUM_SHOTS"] == shots for run in runs)
+
+
+def test_fewshot_takes_five_numbers_of_shots_by_default(call, capsys):
+    listed = call("fewshot", "--trainer", "CoOp", "--seeds", "1", "--dry-run", shots=())
+    assert [int(n) for n in re.findall(r"shots_(\d+)", listed)] == [1, 2, 4, 8, 16]
+
+
+def test_zeroshot(call, tmp_path):
+    table = call("zeroshot", "--trainer", "ZeroshotCLIP", "ZeroshotCLIP2", shots=())
+    rows = cells(table)
+    assert rows[0] == ["method", "caltech101", "average"] and [row[0] for row in rows[2:]] == ["ZeroshotCLIP",
+                                                                                                "ZeroshotCLIP2"]
+    accuracy = stored(tmp_path / "out/zeroshot/caltech101/ZeroshotCLIP/tiny/seed1")["metrics"]["test"]["accuracy"]
+    assert rows[2][1] == f"{accuracy:.2f}"
+    with pytest.raises(InputError, match="CoOp learns"):
+        call("zeroshot", "--trainer", "CoOp", shots=())
+
+
+def test_compare_of_another_protocol(call):
+    table = call("compare", "--protocol", "dg", "--trainer", "ZeroshotCLIP", "ZeroshotCLIP2", "--seeds", "1",
+                 dataset="pacs")
+    assert cells(table)[0] == ["method", *DOMAINS, "average"]
+    assert all(len(row) == 6 for row in cells(table)[2:])
+
+
+def test_several_datasets_end_in_an_average(words, tmp_path, capsys):
+    twin = tmp_path / "twin.yaml"
+    twin.write_text('DATASET: {NAME: "Caltech101"}\n')
+    argv = words("base2new", "--trainer", "ZeroshotCLIP", "--seeds", "1")
+    argv.insert(argv.index("caltech101") + 1, str(twin))
+    table = protocol.main(argv)
+    rows = cells(table)
+    assert rows[0] == ["dataset", "base", "new", "H"] and [row[0] for row in rows[2:]] == ["caltech101", "twin",
+                                                                                           "average"]
+    assert rows[2][1:] == rows[3][1:] == rows[4][1:]
+    assert "caltech101, base to new" in capsys.readouterr().out
+
+
+# ---- plans ----
+def test_a_dry_run_says_what_is_done_and_writes_nothing(call, tmp_path, capsys):
+    listed = call("base2new", "--trainer", "CoOp", "--seeds", "1", "2", "--dry-run")
+    assert listed.count("to do") == 4 and "4 runs, 0 done" in listed
+    assert not (tmp_path / "out").exists()
+    call("base2new", "--trainer", "CoOp", "--seeds", "1")
+    capsys.readouterr()
+    listed = call("base2new", "--trainer", "CoOp", "--seeds", "1", "2", "--dry-run")
+    assert "4 runs, 2 done" in listed and listed == capsys.readouterr().out.rstrip("\n")
+    assert all(line.startswith("done") == ("seed1" in line) for line in listed.splitlines()[:4])
+    other = call("base2new", "--trainer", "CoOp", "--seeds", "1", "--dry-run", options=("OPTIM.LR", "0.3"))
+    assert other.startswith("refused (") and "OPTIM.LR is 0.05 there, 0.3 here" in other
+
+
+def test_a_plan_says_what_each_run_needs(tiny_config, drawn_root):
+    planner = Planner(str(drawn_root), "out", [1], tiny_config, "tiny")
+    runs = planner.plan("xd", ["CoOp"], ["caltech101"], targets=["pacs"])
+    assert [(run.place.part, run.needs) for run in runs] == [("caltech101", ""), ("pacs", runs[0].folder)]
+    assert all(run.folder == os.path.join("out", run.place.folder) for run in runs)
+    runs = planner.plan("dg", ["CoOp", "MetaPrompt"], ["pacs"])
+    assert [run.place.part for run in runs] == 2 * DOMAINS and not any(run.needs for run in runs)
+
+
+@pytest.mark.parametrize(("name", "special"), [("dg", True), ("xd", True), ("fewshot", True), ("base2new", False)])
+def test_a_method_may_have_a_config_for_a_protocol(name, special, tmp_path, monkeypatch):
+    folder = tmp_path / "configs" / "trainers" / "CoOp"
+    folder.mkdir(parents=True)
+    for config in ("tiny", f"tiny_{name}", "vit_b16"):
+        (folder / f"{config}.yaml").write_text("VERBOSE: False\n")
+    shapes = plans.Dataset.of("shapes")
+    monkeypatch.setattr(plans, "ROOT", str(tmp_path))
+    wanted = f"tiny_{name}" if special else "tiny"
+    assert Planner().method_config(name, "CoOp", shapes) == (wanted, str(folder / f"{wanted}.yaml"))
+    assert Planner(backbone="ViT-B/16").method_config(name, "CoOp", shapes)[0] == "vit_b16"
+    assert Planner(cfg="tiny").method_config(name, "CoOp", shapes)[0] == "tiny"
+
+
+def test_a_wrong_option_is_told_before_any_run(call, tmp_path):
+    with pytest.raises(InputError, match="unknown key OPTIM.RATE"):
+        call("fewshot", "--trainer", "CoOp", options=("OPTIM.RATE", "1"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("more", "part"), [
+    (("--shots", "1", "2"), "one number of --shots"), (("--shots", "few"), "whole numbers"),
+    (("--seeds", "-1"), "from 0 on"), (("--jobs", "0"), "--jobs"), (("--shots", "0"), "from 1 on")])
+def test_numbers_that_make_no_sense(more, part):
+    with pytest.raises(InputError, match=part):
+        protocol.main(["base2new", "--trainer", "CoOp", "--dataset", "caltech101", *more])
+
+
+# ---- what goes wrong ----
+def test_a_run_that_fails_leaves_the_others(call, words, tmp_path, capsys):
+    call("base2new", "--trainer", "CoOp", "--seeds", "2", options=("OPTIM.LR", "0.3"))
+    capsys.readouterr()
+    assert train.command_line(lambda: call("base2new", "--trainer", "CoOp", "--seeds", "1", "2", "3")) == 2
+    said = capsys.readouterr()
+    rows = cells(said.out[said.out.index("caltech101, base to new"):])
+    numbers = {row[0]: row[1:] for row in rows if row[0].startswith(("seed", "mean"))}
+    assert numbers["seed 2"] == ["-", "-", "-"] and numbers["mean"] == ["-", "-", "-"]
+    assert all(float(value) >= 0 for seed in ("seed 1", "seed 3") for value in numbers[seed])
+    error = said.err.splitlines()[-1]
+    assert error.startswith("error: 1 of 6 runs failed, 1 depend on them: ") and "OPTIM.LR is 0.3 there" in error
+
+
+def test_an_interrupted_protocol_says_what_remains(call, tmp_path, monkeypatch, capsys):
+    made, run = [], train.run
+
+    def interrupt(*args):
+        if len(made) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        made.append(1)
+        return run(*args)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "run", interrupt)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            call("base2new", "--trainer", "ZeroshotCLIP", "--seeds", "1", "2")
+    assert signal.getsignal(signal.SIGTERM) == before
+    said = capsys.readouterr().err
+    assert "2 of 4 runs are done" in said and "goes on from here" in said
+    remaining = re.findall(r"to do: .*/(\w+)/caltech101.*/(seed\d)", said)
+    assert remaining == [("train_base", "seed2"), ("test_new", "seed2")]
+    assert "-" not in cells(call("base2new", "--trainer", "ZeroshotCLIP", "--seeds", "1", "2"))[2]
+
+
+def test_runs_on_two_processes(words, call, tmp_path, capsys):
+    """One method's process dies in its run; the others' numbers are those of one process."""
+    plugin = str(ROOT / "tests" / "plugins" / "bound.py")
+    more = ("--trainer", "CoOp", "Dies", "--seeds", "1", "--plugin", plugin)
+    assert train.command_line(lambda: call("compare", *more, "--jobs", "2")) == 2
+    said = capsys.readouterr()
+    assert "1 of 3 runs failed" in said.err and "ended with status 7" in said.err
+    assert re.search(r"^\[\d/3\] .*train_base.*CoOp", said.out, re.M)
+    parallel = {part: stored(tmp_path / "out" / "base2new" / part / "caltech101/shots_2/CoOp/tiny/seed1")["metrics"]
+                for part in ("train_base", "test_new")}
+    (tmp_path / "out").rename(tmp_path / "first")
+    call("base2new", "--trainer", "CoOp", "--seeds", "1")
+    for part, metrics in parallel.items():
+        alone = stored(tmp_path / "out" / "base2new" / part / "caltech101/shots_2/CoOp/tiny/seed1")
+        assert alone["metrics"] == metrics
+
+
+def test_gpus_are_taken_in_turn(monkeypatch):
+    monkeypatch.setattr(execution.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(execution.torch.cuda, "device_count", lambda: 3)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert execution._devices() == ["0", "1", "2"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    assert execution._devices() == ["5", "7"]
+    with execution._environment({"CUDA_VISIBLE_DEVICES": "7", "NOT_SET": None}):
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "7" and "NOT_SET" not in os.environ
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "5,7"
+
+
+# ---- scripts ----
+@pytest.mark.parametrize(("script", "words", "environment", "expected"), [
+    ("metaprompt/xd.sh", ["shapes"], {"TARGETS": "pacs caltech101", "SEEDS": "1"},
+     ["MetaPrompt/tiny/shapes/seed1", "MetaPrompt/tiny/pacs/seed1", "MetaPrompt/tiny/caltech101/seed1"]),
+    ("reproduce_table.sh", ["dg", "CoOp", "OPTIM.MAX_EPOCH", "1"],
+     {"SEEDS": "4", "DATASETS": "pacs shapes", "SHOTS": "5", "CFG": "tiny"},
+     [*(f"dg/pacs/shots_5/CoOp/tiny/{domain}/seed4" for domain in DOMAINS),
+      *(f"dg/shapes/shots_5/CoOp/tiny/{domain}/seed4" for domain in ("photo", "painting", "cartoon", "sketch"))]),
+])
+def test_scripts_plan(script, words, environment, expected, tmp_path):
+    done = subprocess.run(["bash", str(ROOT / "scripts" / script), *words], capture_output=True, text=True, timeout=300,
+                          check=False, cwd=tmp_path, env={**os.environ, **environment, "DRY_RUN": "1"})
+    assert done.returncode == 0, done.stderr
+    lines = [line.split("to do  ./output/")[1] for line in done.stdout.splitlines() if line.startswith("to do")]
+    assert len(lines) == len(expected) and all(line.endswith(end) for line, end in zip(lines, expected)), done.stdout
+
+
+def test_every_method_folder_has_every_script():
+    for folder in (path for path in (ROOT / "scripts").iterdir() if path.is_dir()):
+        names = {path.name for path in folder.glob("*.sh")}
+        assert {"base2new.sh", "dg.sh", "xd.sh", "fewshot.sh"} <= names, folder
+        for path in folder.glob("*.sh"):
+            lines = path.read_text().splitlines()
+            found = re.fullmatch(r'exec bash "\$\(dirname "\$\{BASH_SOURCE\[0\]\}"\)/\.\./run\.sh" (\w+) (\w+) "\$@"',
+                                 lines[2])
+            assert len(lines) == 3 and found[1] == path.stem, path
+            assert found[2] in train.TRAINER_REGISTRY, path
+
+
+def test_reproduced_datasets_are_those_of_the_papers():
+    text = (ROOT / "scripts" / "reproduce_table.sh").read_text().replace("\\\n", "")
+    assert tuple(re.search(r'base2new\) datasets="([^"]+)"', text)[1].split()) == plans.BASE2NEW_DATASETS
+    known = yaml.safe_load((ROOT / "tools" / "published.yaml").read_text())["dg"]["MetaPrompt"]["1 shots"]
+    assert set(re.search(r'dg\) datasets="([^"]+)"', text)[1].split()) == set(known) - {"source"}

@@ -1,0 +1,338 @@
+"""Tables and figures of run folders, and the statistics that tell a difference from chance."""
+import csv
+import io
+import json
+import re
+import xml.etree.ElementTree
+
+import numpy as np
+import pytest
+import scipy.stats
+from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
+
+import train
+from dassl.utils import InputError
+from tools import plot, report, significance
+from tools.plans import LAYOUTS, Place
+from tools.published import published
+from tools.tables import Number, average
+from written_runs import base2new, share, write_run
+
+
+def cells(text):
+    return [re.split(r"\s{2,}", line.strip()) for line in text.splitlines()]
+
+
+@pytest.fixture
+def output(tmp_path):
+    """Base to new on two datasets, two methods, two seeds; accuracies in percent as written below."""
+    numbers = {("A", "dtd"): ((80, 60), (84, 64)), ("B", "dtd"): ((70, 70), (70, 74)),
+               ("A", "eurosat"): ((90, 50), (90, 50)), ("B", "eurosat"): ((60, 40), (62, 40))}
+    for (trainer, dataset), seeds in numbers.items():
+        for seed, values in enumerate(seeds, start=1):
+            for part, value in zip(("train_base", "test_new"), values):
+                write_run(tmp_path, base2new(trainer, seed, part, dataset), share(value), train=str(seed),
+                          test=part[1] + dataset[0])
+    return tmp_path
+
+
+def test_methods_by_datasets_with_averages(output, capsys):
+    tables = report.main([str(output), "--compare"])
+    titles = [table.title for table in tables]
+    assert titles == ["base to new, base", "base to new, new", "base to new, H", "base to new, average of 2 datasets"]
+    base, _, h, total = (cells(table.render()) for table in tables)
+    assert base[0] == ["method", "dtd", "eurosat", "average"]
+    assert base[2] == ["A", "82.00 +- 2.83", "90.00 +- 0.00", "86.00 +- 1.41"]
+    assert base[3] == ["B", "70.00 +- 0.00", "61.00 +- 1.41", "65.50 +- 0.71"]
+    assert total[0] == ["method", "base", "new", "H"]
+    # H of the averaged accuracies, not the average of H
+    assert total[2] == ["A", "86.00 +- 1.41", "56.00 +- 1.41", f"{2 * 86 * 56 / (86 + 56):.2f}"]
+    assert h[2][1] == f"{2 * 82 * 62 / (82 + 62):.2f}"
+    assert "backbone ViT-B/16, shots 16, seeds 1, 2" in capsys.readouterr().out
+
+
+def test_a_number_that_does_not_exist_is_a_dash_and_leaves_its_average_out(output, tmp_path):
+    for part in ("train_base", "test_new"):
+        for seed in (1, 2):
+            folder = output / base2new("B", seed, part, "eurosat").folder
+            (folder / "results.json").unlink()
+    write_run(output, base2new("C", 1, "train_base", "dtd"), share(50), train="1", test="rd")
+    tables = report.main([str(output), "--compare"])
+    new = {row[0]: row[1:] for row in cells(tables[1].render())[2:]}
+    assert new["B"] == ["72.00 +- 2.83", "-", "-"] and new["C"] == ["-", "-", "-"]
+    total = {row[0]: row[1:] for row in cells(tables[-1].render())[2:]}
+    assert total["B"] == ["-", "-", "-"]
+    assert "0.00" not in " ".join(new["C"] + total["C"])
+
+
+def test_formats(output, capsys):
+    report.main([str(output), "--format", "markdown", "--compare", "--dataset", "dtd"])
+    markdown = capsys.readouterr().out
+    assert re.search(r"^\| A +\| +\*\*82.00 ± 2.83\*\* \| +62.00 ± 2.83 \| +70.61 \|$", markdown, re.M)
+    assert re.search(r"^\| B +\| +70.00 ± 0.00 \| +\*\*72.00 ± 2.83\*\* \| +\*\*70.99\*\* \|$", markdown, re.M)
+    report.main([str(output), "--format", "latex", "--compare", "--dataset", "dtd"])
+    latex = capsys.readouterr().out
+    assert r"\textbf{82.00 $\pm$ 2.83}" in latex and r"\end{tabular}" in latex and "_" not in latex
+    report.main([str(output), "--format", "csv", "--compare", "--dataset", "dtd"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line and not line.startswith("#")]
+    rows = list(csv.DictReader(io.StringIO("\n".join(lines))))
+    assert float(rows[0]["base"]) == 82 and float(rows[0]["base std"]) == pytest.approx(8 ** 0.5, abs=1e-4)
+    report.main([str(output), "--format", "text", "--compare", "--dataset", "dtd"])
+    assert "**" not in capsys.readouterr().out
+
+
+def test_equal_numbers_are_both_best(tmp_path, capsys):
+    for trainer in "AB":
+        write_run(tmp_path, base2new(trainer), share(50))
+    report.main([str(tmp_path), "--format", "markdown", "--compare"])
+    assert capsys.readouterr().out.count("**50.00**") == 2
+
+
+@pytest.mark.parametrize(("changed", "parts"), [
+    ({"backbone": "RN50"}, ["backbone", "ViT-B/16", "RN50", "--backbone"]),
+    ({"shots": 4}, ["number of shots", "16", "4", "--shots"]),
+    ({"test": "x"}, ["digest of the test images", "xxxxxx", "dtd"]),
+    ({"train": "x"}, ["seed 1", "digest of the training images"]),
+])
+def test_runs_that_differ_are_refused(tmp_path, changed, parts, capsys):
+    write_run(tmp_path, base2new("A"), share(50))
+    other = write_run(tmp_path, base2new("B"), share(60), **changed)
+    assert train.command_line(lambda: report.main([str(tmp_path)])) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("error: ") and said.err.count("\n") == 1 and said.out == ""
+    assert [part for part in [*parts, str(other)] if part not in said.err] == [], said.err
+
+
+def test_runs_of_other_shots_are_told_apart_by_a_flag(tmp_path):
+    write_run(tmp_path, base2new("A"), share(50))
+    write_run(tmp_path, base2new("A", shots=4), share(40), train="c")
+    with pytest.raises(InputError, match="--shots"):
+        report.main([str(tmp_path)])
+    [table] = report.main([str(tmp_path), "--shots", "4"])
+    assert cells(table.render())[2][1] == "40.00"
+
+
+def test_what_is_no_run_is_told(tmp_path):
+    with pytest.raises(InputError, match="no folder"):
+        report.main([str(tmp_path / "nowhere")])
+    with pytest.raises(InputError, match="no finished run"):
+        report.main([str(tmp_path)])
+    write_run(tmp_path, base2new("A"), share(50))
+    with pytest.raises(InputError, match="there are: A"):
+        report.main([str(tmp_path), "--trainer", "B"])
+    write_run(tmp_path, base2new("C"), share(50))
+    with pytest.raises(InputError, match="no runs of B"):
+        report.main([str(tmp_path), "--compare", "A", "B"])
+
+
+def test_other_protocols(tmp_path):
+    for trainer in "AB":
+        for seed in (1, 2):
+            for part, value in (("sketch", 40), ("photo", 90)):
+                write_run(tmp_path, Place("dg", "pacs", trainer, "c", part, 1, seed), share(value + seed),
+                          train=part[0] + str(seed), test=part)
+            for shots in (1, 2):
+                write_run(tmp_path, Place("fewshot", "dtd", trainer, "c", "all", shots, seed), share(30 * shots),
+                          train=f"{shots}{seed}")
+            for part, value in (("imagenet", 70), ("dtd", 45), ("eurosat", 55), ("imagenet_a", 50)):
+                write_run(tmp_path, Place("xd", "imagenet", trainer, "c", part, 16, seed), share(value),
+                          train=part, test=part)
+        write_run(tmp_path, Place("zeroshot", "dtd", trainer, "c", "all", None, 1), share(44))
+    tables = {table.title: cells(table.render()) for table in report.main([str(tmp_path), "--compare"])}
+    assert tables["pacs, each domain left out in turn"][2] == ["A", "91.50 +- 0.71", "41.50 +- 0.71", "66.50 +- 0.71"]
+    assert tables["dtd, all classes, by shots"][0] == ["method", "1", "2"]
+    xd = tables["trained on imagenet"]
+    assert xd[0] == ["method", "imagenet", "dtd", "eurosat", "imagenet_a", "average", "average of variants"]
+    assert xd[2][-2:] == ["50.00 +- 0.00", "50.00 +- 0.00"]
+    assert tables["without training"][2] == ["A", "44.00", "44.00"]
+
+
+@pytest.mark.parametrize("protocol", LAYOUTS)
+def test_a_place_is_read_from_its_folder(protocol, tmp_path):
+    fields = {"part": "test_new" if protocol == "base2new" else "art painting", "shots": 4}
+    fields |= {"part": "all"} if protocol in ("fewshot", "zeroshot") else {}
+    fields |= {"shots": None} if protocol == "zeroshot" else {}
+    place = Place(protocol=protocol, dataset="d.1", trainer="T+", config="vit_b16", seed=12, **fields)
+    assert Place.parse(tmp_path / place.folder) == place
+    assert Place.parse(tmp_path / place.folder / "more") is None
+
+
+def test_averages_over_seeds_that_differ_have_no_deviation():
+    assert average([{1: 10.0, 2: 20.0}, {1: 30.0}]) == Number(22.5)
+    assert average([{1: 10.0, 2: 20.0}, {1: 30.0, 2: 30.0}]) == Number(22.5, pytest.approx(12.5 ** 0.5))
+    assert average([{1: 10.0}, {}]) == Number() and average([]) == Number()
+
+
+# ---- statistics ----
+def test_mcnemar_is_the_binomial_test_for_few_and_corrected_chi_squared_for_many():
+    few = np.array([1.0] * 9 + [-1.0] * 2 + [0.0] * 50)
+    assert significance.mcnemar_p(few) == pytest.approx(scipy.stats.binomtest(2, 11).pvalue)
+    # 10 against 25, one of the textbook examples of (|b - c| - 1)^2 / (b + c)
+    many = np.array([1.0] * 25 + [-1.0] * 10 + [0.0] * 5)
+    assert significance.mcnemar_p(many) == pytest.approx(scipy.stats.chi2.sf((15 - 1) ** 2 / 35, 1))
+    assert significance.mcnemar_p(np.zeros(7)) == 1
+
+
+def test_bootstrap_is_that_of_scipy():
+    rng = np.random.default_rng(1)
+    group = rng.choice([-1, -1 / 3, 0, 1 / 3, 1], size=200, p=[0.1, 0.1, 0.4, 0.2, 0.2])
+    known = scipy.stats.bootstrap((group,), np.mean, method="percentile", n_resamples=10_000, rng=2).confidence_interval
+    assert significance.bootstrap_interval([group]) == pytest.approx(tuple(known), abs=0.01)
+
+
+def test_bootstrap_covers_as_often_as_it_says():
+    """On samples of known mean, a 90 % interval holds it in about 90 of 100 cases."""
+    rng = np.random.default_rng(0)
+    held = 0
+    for trial in range(300):
+        group = rng.choice([-1, 0, 1], size=400, p=[0.1, 0.6, 0.3])
+        low, high = significance.bootstrap_interval([group], level=0.1, resamples=1000, seed=trial)
+        held += low <= 0.2 <= high
+    assert 0.85 <= held / 300 <= 0.95
+
+
+def test_groups_weigh_the_same_whatever_their_size():
+    low, high = significance.bootstrap_interval([np.ones(1000), np.zeros(10)])
+    assert low == high == 0.5
+
+
+def test_holm():
+    found = [significance.Comparison("a", "b", 1, 0.5, 1.5, p, 10, 1) for p in (0.01, 0.04, 0.03)]
+    assert [c.adjusted for c in significance.adjust(found)] == pytest.approx([0.03, 0.06, 0.06])
+    assert [c.holds for c in found] == [True, False, False]
+
+
+def test_a_large_difference_holds_and_chance_does_not(tmp_path):
+    rng = np.random.default_rng(0)
+    for seed in (1, 2, 3):
+        good, even, twin = rng.random(400) < 0.9, rng.random(400) < 0.6, rng.random(400) < 0.6
+        for trainer, right in (("Good", good), ("Even", even), ("Twin", twin)):
+            write_run(tmp_path, base2new(trainer, seed), right, train=str(seed))
+    tables = report.main([str(tmp_path)])
+    rows = {row[0]: row[1:] for row in tables[-1].rows}
+    assert set(rows) == {"Good - Even", "Good - Twin", "Even - Twin"} or "Twin - Even" in rows
+    for pair, row in rows.items():
+        assert row[-1] == ("yes" if "Good" in pair else "no"), (pair, row)
+        assert row[-3:-1] == ["400", "3"]
+    good = rows["Good - Even"]
+    low, high = map(float, good[1].split(" to "))
+    assert low < float(good[0]) < high and low > 15
+
+
+def test_many_methods_are_compared_with_the_best(tmp_path):
+    for i, trainer in enumerate("ABCDE"):
+        write_run(tmp_path, base2new(trainer), share(50 + i))
+    pairs = [row[0] for row in report.main([str(tmp_path)])[-1].rows]
+    assert pairs == ["E - D", "E - C", "E - B", "E - A"]
+    pairs = [row[0] for row in report.main([str(tmp_path), "--compare", "A", "C"])[-1].rows]
+    assert pairs == ["C - A"]
+
+
+def test_predictions_for_other_images_are_not_paired(tmp_path):
+    write_run(tmp_path, base2new("A"), share(50))
+    write_run(tmp_path, base2new("B"), share(30, 60))
+    with pytest.raises(InputError, match="same images"):
+        report.main([str(tmp_path), "--compare", "A", "B"])
+
+
+def test_tables_do_not_need_predictions(tmp_path, capsys):
+    for trainer in "AB":
+        write_run(tmp_path, base2new(trainer), share(50), predictions=False)
+    report.main([str(tmp_path)])
+    assert "Methods are not compared: no predictions.csv.gz" in capsys.readouterr().out
+
+
+# ---- published numbers ----
+def test_published_numbers_have_sources():
+    for protocol, methods in published().items():
+        assert protocol in LAYOUTS
+        for name, numbers in methods.items():
+            for entry in [numbers] if "source" in numbers else numbers.values():
+                assert len(entry["source"]) > 10, name
+    for name, numbers in published()["base2new"].items():
+        # H is that of the printed averages, but for their rounding and ProDA-like misprints, which do not belong here
+        assert numbers["H"] == pytest.approx(2 * numbers["base"] * numbers["new"] / (numbers["base"] + numbers["new"]),
+                                             abs=0.02), name
+
+
+def test_published_averages_stand_beside_measured_ones(tmp_path):
+    for dataset, value in (("pacs", 90), ("vlcs", 80)):
+        for part in ("x", "y"):
+            write_run(tmp_path, Place("dg", dataset, "MetaPrompt", "c", part, 1, 1), share(value), test=part)
+    table = report.main([str(tmp_path), "--published"])[-1]
+    rows = {row[1]: [word.text() for word in row[3:5]] for row in table.rows}
+    assert rows == {"pacs": ["90.00", "96.90"], "vlcs": ["80.00", "81.10"]}
+
+
+def test_an_average_of_fewer_datasets_is_not_compared(tmp_path):
+    for part in ("train_base", "test_new"):
+        write_run(tmp_path, base2new("CoOp", part=part), share(80))
+    table = report.main([str(tmp_path), "--published"])[-1]
+    assert [row[3].text() for row in table.rows] == ["-", "-", "-"]
+    assert table.rows[0][1] == "1 of 11 datasets" and table.rows[0][4].text() == "82.69"
+
+
+# ---- figures ----
+def drawn(files):
+    """Every file is a picture: PNGs of a column's width, SVGs that parse and hold their words as text."""
+    for name in files:
+        if name.endswith(".png"):
+            with Image.open(name) as image:
+                assert image.width == pytest.approx(3.3 * 300, abs=2), name
+                assert np.asarray(image.convert("L")).std() > 5, name
+        else:
+            xml.etree.ElementTree.parse(name)
+    return {re.sub(r".*/|\.(png|svg)$", "", name) for name in files}
+
+
+def test_figures(output):
+    for dataset in ("sun397", "ucf101"):
+        for trainer in "AB":
+            for part in ("train_base", "test_new"):
+                for seed in (1, 2):
+                    write_run(output, base2new(trainer, seed, part, dataset), share(60), train=str(seed), test="z")
+    for trainer in "AB":
+        for seed in (1, 2):
+            for part in ("sketch", "photo"):
+                write_run(output, Place("dg", "pacs", trainer, "c", part, 1, seed), share(60 + seed), train=str(seed))
+            for shots in (1, 2, 4):
+                folder = write_run(output, Place("fewshot", "dtd", trainer, "c", "all", shots, seed),
+                                   share(50 + 5 * shots), train=f"{seed}{shots}")
+                writer = SummaryWriter(folder / "tensorboard")
+                for step in range(20):
+                    writer.add_scalar("train/loss", 2 - step / 20, step)
+                    writer.add_scalar("train/acc", 50 + step, step)
+                    writer.add_scalar("train/lr", 0.1, step)
+                writer.close()
+    files = plot.main([str(output)])
+    assert drawn(files) == {
+        "base2new_dtd", "base2new_eurosat", "base2new_sun397", "base2new_ucf101", "base2new_average", "base2new_radar",
+        "dg_pacs", "fewshot_dtd", "training_fewshot_dtd"}
+    assert all(str(output / "figures") in name for name in files)
+    svg = (output / "figures" / "dg_pacs.svg").read_text()
+    assert all(word in svg for word in ("sketch", "photo", "average", "accuracy (%)"))
+    assert drawn(plot.main([str(output), "--only", "radar", "--to", str(output / "else")])) == {"base2new_radar"}
+
+
+def test_nothing_to_draw_is_told(tmp_path):
+    write_run(tmp_path, base2new("A"), share(50))
+    with pytest.raises(InputError, match="nothing to draw of radar"):
+        plot.main([str(tmp_path), "--only", "radar"])
+
+
+def test_scalars_of_a_run_that_was_cut_are_joined(tmp_path):
+    for start, value in ((0, 1.0), (3, 2.0)):
+        writer = SummaryWriter(tmp_path / "tensorboard")
+        for step in range(start, start + 5):
+            writer.add_scalar("train/loss", value, step)
+        writer.close()
+    steps, values = plot.scalars(str(tmp_path))["train/loss"]
+    assert steps.tolist() == list(range(8)) and values[2] == 1 and values[7] == 2
+
+
+def test_json_of_another_kind_is_refused(tmp_path):
+    folder = write_run(tmp_path, base2new("A"), share(50))
+    (folder / "results.json").write_text(json.dumps([1]))
+    with pytest.raises(InputError, match="not a run's results"):
+        report.main([str(tmp_path)])

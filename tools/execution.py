@@ -1,0 +1,256 @@
+"""Making the runs of a plan: what is done already, one after another in this process, or several at a time."""
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import traceback
+from dataclasses import dataclass, field
+from multiprocessing import connection
+
+import torch
+
+import train
+from dassl.engine.run_folder import finished_results
+from dassl.utils import InputError
+from prompting import PromptingError
+
+MENDABLE = (InputError, PromptingError, OSError)  # what ends one run and lets the others go on
+
+
+def one_line(error):
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def finished(run):
+    """The results of a run that is finished, else None. Raises InputError where its folder holds another run."""
+    args = train.parse_arguments(list(run.argv))
+    return finished_results(train.build_config(args), train.default_config(), train.what_is_evaluated(args))
+
+
+@dataclass
+class Outcome:
+    """What has become of a plan's runs: results {folder: results}, failed {folder: reason}."""
+
+    runs: list
+    results: dict = field(default_factory=dict)
+    failed: dict = field(default_factory=dict)
+
+    @property
+    def cells(self):
+        """{Place: results}, what tables are made of."""
+        return {run.place: self.results[run.folder] for run in self.runs if run.folder in self.results}
+
+    @property
+    def remaining(self):
+        return [run for run in self.runs if run.folder not in self.results and run.folder not in self.failed]
+
+    def ready(self, run):
+        """Whether the run whose prompts this one needs is finished."""
+        return not run.needs or run.needs in self.results
+
+    def fail(self, run, reason):
+        self.failed[run.folder] = reason
+        print(f"failed: {run.folder}: {reason}", file=sys.stderr)
+
+    def describe(self):
+        """Lines: how many runs are done, which failed and why, which remain."""
+        lines = [f"{len(self.results)} of {len(self.runs)} runs are done"]
+        lines += [f"  failed: {folder}: {reason}" for folder, reason in self.failed.items()]
+        lines += [f"  to do:  {run.folder}" for run in self.remaining]
+        return "\n".join(lines)
+
+    def require_all(self):
+        """Raise InputError unless every run was made."""
+        if self.failed:
+            reasons = {}
+            for folder, reason in self.failed.items():
+                reasons.setdefault(reason, []).append(folder)
+            told = "; ".join(f"{reason} (in {folders[0]}" + (f" and {len(folders) - 1} more)" if folders[1:] else ")")
+                             for reason, folders in reasons.items())
+            raise InputError(f"{len(self.failed)} of {len(self.runs)} runs failed"
+                             f"{f', {len(self.remaining)} depend on them' if self.remaining else ''}: {told}")
+
+
+def list_runs(runs):
+    """One line a run: done, to do, or why it cannot be made; for --dry-run."""
+    lines = []
+    for run in runs:
+        try:
+            state = "to do" if finished(run) is None else "done"
+        except InputError as error:
+            state = f"refused ({error})"
+        lines.append(f"{state:<6} {run.folder}")
+    done = sum(line.startswith("done") for line in lines)
+    return "\n".join([*lines, f"{len(runs)} runs, {done} done"])
+
+
+def execute(runs, clips, jobs=1):
+    """Make the runs; those that are finished are taken over.
+
+    A run that fails for something the user can mend ends alone: the others are made. What is done and what remains is
+    printed where the whole is interrupted.
+
+    Args:
+        runs: a plan, a list of Run.
+        clips: {backbone: loaded CLIP} that the runs of this process share.
+        jobs: how many processes; with GPUs each has one of its own (they take turns), else the CPU threads are shared.
+    Returns:
+        Outcome.
+    """
+    for run in runs:
+        run.check()
+    outcome = Outcome(list(runs))
+    try:
+        with _termination_raises():
+            if jobs > 1:
+                _side_by_side(outcome, jobs)
+            else:
+                _one_by_one(outcome, clips)
+    except BaseException:
+        print(f"\n{outcome.describe()}\nThe same command goes on from here.", file=sys.stderr)
+        raise
+    return outcome
+
+
+@contextlib.contextmanager
+def _termination_raises():
+    """SIGTERM, which ends a process silently, ends it as Ctrl-C does: with what is done and what remains."""
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread, which alone may handle signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _one_by_one(outcome, clips):
+    for run in outcome.runs:
+        if outcome.ready(run):
+            try:
+                outcome.results[run.folder] = train.main(list(run.argv), clips=clips)
+            except MENDABLE as error:
+                outcome.fail(run, one_line(error))
+
+
+# ---- several processes ----
+class Worker:
+    """A process that makes runs, one at a time.
+
+    Args:
+        device: number of its GPU, or None.
+        threads: CPU threads it may use.
+        plugins: as the runs name them.
+    """
+
+    def __init__(self, device, threads):
+        self.device, self.threads, self.run = device, threads, None
+        context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_work, args=(theirs, threads), daemon=False)
+        with _environment({"CUDA_VISIBLE_DEVICES": device, "OMP_NUM_THREADS": str(threads)}):
+            self.process.start()
+        theirs.close()
+
+    def give(self, run):
+        self.run = run
+        self.pipe.send(list(run.argv))
+
+    def take(self):
+        """(kind, content) of what the process answers: results, failed or broken."""
+        try:
+            return self.pipe.recv()
+        except (EOFError, OSError):
+            self.process.join()
+            code = self.process.exitcode
+            return "failed", (f"its process was ended by signal {-code}" if code and code < 0 else
+                              f"its process ended with status {code}") + "; see its log.txt"
+
+    def end(self):
+        self.pipe.close()
+        self.process.terminate()
+        self.process.join(30)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+
+
+@contextlib.contextmanager
+def _environment(variables):
+    """Environment variables for a process that starts within; None leaves one as it is."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update({name: value for name, value in variables.items() if value is not None})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _work(pipe, threads):
+    """The life of a worker process: argv in, results out. Its prints are in the runs' log.txt."""
+    torch.set_num_threads(threads)
+    sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")
+    clips = {}
+    with contextlib.suppress(EOFError, KeyboardInterrupt):
+        while True:
+            argv = pipe.recv()
+            try:
+                answer = "results", train.main(argv, clips=clips)
+            except MENDABLE as error:
+                answer = "failed", one_line(error)
+            except Exception:
+                answer = "broken", traceback.format_exc()
+            pipe.send(answer)
+
+
+def _side_by_side(outcome, jobs):
+    devices = _devices()
+    threads = max(1, torch.get_num_threads() // jobs)
+    left = list(outcome.runs)
+    workers = [Worker(devices[i % len(devices)] if devices else None, threads)
+               for i in range(min(jobs, len(left)))]
+    try:
+        while left or any(worker.run for worker in workers):
+            for worker in workers:
+                if worker.run is None:
+                    run = next((run for run in left if outcome.ready(run)), None)
+                    if run is not None:
+                        left.remove(run)
+                        worker.give(run)
+            busy = {worker.pipe: worker for worker in workers if worker.run}
+            if not busy:  # all that is left needs a run that failed
+                break
+            for pipe in connection.wait(list(busy)):
+                worker = busy[pipe]
+                run, (kind, content) = worker.run, worker.take()
+                worker.run = None
+                if kind == "broken":
+                    raise RuntimeError(f"{run.folder}:\n{content}")
+                if kind == "failed":
+                    outcome.fail(run, content)
+                else:
+                    outcome.results[run.folder] = content
+                    print(f"[{len(outcome.results)}/{len(outcome.runs)}] {run.folder}", flush=True)
+                if not worker.process.is_alive():
+                    workers[workers.index(worker)] = Worker(worker.device, threads)
+    finally:
+        for worker in workers:
+            worker.end()
+
+
+def _devices():
+    """What CUDA_VISIBLE_DEVICES may be for one GPU each: the visible GPUs; none on a CPU."""
+    if not torch.cuda.is_available():
+        return []
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return visible or [str(number) for number in range(torch.cuda.device_count())]

@@ -1,0 +1,116 @@
+"""The words nearest to each learned context vector of a run's text prompts.
+
+    python tools/interpret_prompt.py output/.../seed1 --top 3
+
+Distances are Euclidean, between a vector and the embeddings of CLIP's vocabulary, as CoOp's authors look at theirs
+(Zhou et al., arXiv 2109.01134). Vectors that replace tokens at a deeper layer do not live among word embeddings; their
+neighbours are listed and mean less.
+"""
+import os
+import sys
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+
+import torch  # noqa: E402
+from tabulate import tabulate  # noqa: E402
+
+import train  # noqa: E402
+from dassl.utils import InputError, load_checkpoint  # noqa: E402
+from prompting import load_clip  # noqa: E402
+from prompting.text import tokenizer  # noqa: E402
+from tools.predict import run_config  # noqa: E402
+
+CONTEXT = ("prompt_learner.ctx", "ctx")  # where methods of this project, and CoOp's own files, keep the text context
+
+
+def text_context(folder, epoch=None):
+    """(context, classnames): the run's learned text context, (..., n_ctx, W) float32, and its training classes.
+
+    Raises InputError where there is no checkpoint, or none that holds a text context."""
+    models = os.path.join(folder, "prompt_learner")
+    path = os.path.join(models, f"model.pth.tar-{epoch}" if epoch else "model-best.pth.tar")
+    if not epoch and not os.path.isfile(path):
+        pointer = os.path.join(models, "checkpoint")
+        if not os.path.isfile(pointer):
+            raise InputError(f"{folder} holds no learned prompts; its method learns none, or it was only evaluated")
+        with open(pointer, encoding="utf-8") as file:
+            path = os.path.join(models, os.path.basename(file.readline().strip()))
+    if not os.path.isfile(path):
+        raise InputError(f"no checkpoint at {path}; check --load-epoch")
+    state = load_checkpoint(path)
+    for name in CONTEXT:
+        if name in state["state_dict"]:
+            return state["state_dict"][name].float(), list(state.get("classnames", ()))
+    raise InputError(f"{state.get('trainer', 'the method')} learns no text context, it learns "
+                     f"{', '.join(sorted(state['state_dict']))}")
+
+
+def nearest_words(vectors, embeddings, top):
+    """[[(word, distance)]] for each row of `vectors` (n, W) among `embeddings` (vocabulary, W), nearest first."""
+    distances, tokens = torch.cdist(vectors, embeddings).topk(top, dim=1, largest=False)
+    return [[(word_of(token), distance) for token, distance in zip(row, values)]
+            for row, values in zip(tokens.tolist(), distances.tolist())]
+
+
+def word_of(token):
+    """A token of CLIP's vocabulary as text; "-" behind one that is not the end of a word."""
+    text = tokenizer.decoder[token]
+    return text.removesuffix("</w>") if text.endswith("</w>") or text.startswith("<|") else f"{text}-"
+
+
+def interpret(folder, top=3, epoch=None, backbone="", plugins=()):
+    """[(group, number of the vector, [(word, distance)])] for all context vectors of a run.
+
+    A group is "" for one context, "layer 0", "layer 1", ... for a deep prompt, a class name for class-specific ones.
+    """
+    train.discover(plugins)
+    context, classnames = text_context(folder, epoch)
+    cfg = run_config(folder, backbone)
+    embeddings = load_clip(cfg.MODEL.BACKBONE.NAME).token_embedding.weight.float()
+    if context.shape[-1] != embeddings.shape[1]:
+        raise InputError(f"the context vectors of {folder} have {context.shape[-1]} dimensions, the words of "
+                         f"{cfg.MODEL.BACKBONE.NAME} {embeddings.shape[1]}; it is another CLIP")
+    stacked = context.reshape(-1, *context.shape[-2:])
+    if context.dim() == 2:
+        groups = [""]
+    elif is_class_specific(cfg) and len(classnames) == len(stacked):
+        groups = classnames
+    else:
+        groups = [f"layer {layer}" for layer in range(len(stacked))]
+    return [(group, number, words) for group, vectors in zip(groups, stacked)
+            for number, words in enumerate(nearest_words(vectors, embeddings, top), start=1)]
+
+
+def is_class_specific(cfg):
+    """Whether the run's method has contexts of its own for each class: CoOp's CSC."""
+    return bool(cfg.TRAINER.get(cfg.TRAINER.NAME.upper(), {}).get("CSC", False))
+
+
+def parse_arguments(argv):
+    parser = train.ArgumentParser(description="The words nearest to each learned context vector.")
+    parser.add_argument("run", help="a run folder")
+    parser.add_argument("--top", type=int, default=3, help="how many words a vector (default 3)")
+    parser.add_argument("--load-epoch", type=int, help="epoch of the run; default the best kept, else the last")
+    parser.add_argument("--backbone", default="", help="where the CLIP now is, if the run's weights file has moved")
+    parser.add_argument("--plugin", action="append", default=[], metavar="FILE_OR_MODULE",
+                        help="what brings the run's method, if it is not of this project")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    """Print a row a context vector; returns what `interpret` gives."""
+    args = parse_arguments(argv)
+    if args.top < 1:
+        raise InputError(f"--top must be at least 1, not {args.top}")
+    found = interpret(args.run, args.top, args.load_epoch, args.backbone, args.plugin)
+    rows = [[group, number, *(f"{word} ({distance:.4f})" for word, distance in words)]
+            for group, number, words in found]
+    print(tabulate(rows, headers=["", "vector", *(f"nearest {i}" for i in range(1, args.top + 1))]))
+    if any(group.startswith("layer ") and group != "layer 0" for group, *_ in found):
+        print("\nVectors of deeper layers are not among word embeddings; the words near them mean less.")
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(train.command_line(main))

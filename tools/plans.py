@@ -1,0 +1,273 @@
+"""What a protocol consists of, as an explicit list of runs.
+
+A `Run` says where it writes (`folder`), the words for train.py (`argv`) and which run must be finished before
+(`needs`). Dry runs, execution on one or several processes, and tables all follow from this list. `Place` is what a
+folder says of the run in it, so that the folders alone are enough to make the tables again.
+"""
+import os
+import re
+from dataclasses import dataclass, replace
+
+import train
+from dassl.config import get_cfg_default, merge_file
+from dassl.data.datasets import DATASET_REGISTRY
+from dassl.engine import TRAINER_REGISTRY
+from dassl.utils import InputError
+from dassl.utils.registry import nearest
+from prompting import load_clip
+from prompting.backbone import SHIPPED
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+BASE2NEW_DATASETS = ("imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101",
+                     "fgvc_aircraft", "sun397", "dtd", "eurosat", "ucf101")
+IMAGENET_VARIANTS = ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r")
+XD_TARGETS = {"imagenet": (*BASE2NEW_DATASETS[1:], *IMAGENET_VARIANTS)}
+
+SHOTS = {"base2new": (16,), "dg": (1,), "xd": (16,), "fewshot": (1, 2, 4, 8, 16)}
+OWN_CONFIG = ("dg", "xd", "fewshot")  # protocols for which a method may have its own config, <name>_<protocol>.yaml
+
+LAYOUTS = {
+    "base2new": "base2new/{part}/{dataset}/shots_{shots}/{trainer}/{config}/seed{seed}",
+    "dg": "dg/{dataset}/shots_{shots}/{trainer}/{config}/{part}/seed{seed}",
+    "xd": "xd/{dataset}/shots_{shots}/{trainer}/{config}/{part}/seed{seed}",
+    "fewshot": "fewshot/{dataset}/shots_{shots}/{trainer}/{config}/seed{seed}",
+    "zeroshot": "zeroshot/{dataset}/{trainer}/{config}/seed{seed}",
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which cell of which table a run is.
+
+    dataset: its config's name; for xd that of the source. part: train_base or test_new (base2new), the target domain
+    (dg), the tested dataset (xd), else "all". shots: None for zeroshot. config: name of the method's config.
+    """
+
+    protocol: str
+    dataset: str
+    trainer: str
+    config: str
+    part: str
+    shots: int | None
+    seed: int
+
+    @property
+    def folder(self):
+        """The run's folder below the output folder."""
+        return LAYOUTS[self.protocol].format(**vars(self))
+
+    @classmethod
+    def parse(cls, folder):
+        """The Place of a run folder by its path; None for one that lies elsewhere."""
+        path = os.path.abspath(folder).replace(os.sep, "/")
+        for protocol, layout in LAYOUTS.items():
+            pattern = re.sub(r"\\{(\w+)\\}", lambda field: f"(?P<{field[1]}>{FIELDS.get(field[1], '[^/]+')})",
+                             re.escape(layout))
+            found = re.search(f"/{pattern}$", path)
+            if found:
+                words = {"part": "all", "shots": None} | found.groupdict()
+                shots = words["shots"] and int(words["shots"])
+                return cls(**words | {"protocol": protocol, "shots": shots, "seed": int(words["seed"])})
+        return None
+
+
+FIELDS = {"shots": r"\d+", "seed": r"\d+"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One call of train.main. needs: the folder of the run whose prompts this one evaluates, or ""."""
+
+    place: Place
+    folder: str
+    argv: tuple
+    needs: str = ""
+
+    def check(self):
+        """Raise InputError for a config that cannot give a table; nothing is run and no data are read."""
+        cfg = train.build_config(train.parse_arguments(list(self.argv)))
+        if cfg.TEST.NO_TEST or cfg.TEST.SPLIT != "test":
+            raise InputError("a protocol's table needs test accuracies; leave out TEST.NO_TEST and TEST.SPLIT")
+        return cfg
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A file of configs/datasets. name: the file's; registered: the dataset class; backbone: the CLIP it asks for."""
+
+    name: str
+    file: str
+    registered: type
+    backbone: str
+
+    @classmethod
+    def of(cls, name):
+        file = config_file("datasets", name)
+        config = get_cfg_default()
+        merge_file(config, file)
+        return cls(stem(file), file, DATASET_REGISTRY.get(config.DATASET.NAME), config.MODEL.BACKBONE.NAME)
+
+    @property
+    def domains(self):
+        return list(getattr(self.registered, "domains", ()))
+
+
+def stem(path):
+    return os.path.splitext(os.path.basename(path))[0]
+
+
+def config_file(folder, name):
+    """A YAML file by its name in configs/<folder>, or by its path."""
+    if name.endswith((".yaml", ".yml")):
+        return name
+    folder = os.path.join(ROOT, "configs", folder)
+    path = os.path.join(folder, f"{name}.yaml")
+    if not os.path.isfile(path):
+        known = sorted(stem(f) for f in os.listdir(folder)) if os.path.isdir(folder) else []
+        raise InputError(f"no config {path}{nearest(name, known)}; there are: {', '.join(known) or 'none'}; "
+                         "or give a YAML file")
+    return path
+
+
+def class_bound(run):
+    """Whether the method of a run belongs to its training classes with this config, and so cannot score new ones."""
+    trainer = TRAINER_REGISTRY.get(run.place.trainer)
+    if not isinstance(getattr(trainer, "class_bound", False), property):
+        return bool(getattr(trainer, "class_bound", False))
+    bare = trainer.__new__(trainer)  # the property asks the config only
+    bare.cfg = run.check()
+    return bool(bare.class_bound)
+
+
+class Planner:
+    """Makes the runs of a protocol.
+
+    Args:
+        root, output: the folders of the data and of all run folders.
+        seeds: list of numbers.
+        cfg: name of a config in configs/trainers/<trainer>, or a YAML file; "" chooses by the backbone.
+        backbone: a CLIP by name or a weights file; "" leaves it to the dataset's config, then the method's.
+        plugins: files or modules with more methods or datasets.
+        options: config options for every run, [KEY, VALUE, ...].
+    Attributes:
+        clips: {backbone: loaded CLIP}, for the runs to share.
+    """
+
+    def __init__(self, root="data", output="output", seeds=(1, 2, 3), cfg="", backbone="", plugins=(), options=()):
+        self.root, self.output, self.seeds = root, output, list(seeds)
+        self.cfg, self.plugins, self.options = cfg, list(plugins), list(options)
+        self.backbone = os.path.abspath(backbone) if os.path.isfile(backbone) else backbone
+        self.clips = {}
+
+    def plan(self, protocol, trainers, datasets, shots=None, targets=None):
+        """The runs of a protocol in the order to be made: a list of Run.
+
+        Args:
+            protocol: base2new, dg, xd, fewshot or zeroshot.
+            trainers, datasets: names; an xd has one dataset, its source.
+            shots: numbers of shots; default the protocol's.
+            targets: datasets that an xd is tested on; default those of XD_TARGETS.
+        Raises:
+            InputError: something named does not exist, or does not fit the protocol.
+        """
+        make = getattr(self, f"_{protocol}")
+        words = {"targets": self._targets(datasets, targets)} if protocol == "xd" else {}
+        return [run for trainer in trainers for dataset in map(Dataset.of, datasets)
+                for number in shots or SHOTS.get(protocol, (None,)) for seed in self.seeds
+                for run in make(trainer, dataset, number, seed, **words)]
+
+    # ---- the protocols ----
+    def _base2new(self, trainer, dataset, shots, seed):
+        place = self._place("base2new", trainer, dataset, shots, seed, "train_base")
+        base = self._run(place, dataset, options=("DATASET.SUBSAMPLE_CLASSES", "base"))
+        yield base
+        if not class_bound(base):
+            yield self._evaluation(replace(place, part="test_new"), dataset, base,
+                                   options=("DATASET.SUBSAMPLE_CLASSES", "new"))
+
+    def _dg(self, trainer, dataset, shots, seed):
+        if len(dataset.domains) < 2:
+            raise InputError(f"{dataset.registered.__name__} has no domains; dg needs a dataset such as pacs")
+        for target in dataset.domains:
+            sources = [domain for domain in dataset.domains if domain != target]
+            yield self._run(self._place("dg", trainer, dataset, shots, seed, target), dataset,
+                            "--source-domains", *sources, "--target-domains", target)
+
+    def _xd(self, trainer, source, shots, seed, targets):
+        place = self._place("xd", trainer, source, shots, seed, source.name)
+        trained = self._run(place, source)
+        yield trained
+        if not class_bound(trained):
+            for target in targets:
+                domains = (("--source-domains", *target.domains, "--target-domains", *target.domains)
+                           if target.domains else ())
+                yield self._evaluation(replace(place, part=target.name), target, trained, *domains)
+
+    def _fewshot(self, trainer, dataset, shots, seed):
+        yield self._run(self._place("fewshot", trainer, dataset, shots, seed, "all"), dataset)
+
+    def _zeroshot(self, trainer, dataset, shots, seed):
+        run = self._run(self._place("zeroshot", trainer, dataset, shots, seed, "all"), dataset, "--eval-only")
+        if getattr(TRAINER_REGISTRY.get(trainer), "trains", True) or class_bound(run):
+            raise InputError(f"{trainer} learns from the training images; zeroshot is for methods that do not, such as "
+                             "ZeroshotCLIP")
+        yield run
+
+    # ---- what they share ----
+    @staticmethod
+    def _targets(sources, targets):
+        if len(sources) > 1:
+            raise InputError(f"xd trains on one --dataset, not on {', '.join(sources)}")
+        [source] = [Dataset.of(name) for name in sources]
+        names = targets or XD_TARGETS.get(source.name)
+        if not names:
+            raise InputError(f"xd from {source.name}: give --targets (TARGETS for the scripts), datasets to test on")
+        chosen = [Dataset.of(name) for name in names]
+        if source.name in {target.name for target in chosen}:
+            raise InputError(f"xd from {source.name}: the source is tested anyway; leave it out of --targets")
+        return chosen
+
+    def _place(self, protocol, trainer, dataset, shots, seed, part):
+        TRAINER_REGISTRY.get(trainer)
+        name, _ = self.method_config(protocol, trainer, dataset)
+        return Place(protocol, dataset.name, trainer, name, part, shots, seed)
+
+    def method_config(self, protocol, trainer, dataset):
+        """(name, file) of the config a method runs with."""
+        name = self.cfg or self._default_config(self.backbone or dataset.backbone)
+        if protocol in OWN_CONFIG and not self.cfg:
+            special = f"{name}_{protocol}"
+            exists = os.path.isfile(os.path.join(ROOT, "configs", "trainers", trainer, f"{special}.yaml"))
+            name = special if exists else name
+        path = config_file(os.path.join("trainers", trainer), name)
+        return stem(path), path
+
+    def _default_config(self, backbone):
+        if backbone in SHIPPED:
+            return backbone
+        if not os.path.isfile(backbone):  # a published name, or one that load_clip will refuse
+            return "vit_b16"
+        if backbone not in self.clips:
+            self.clips[backbone] = load_clip(backbone)
+        size = self.clips[backbone].visual.input_resolution
+        return "vit_b16" if size == 224 else f"clip{size}"
+
+    def _run(self, place, dataset, *words, options=(), needs=""):
+        folder = os.path.join(self.output, *place.folder.split("/"))
+        # An xd's target is evaluated with the config and the backbone that its source was trained with.
+        source = Dataset.of(needs.argv[needs.argv.index("--dataset-config-file") + 1]) if needs else dataset
+        _, config = self.method_config(place.protocol, place.trainer, source)
+        argv = ["--root", self.root, "--seed", str(place.seed), "--trainer", place.trainer, "--dataset-config-file",
+                dataset.file, "--config-file", config, "--output-dir", folder, *words]
+        if self.backbone or source.backbone:
+            argv += ["--backbone", self.backbone or source.backbone]
+        for plugin in self.plugins:
+            argv += ["--plugin", plugin]
+        if place.shots is not None:
+            argv += ["DATASET.NUM_SHOTS", str(place.shots)]
+        return Run(place, folder, (*argv, *options, *self.options), needs.folder if needs else "")
+
+    def _evaluation(self, place, dataset, trained, *words, options=()):
+        return self._run(place, dataset, "--eval-only", "--model-dir", trained.folder, *words, options=options,
+                         needs=trained)

@@ -1,0 +1,242 @@
+"""Classify images with a trained run, also among classes that it was never trained on.
+
+    python tools/predict.py --model-dir output/.../seed1 photo.jpg folder --classes "cat,dog,alarm clock"
+
+From Python:
+
+    from tools.predict import load_run
+
+    run = load_run("output/base2new/train_base/caltech101/shots_16/MetaPrompt/vit_b16/seed1")
+    for prediction in run.predict(["photo.jpg"], classes=["cat", "dog", "alarm clock"]):
+        print(prediction.path, prediction.top)  # [("cat", 0.91), ("dog", 0.07), ("alarm clock", 0.02)]
+
+The dataset need not be there: the model is made from the run's config.yaml and checkpoint.
+"""
+import contextlib
+import io
+import json
+import os
+import sys
+from dataclasses import dataclass
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+
+import torch  # noqa: E402
+from PIL import Image  # noqa: E402
+from tabulate import tabulate  # noqa: E402
+
+import train  # noqa: E402
+from dassl.data.transforms import build_transform  # noqa: E402
+from dassl.engine import TRAINER_REGISTRY  # noqa: E402
+from dassl.utils import InputError, load_checkpoint, read_image, read_json  # noqa: E402
+from trainers.base import NeedsImages, PromptTrainer  # noqa: E402
+
+SUFFIXES = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """path: the image; top: [(class name, probability)], the most probable first."""
+
+    path: str
+    top: list
+
+
+def load_run(folder, epoch=None, backbone="", plugins=(), clips=None):
+    """A run to predict with.
+
+    Args:
+        folder: a run folder; for a method that trains, one that holds its checkpoints.
+        epoch: which checkpoint, from 1; default the best kept, else the last.
+        backbone: where the CLIP now is, if the run's weights file has moved.
+        plugins: files or modules that bring the run's method.
+        clips: {backbone: loaded CLIP}, filled and shared between runs.
+    Returns:
+        LoadedRun.
+    Raises:
+        InputError: the folder holds no run, or a run of a trainer that is not a PromptTrainer.
+    """
+    train.discover(plugins)
+    cfg = run_config(folder, backbone)
+    trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
+    if not issubclass(trainer, PromptTrainer):
+        raise InputError(f"{cfg.TRAINER.NAME} is not a PromptTrainer: only those can be built without their dataset")
+    return LoadedRun(cfg, folder, trainer, epoch, {} if clips is None else clips)
+
+
+def run_config(folder, backbone=""):
+    """The config of the run in a folder. Raises InputError when there is none."""
+    file = os.path.join(folder, "config.yaml")
+    if not os.path.isfile(file):
+        raise InputError(f"no run in {folder}: there is no config.yaml; give a run folder, such as output/.../seed1")
+    return train.build_config(train.parse_arguments(
+        ["--config-file", file, *(["--backbone", backbone] if backbone else [])]))
+
+
+def trained_classes(folder):
+    """Names of the classes of the run in a folder, in label order, from its results or its newest checkpoint."""
+    results = os.path.join(folder, "results.json")
+    classes = read_json(results).get("classes") if os.path.isfile(results) else None
+    if classes:
+        return classes["name"]
+    pointer = os.path.join(folder, "prompt_learner", "checkpoint")
+    if not os.path.isfile(pointer):
+        raise InputError(f"{folder} does not say its classes: it is not finished and has no checkpoint; "
+                         "finish the run or give --classes")
+    with open(pointer, encoding="utf-8") as file:
+        name = os.path.basename(file.readline().strip())
+    return load_checkpoint(os.path.join(folder, "prompt_learner", name))["classnames"]
+
+
+class LoadedRun:
+    """A trained method, ready to classify images. Made by `load_run`.
+
+    Attributes: classes, the names of the run's own classes; cfg, its config.
+    """
+
+    def __init__(self, cfg, folder, trainer, epoch, clips):
+        self.cfg, self.folder, self.epoch, self.clips = cfg, folder, epoch, clips
+        self.kind, self.built, self.built_for = trainer, None, None
+        with contextlib.redirect_stdout(io.StringIO()):  # what it says to a run's log
+            self.transform = build_transform(cfg, is_train=False)
+        self._own_classes = None
+
+    @property
+    def classes(self):
+        if self._own_classes is None:
+            self._own_classes = list(trained_classes(self.folder))
+        return self._own_classes
+
+    def predict(self, images, classes=None, top=5, batch_size=32):
+        """Classify images.
+
+        Args:
+            images: paths, or PIL images.
+            classes: names to choose from; default the run's own.
+            top: how many of the most probable classes to give.
+        Returns:
+            a list of Prediction, one an image, in order.
+        Raises:
+            InputError: an image cannot be read; the method cannot score these classes.
+        """
+        trainer = self.trainer_for(list(classes) if classes else self.classes)
+        names, predictions = trainer.dm.dataset.classnames, []
+        for start in range(0, len(images), batch_size):
+            part = images[start:start + batch_size]
+            batch = torch.stack([self.transform(self._picture(image)) for image in part])
+            with torch.no_grad():
+                probabilities = trainer.model_inference(batch.to(trainer.device)).softmax(dim=1).cpu()
+            best, index = probabilities.topk(min(top, len(names)), dim=1)
+            predictions += [Prediction(image if isinstance(image, (str, os.PathLike)) else "",
+                                       [(names[i], p) for i, p in zip(row, values)])
+                            for image, row, values in zip(part, index.tolist(), best.tolist())]
+        return predictions
+
+    @staticmethod
+    def _picture(image):
+        return image.convert("RGB") if isinstance(image, Image.Image) else read_image(image)
+
+    def trainer_for(self, classes):
+        """The run's PromptTrainer for these classes, with what was trained. The last one made is kept."""
+        if len(classes) < 2 or len(set(classes)) < len(classes):
+            raise InputError("give at least two classes, each once")
+        if self.built_for != classes:
+            with contextlib.redirect_stdout(io.StringIO()):
+                trainer = self._build(classes)
+                trainer.load_model(self.folder, epoch=self.epoch)
+            trainer.set_model_mode("eval")
+            self.built, self.built_for = trainer, classes
+        return self.built
+
+    def _build(self, classes):
+        try:
+            trainer = self.kind(self.cfg, clips=self.clips, classnames=classes)
+            if trainer.class_bound:
+                self._require_own(classes)
+            return trainer
+        except NeedsImages as error:
+            self._require_own(classes)
+            print(f"Note: {error}: they are read again", file=sys.stderr)
+            return self.kind(self.cfg, clips=self.clips)
+
+    def _require_own(self, classes):
+        if classes != self.classes:
+            raise InputError(f"what {self.kind.__name__} learned belongs to its {len(self.classes)} training classes "
+                             f"({', '.join(self.classes[:3])}, ...); leave out --classes")
+
+
+def image_files(paths):
+    """(files, [names of other files]): files as they are given, folders with all images below them, sorted.
+
+    Files in a folder whose ending is not an image's are not asked for and are named apart."""
+    files, others = [], []
+    for path in paths:
+        if not os.path.isdir(path):
+            files.append(path)
+            continue
+        for folder, names, contents in os.walk(path):
+            names[:] = sorted(name for name in names if not name.startswith("."))
+            for name in sorted(name for name in contents if not name.startswith(".")):
+                known = os.path.splitext(name)[1].lower() in SUFFIXES
+                (files if known else others).append(os.path.join(folder, name))
+    return files, others
+
+
+def parse_arguments(argv):
+    parser = train.ArgumentParser(description="Classify images with a trained run.")
+    parser.add_argument("images", nargs="+", help="image files, or folders whose images are classified")
+    parser.add_argument("--model-dir", required=True, help="the run folder")
+    parser.add_argument("--classes", default="", help="names to choose from, separated by commas; default the run's")
+    parser.add_argument("--top", type=int, default=5, help="how many classes to print (default 5)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--load-epoch", type=int, help="epoch of the run; default the best kept, else the last")
+    parser.add_argument("--backbone", default="", help="where the CLIP now is, if the run's weights file has moved")
+    parser.add_argument("--plugin", action="append", default=[], metavar="FILE_OR_MODULE",
+                        help="what brings the run's method, if it is not of this project")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    """Print predictions; returns them. Files that are no images are named on stderr and end in an InputError, after
+    the predictions of the others."""
+    args = parse_arguments(argv)
+    if args.top < 1:
+        raise InputError(f"--top must be at least 1, not {args.top}")
+    classes = [name.strip() for name in args.classes.split(",") if name.strip()]
+    files, others = image_files(args.images)
+    if others:
+        print(f"Note: left out, no image by its ending: {', '.join(others)}", file=sys.stderr)
+    if not files:
+        raise InputError(f"no image in {', '.join(args.images)}")
+    run = load_run(args.model_dir, args.load_epoch, args.backbone, args.plugin)
+    run.trainer_for(classes or run.classes)  # what is wrong with the run or the classes, before any image
+    predictions, bad = [], []
+    for file in files:
+        try:
+            predictions += run.predict([file], classes, args.top)
+        except InputError as error:
+            bad.append(file)
+            print(f"not predicted: {error}", file=sys.stderr)
+    print(as_json(predictions) if args.json else as_table(predictions))
+    if bad:
+        raise InputError(f"{len(bad)} of {len(files)} files could not be read as images: {', '.join(bad)}")
+    return predictions
+
+
+def as_json(predictions):
+    return json.dumps([{"path": prediction.path, "top": [{"class": name, "probability": round(probability, 6)}
+                                                         for name, probability in prediction.top]}
+                       for prediction in predictions], indent=2, ensure_ascii=False)
+
+
+def as_table(predictions):
+    """A block of rows an image."""
+    rows = [[prediction.path if rank == 0 else "", name, f"{100 * probability:.2f} %"]
+            for prediction in predictions for rank, (name, probability) in enumerate(prediction.top)]
+    return tabulate(rows, headers=["image", "class", "probability"], disable_numparse=True,
+                    colalign=("left", "left", "right"))
+
+
+if __name__ == "__main__":
+    sys.exit(train.command_line(main))

@@ -1,0 +1,102 @@
+"""Finding finished runs on disk, and refusing to mix what cannot be compared."""
+import os
+
+from dassl.utils import InputError, read_json
+from tools.plans import Place
+from tools.tables import Cells
+
+
+def find_runs(folders):
+    """(cells, {Place: run folder}) of all finished protocol runs below `folders`.
+
+    Run folders that are not where a protocol puts them have no place in its tables and are passed over.
+
+    Raises:
+        InputError: a folder is not there, nothing is found, or two folders hold the same run.
+    """
+    cells, where, elsewhere = Cells(), {}, 0
+    for folder in folders:
+        if not os.path.isdir(folder):
+            raise InputError(f"no folder at {folder}; give the output folder of a protocol")
+        for path, names, files in os.walk(folder):
+            names.sort()
+            if "results.json" not in files:
+                continue
+            place = Place.parse(path)
+            if place is None:
+                elsewhere += 1
+                continue
+            if place in where and not os.path.samefile(where[place], path):
+                raise InputError(f"{where[place]} and {path} hold the same run of two outputs; give one of them")
+            where[place] = path
+            cells[place] = _results(path)
+    if not cells:
+        hint = f" ({elsewhere} runs there are outside of a protocol's folders)" if elsewhere else ""
+        raise InputError(f"no finished run of a protocol in {', '.join(folders)}{hint}; see docs/PROTOCOLS.md")
+    return Cells(sorted(cells.items(), key=lambda item: sort_key(item[0]))), where
+
+
+def sort_key(place):
+    return place.protocol, place.dataset, place.trainer, place.config, place.shots or 0, place.part != "train_base", \
+        place.part, place.seed
+
+
+def _results(folder):
+    path = os.path.join(folder, "results.json")
+    results = read_json(path)
+    if not isinstance(results, dict) or not {"config", "metrics"} <= set(results):
+        raise InputError(f"{path} is not a run's results; move it away")
+    return results
+
+
+def backbone_of(results):
+    """The CLIP's name; of a weights file its name without the folder, which differs between machines."""
+    return without_folder(results["config"]["MODEL"]["BACKBONE"]["NAME"])
+
+
+def without_folder(backbone):
+    """A weights file's name; a CLIP's name, such as ViT-B/16, as it is."""
+    return os.path.basename(backbone) if backbone.endswith((".pt", ".pth", ".safetensors")) else backbone
+
+
+def require_comparable(cells, where):
+    """Raise InputError unless the runs may stand in one table.
+
+    Within a protocol all runs must have one backbone and, but for few-shot curves, one number of shots. Runs that are
+    tested on the same part of a dataset must have the same test images, and those of one seed the same training images.
+    """
+    for protocol in cells.values("protocol"):
+        chosen = cells.where(protocol=protocol)
+        _require_one(chosen, where, backbone_of, f"{protocol}: backbone", "--backbone")
+        if protocol != "fewshot":
+            _require_one(chosen, where, lambda results: results["config"]["DATASET"]["NUM_SHOTS"],
+                         f"{protocol}: number of shots", "--shots")
+        for dataset in chosen.values("dataset"):
+            for part in chosen.where(dataset=dataset).values("part"):
+                same = chosen.where(dataset=dataset, part=part)
+                what = f"{protocol} on {dataset}" + ("" if part == "all" else f", {part}")
+                _require_one(same, where, lambda results: digest(results, "test"), f"{what}: digest of the test images")
+                for shots in same.values("shots"):
+                    for seed in same.values("seed"):
+                        _require_one(same.where(shots=shots, seed=seed), where,
+                                     lambda results: digest(results, "train"),
+                                     f"{what}, seed {seed}: digest of the training images")
+
+
+def digest(results, part):
+    """The first digits of a part's digest, "none kept" for a run that was made before digests were."""
+    found = (results.get("dataset_digest") or {}).get(part)
+    return found[:12] if found else "none kept"
+
+
+def _require_one(cells, where, value_of, what, flag=""):
+    """Raise InputError, naming two runs, if `value_of(results)` is not the same for all."""
+    first = None
+    for place, results in cells.items():
+        value = value_of(results)
+        if first is None:
+            first = place, value
+        elif value != first[1]:
+            hint = (f"choose one with {flag}" if flag else "run one of them anew, or report them apart")
+            raise InputError(f"these runs cannot be averaged or compared, they differ in {what}: {first[1]} in "
+                             f"{where[first[0]]}, {value} in {where[place]}; {hint}")

@@ -1,0 +1,340 @@
+"""Tables of runs: the same ones after a protocol, for the runs it made, and from tools/report.py, for run folders.
+
+A number that does not exist, because a method cannot score new classes or because a run is missing, is "-"; so is an
+average that would need it.
+"""
+import csv
+import io
+import statistics
+from dataclasses import dataclass
+
+from tabulate import tabulate
+
+from tools.plans import IMAGENET_VARIANTS
+
+FORMATS = ("text", "markdown", "csv", "latex")
+
+
+# ---- numbers ----
+def accuracy(results):
+    """Test accuracy in percent, None for a run without a test."""
+    return results["metrics"].get("test", {}).get("accuracy")
+
+
+def harmonic(base, new):
+    """H = 2 / (1 / base + 1 / new), 0 when either is; None when either does not exist."""
+    if base is None or new is None:
+        return None
+    return 2 * base * new / (base + new) if base + new else 0.0
+
+
+@dataclass(frozen=True)
+class Number:
+    """A mean and the standard deviation over seeds (n - 1; None for one seed). mean None: there is no such number."""
+
+    mean: float | None = None
+    std: float | None = None
+
+    @classmethod
+    def over(cls, values):
+        values = list(values)
+        if not values or any(value is None for value in values):
+            return cls()
+        return cls(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None)
+
+    def text(self, digits=2, sign="+-"):
+        if self.mean is None:
+            return "-"
+        spread = f" {sign} {self.std:.{digits}f}" if self.std is not None else ""
+        return f"{self.mean:.{digits}f}{spread}"
+
+
+class Cells(dict):
+    """{Place: results}, to choose from by the fields of a Place."""
+
+    def where(self, **fields):
+        return Cells({place: results for place, results in self.items()
+                      if all(getattr(place, name) == value for name, value in fields.items())})
+
+    def values(self, field=None):
+        """The values of a field of the places, each once, in order; without a field, the results."""
+        return super().values() if field is None else list(dict.fromkeys(getattr(place, field) for place in self))
+
+    def by_seed(self):
+        """{seed: test accuracy}; the cells must differ in their seed only."""
+        return {place.seed: accuracy(results) for place, results in self.items()}
+
+    def number(self):
+        return Number.over(self.by_seed().values())
+
+    def methods(self):
+        """[(name, its cells)]; a trainer that was run with several configs is named with each."""
+        trainers = {}
+        for place in self:
+            trainers.setdefault(place.trainer, {})[place.config] = None
+        return [(trainer if len(configs) == 1 else f"{trainer} ({config})",
+                 self.where(trainer=trainer, config=config))
+                for trainer, configs in trainers.items() for config in configs]
+
+
+def average(columns):
+    """The Number of an average over columns, each a {seed: value}: over the columns a seed, then over the seeds.
+
+    It does not exist where a column is empty or lacks a value; where the columns have different seeds, the means are
+    averaged and no deviation is given."""
+    columns = list(columns)
+    if not columns or any(not column or None in column.values() for column in columns):
+        return Number()
+    if len({frozenset(column) for column in columns}) > 1:
+        return Number(statistics.mean(statistics.mean(column.values()) for column in columns))
+    return Number.over(statistics.mean(column[seed] for column in columns) for seed in columns[0])
+
+
+# ---- a table ----
+@dataclass
+class Table:
+    """Rows of words and Numbers. best: the columns (by header) whose highest number is marked in the formats that can.
+    """
+
+    title: str
+    headers: list
+    rows: list
+    best: tuple = ()
+
+    def render(self, form="text"):
+        """As text, markdown, csv (means and deviations in columns of their own) or latex."""
+        if form == "csv":
+            return self._csv()
+        bold = {"markdown": "**{}**", "latex": r"\textbf{{{}}}"}.get(form, "{}")
+        words = {"latex": _latex}.get(form, str)
+        sign = {"markdown": "±", "latex": r"$\pm$"}.get(form, "+-")
+        rows = [[word.text(sign=sign) if isinstance(word, Number) else words(word) for word in row]
+                for row in self.rows]
+        for column, header in enumerate(self.headers):
+            if header in self.best:
+                for row in self._highest(column):
+                    rows[row][column] = bold.format(rows[row][column])
+        return tabulate(rows, headers=[words(header) for header in self.headers], disable_numparse=True,
+                        tablefmt={"text": "simple", "markdown": "github", "latex": "latex_raw"}[form],
+                        colalign=("left", *["right"] * (len(self.headers) - 1)))
+
+    def _highest(self, column):
+        """Rows that show the highest number of a column, as printed; none where there is nothing to compare."""
+        shown = {i: round(row[column].mean, 2) for i, row in enumerate(self.rows)
+                 if isinstance(row[column], Number) and row[column].mean is not None}
+        return [i for i, value in shown.items() if value == max(shown.values())] if len(shown) > 1 else []
+
+    def _csv(self):
+        spread = {column for row in self.rows for column, word in enumerate(row)
+                  if isinstance(word, Number) and word.std is not None}
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow([word for column, header in enumerate(self.headers)
+                         for word in ([header, f"{header} std"] if column in spread else [header])])
+        for row in self.rows:
+            line = []
+            for column, word in enumerate(row):
+                if isinstance(word, Number):
+                    line.append("" if word.mean is None else f"{word.mean:.4f}")
+                    if column in spread:
+                        line.append("" if word.std is None else f"{word.std:.4f}")
+                else:
+                    line.append(word)
+            writer.writerow(line)
+        return text.getvalue().rstrip("\n")
+
+
+def _latex(word):
+    for character in "&%$#_{}":
+        word = str(word).replace(character, f"\\{character}")
+    return word
+
+
+def titled(table, form="text"):
+    """A table under its title."""
+    title = {"markdown": f"**{table.title}**", "csv": f"# {table.title}", "latex": f"% {table.title}"}
+    gap = "\n" if form in ("csv", "latex") else "\n\n"
+    return f"{title.get(form, table.title)}{gap}{table.render(form)}"
+
+
+# ---- one method: a row a seed ----
+def seed_tables(protocol, cells):
+    """The tables of one method's runs of a protocol: a list of Table, the last one sums up."""
+    return {"base2new": _base2new_seeds, "dg": _dg_seeds, "xd": _xd_seeds, "fewshot": _fewshot_seeds,
+            "zeroshot": zeroshot}[protocol](cells)
+
+
+def _base2new_seeds(cells):
+    tables = []
+    for dataset in cells.values("dataset"):
+        chosen = cells.where(dataset=dataset)
+        base, new = (chosen.where(part=part).by_seed() for part in ("train_base", "test_new"))
+        rows = [[f"seed {seed}", *map(Number, (base.get(seed), new.get(seed),
+                                               harmonic(base.get(seed), new.get(seed))))]
+                for seed in chosen.values("seed")]
+        tables.append(Table(_title(dataset, "base to new"), ["", "base", "new", "H"],
+                            [*rows, ["mean", *base_new_h([base], [new])]]))
+    if len(tables) > 1:
+        names = cells.values("dataset")
+        parts = {name: [cells.where(dataset=name, part=part).by_seed() for part in ("train_base", "test_new")]
+                 for name in names}
+        rows = [[name, *base_new_h([base], [new])] for name, (base, new) in parts.items()]
+        rows.append(["average", *base_new_h(*zip(*parts.values()))])
+        tables.append(Table(f"base to new on {len(names)} datasets", ["dataset", "base", "new", "H"], rows))
+    return tables
+
+
+def base_new_h(bases, news):
+    """(base, new, H) averaged over datasets; H is the H of the averaged base and new, as the papers have it.
+
+    bases, news: a {seed: accuracy} a dataset."""
+    base, new = average(bases), average(news)
+    return base, new, Number(harmonic(base.mean, new.mean))
+
+
+def _dg_seeds(cells):
+    tables = []
+    for dataset in cells.values("dataset"):
+        chosen = cells.where(dataset=dataset)
+        columns = {target: chosen.where(part=target).by_seed() for target in chosen.values("part")}
+        rows = [[f"seed {seed}", *(Number(column.get(seed)) for column in columns.values()),
+                 average([{seed: column.get(seed)} for column in columns.values()])]
+                for seed in chosen.values("seed")]
+        rows.append(["mean", *(average([column]) for column in columns.values()), average(columns.values())])
+        tables.append(Table(_title(dataset, "each domain left out in turn"), ["", *columns, "average"], rows))
+    if len(tables) > 1:
+        rows = [[name, average(cells.where(dataset=name, part=part).by_seed()
+                               for part in cells.where(dataset=name).values("part"))]
+                for name in cells.values("dataset")]
+        tables.append(Table(f"leave one domain out on {len(rows)} datasets", ["dataset", "average"], rows))
+    return tables
+
+
+def _xd_seeds(cells):
+    seeds, [source] = cells.values("seed"), cells.values("dataset")
+    columns = {name: cells.where(part=name).by_seed() for name in cells.values("part")}
+    rows = [[name, *(Number(column.get(seed)) for seed in seeds), average([column])]
+            for name, column in columns.items()]
+    for name, group in xd_groups(source, columns).items():
+        chosen = [columns[member] for member in group]
+        rows.append([name, *(average([{seed: column.get(seed)} for column in chosen]) for seed in seeds),
+                     average(chosen)])
+    return [Table(f"trained on {source}, tested on", ["", *(f"seed {seed}" for seed in seeds), "mean"], rows)]
+
+
+def xd_groups(source, tested):
+    """{name: datasets} whose averages stand under a cross-dataset table: the other datasets, and ImageNet's variants,
+    which have its classes, apart."""
+    targets = [name for name in tested if name != source]
+    variants = [name for name in targets if name in IMAGENET_VARIANTS]
+    others = [name for name in targets if name not in variants]
+    groups = {"average": others} if others else {}
+    return groups | ({"average of variants": variants} if variants else {})
+
+
+def _fewshot_seeds(cells):
+    seeds, tables = cells.values("seed"), []
+    for dataset in cells.values("dataset"):
+        columns = {shots: cells.where(dataset=dataset, shots=shots).by_seed() for shots in cells.values("shots")}
+        rows = [[str(shots), *(Number(column.get(seed)) for seed in seeds), average([column])]
+                for shots, column in columns.items()]
+        tables.append(Table(_title(dataset, "all classes"), ["shots", *(f"seed {seed}" for seed in seeds), "mean"],
+                            rows))
+    return tables
+
+
+def _title(dataset, what):
+    return f"{dataset}, {what}"
+
+
+# ---- several methods: a row a method ----
+def method_tables(protocol, cells, seconds=False):
+    """The tables of several methods' runs of a protocol: a list of Table.
+
+    seconds: add the time a seed took, training and tests together (one dataset's base2new only)."""
+    if protocol == "base2new":
+        return _base2new_methods(cells, seconds)
+    return {"dg": _dg_methods, "xd": _xd_methods, "fewshot": _fewshot_methods, "zeroshot": zeroshot}[protocol](cells)
+
+
+def _base2new_methods(cells, seconds):
+    names, tables = cells.values("dataset"), []
+    parts = {method: {name: [chosen.where(dataset=name, part=part).by_seed() for part in ("train_base", "test_new")]
+                      for name in names} for method, chosen in cells.methods()}
+    if len(names) > 1:
+        for column, what in enumerate(("base", "new", "H")):
+            rows = [[method, *(base_new_h([base], [new])[column] for base, new in found.values()),
+                     base_new_h(*zip(*found.values()))[column]] for method, found in parts.items()]
+            tables.append(Table(f"base to new, {what}", ["method", *names, "average"], rows, (*names, "average")))
+    rows = [[method, *base_new_h(*zip(*found.values()))] for method, found in parts.items()]
+    headers = ["method", "base", "new", "H"]
+    if seconds:
+        headers.append("seconds a seed")
+        rows = [[*row, f"{_seconds(chosen):.0f}" if chosen else "-"]
+                for row, (_, chosen) in zip(rows, cells.methods())]
+    title = f"{names[0]}, base to new" if len(names) == 1 else f"base to new, average of {len(names)} datasets"
+    return [*tables, Table(title, headers, rows, ("base", "new", "H"))]
+
+
+def _seconds(cells):
+    return sum(results["seconds"] for results in cells.values()) / len(cells.values("seed"))
+
+
+def _columns(cells, field, title, first="method", averaged=True):
+    """A row a method, a column a value of a field of the places."""
+    names = cells.values(field)
+    rows = []
+    for method, chosen in cells.methods():
+        columns = [chosen.where(**{field: name}).by_seed() for name in names]
+        rows.append([method, *(average([column]) for column in columns), *([average(columns)] if averaged else [])])
+    headers = [str(name) for name in names]
+    return Table(title, [first, *headers, *(["average"] if averaged else [])], rows,
+                 (*headers, *(["average"] if averaged else [])))
+
+
+def _dg_methods(cells):
+    names = cells.values("dataset")
+    tables = [_columns(cells.where(dataset=name), "part", f"{name}, each domain left out in turn") for name in names]
+    if len(names) > 1:
+        rows = []
+        for method, chosen in cells.methods():
+            columns = [average(chosen.where(dataset=name, part=part).by_seed()
+                               for part in cells.where(dataset=name).values("part")) for name in names]
+            known = [column.mean for column in columns]
+            rows.append([method, *columns, Number(None if None in known else statistics.mean(known))])
+        tables.append(Table("leave one domain out, average over the domains", ["method", *names, "average"], rows,
+                            (*names, "average")))
+    return tables
+
+
+def _xd_methods(cells):
+    tables = []
+    for source in cells.values("dataset"):
+        chosen = cells.where(dataset=source)
+        tested = sorted(chosen.values("part"), key=lambda name: name != source)
+        groups = xd_groups(source, tested)
+        rows = []
+        for method, found in chosen.methods():
+            columns = {name: found.where(part=name).by_seed() for name in tested}
+            rows.append([method, *(average([column]) for column in columns.values()),
+                         *(average([columns[name] for name in group]) for group in groups.values())])
+        tables.append(Table(f"trained on {source}", ["method", *tested, *groups], rows, (*tested, *groups)))
+    return tables
+
+
+def _fewshot_methods(cells):
+    names = cells.values("dataset")
+    tables = [_columns(cells.where(dataset=name), "shots", f"{name}, all classes, by shots", averaged=False)
+              for name in names]
+    if len(names) > 1:
+        shots = cells.values("shots")
+        rows = [[method, *(average(chosen.where(dataset=name, shots=number).by_seed() for name in names)
+                           for number in shots)] for method, chosen in cells.methods()]
+        headers = [str(number) for number in shots]
+        tables.append(Table(f"average of {len(names)} datasets, by shots", ["method", *headers], rows, tuple(headers)))
+    return tables
+
+
+def zeroshot(cells):
+    """A row a method, a column a dataset."""
+    return [_columns(cells, "dataset", "without training")]
