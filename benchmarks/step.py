@@ -40,7 +40,7 @@ def parse_arguments(argv):
     parser.add_argument("--stage", default="both", choices=("train", "eval", "both"))
     parser.add_argument("--pairs", type=int, default=3, help="measurements of each side")
     parser.add_argument("--threads", type=int, default=1, help="of torch, for both sides")
-    parser.add_argument("--alone", choices=("ours", "plain"), help="one measurement of one side; prints JSON")
+    parser.add_argument("--alone", choices=("ours", "plain"), help="one side by itself, its memory first; prints JSON")
     args = parser.parse_args(argv)
     return args, [Work(args.method, args.classes, args.batch, args.n_ctx, args.domains, args.layers, stage,
                        args.backbone, args.device, args.prec)
@@ -73,22 +73,22 @@ def measure(work, pairs=3, memory=True):
     found["peak"] = max(peak, matrix_peak(work.device))
     if memory:
         for name in ("ours", "plain"):
-            found[name]["memory"] = alone(work, name)["memory"]
+            found[name]["memory"] = alone(work, name, repeats=0)["memory"]
     return {"work": vars(work), **found}
 
 
-def alone(work, name):
-    """One measurement of one side in a process of its own."""
-    return in_fresh_process("benchmarks.step", [*work.words(), "--alone", name])
+def alone(work, name, repeats=3):
+    """Peak memory and repeated timings of one side in a process of its own."""
+    return in_fresh_process("benchmarks.step", [*work.words(), "--alone", name, "--pairs", str(repeats)])
 
 
-def measure_alone(work, name):
-    """{"memory": bytes above the weights, "clock", "processor": seconds} of one step or batch of one side."""
+def measure_alone(work, name, repeats):
+    """{"memory": bytes above the weights, "clock", "processor": [seconds]} of a step or batch of one side."""
     ours, plain = both_sides(work)
     run = dict(zip(("ours", "plain"), runs_of(work, ours, plain)))[name]
-    times = []
-    memory = peak_above(lambda: times.extend(timed(run, work.device)[1:]), work.device)
-    return {"memory": memory, "clock": times[0], "processor": times[1]}
+    memory = peak_above(run, work.device)
+    times = [timed(run, work.device)[1:] for _ in range(repeats)]
+    return {"memory": memory, "clock": [t[0] for t in times], "processor": [t[1] for t in times]}
 
 
 def title(work):
@@ -136,7 +136,7 @@ def main(argv=None):
     args, works = parse_arguments(argv)
     torch.set_num_threads(args.threads)
     if args.alone:
-        print(json.dumps(measure_alone(works[0], args.alone)))
+        print(json.dumps(measure_alone(works[0], args.alone, args.pairs)))
         return []
     results = []
     for work in works:
