@@ -1,12 +1,14 @@
 """One residual attention block of a CLIP tower, taken apart so that queries and keys may come from different tokens.
 
-Published prompt-learning code runs the block as a whole over every token. Here the same weights serve three uses: all
-tokens at once, a suffix that looks back at a prefix shared by all classes, and a last block that computes only the
-token which is read out.
+Published prompt-learning code runs the block as a whole over every token. Here the same weights serve more uses: the
+prompts of many classes of different lengths behind one shared prefix, layers some of whose outputs nobody reads, and a
+last block that computes only the token which is read out.
 """
 import torch
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+SLOPE = 1.702  # of CLIP's QuickGELU
 
 
 def differentiable_attention():
@@ -19,7 +21,7 @@ def differentiable_attention():
 class Block:
     """Adapter of OpenAI's `ResidualAttentionBlock`; tokens are batch-first, (..., T, W).
 
-    Keys and values are (..., heads, T, W / heads).
+    A block is `finish(x, attend(query(x), *key_value(x)))`, which is what calling it does.
     """
 
     def __init__(self, block):
@@ -30,37 +32,42 @@ class Block:
         """Rows `first` to `last` (in units of the width) of the stacked query, key, value projection."""
         width = x.shape[-1]
         rows = slice(first * width, last * width)
-        y = F.linear(x, self.attn.in_proj_weight[rows], self.attn.in_proj_bias[rows])
-        return [part.unflatten(-1, (self.heads, -1)).transpose(-3, -2) for part in y.chunk(last - first, dim=-1)]
+        return F.linear(self.ln_1(x), self.attn.in_proj_weight[rows], self.attn.in_proj_bias[rows])
 
     def query_key_value(self, x):
-        return self._project(self.ln_1(x), 0, 3)
+        """(..., T, W) -> (..., T, 3 W), the three behind each other."""
+        return self._project(x, 0, 3)
 
     def key_value(self, x):
-        return self._project(self.ln_1(x), 1, 3)
+        return self._project(x, 1, 3)
 
     def query(self, x):
-        return self._project(self.ln_1(x), 0, 1)[0]
+        return self._project(x, 0, 1)
 
-    def finish(self, x, q, k, v, mask=None, causal=False):
-        """The block's output for the tokens x (..., T, W) whose queries are q; `mask` is True where q may look."""
-        if q.dim() == 5:  # (G, C, heads, T, d): the attention kernels take one batch dimension
-            groups = q.shape[:2]
-            if mask is not None and mask.dim() == 5:
-                mask = mask.expand(*groups, *mask.shape[2:]).flatten(0, 1)
-            y = F.scaled_dot_product_attention(*(t.flatten(0, 1) for t in (q, k, v)), attn_mask=mask)
-            y = y.unflatten(0, groups)
-        else:
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
-        x = x + self.attn.out_proj(y.transpose(-3, -2).flatten(-2))
-        return x + self.mlp(self.ln_2(x))
+    def attend(self, q, k, v, mask=None, causal=False):
+        """What the heads gather: q (..., T, W), k and v (..., S, W) -> (..., T, W).
 
-    def __call__(self, x, causal=False):
+        mask: True where a query may look, to be broadcast to (batch, heads, T, S), the leading dimensions as one."""
+        # The attention kernels take one batch dimension.
+        split = [t.reshape(-1, *t.shape[-2:]).unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v)]
+        y = F.scaled_dot_product_attention(*split, attn_mask=mask, is_causal=causal)
+        return y.transpose(1, 2).reshape(q.shape)
+
+    def finish(self, x, attended):
+        """The block's output for tokens x (..., T, W) and what their heads gathered, of the same shape."""
+        x = x + self.attn.out_proj(attended)
+        return x + self._feed_forward(self.ln_2(x))
+
+    def _feed_forward(self, x):
+        """CLIP's MLP with QuickGELU(h) = h sigmoid(1.702 h) = silu(1.702 h) / 1.702.
+
+        The two factors ride on the matrix products: of the hidden layer, the largest tensor of a block, one copy is
+        made and kept for the backward pass where the formula as written makes four."""
+        up, down = self.mlp.c_fc, self.mlp.c_proj
+        h = torch.addmm(up.bias, x.flatten(0, -2), up.weight.t(), beta=SLOPE, alpha=SLOPE)
+        h = F.silu(h, inplace=not h.requires_grad)
+        return torch.addmm(down.bias, h, down.weight.t(), alpha=1 / SLOPE).view_as(x)
+
+    def __call__(self, x):
         """All tokens (..., T, W) -> the same."""
-        return self.finish(x, *self.query_key_value(x), causal=causal)
-
-
-def read_at(x, positions):
-    """x (G, C, T, W), positions (C,) -> (G, C, 1, W): the token at its class's position."""
-    index = positions.view(1, -1, 1, 1).expand(x.shape[0], -1, 1, x.shape[-1])
-    return torch.gather(x, 2, index)
+        return self.finish(x, self.attend(*self.query_key_value(x).chunk(3, dim=-1)))

@@ -30,24 +30,34 @@ class ImageTower:
 
         Args:
             embedded: what `embed` gave.
-            prompts: visual prompts (n, W) of the layers 0, 1, ...: the first are appended to the patches before ln_pre,
+            prompts: visual prompts, (n, W) or each image's own (B, n, W), of the layers 0, 1, ...: the first are appended to the patches before ln_pre,
                 the others replace the last n tokens before their layer. Later layers carry the outputs on.
         Returns:
             (B, E), not normalised.
         """
-        x = embedded
-        if len(prompts):
-            x = torch.cat([x, self._batched(prompts[0], x)], dim=1)
-        x = self.visual.ln_pre(x)
-        for layer, block in enumerate(self.blocks):
-            if 1 <= layer < len(prompts):
-                x = torch.cat([x[:, :-prompts[layer].shape[-2]], self._batched(prompts[layer], x)], dim=1)
-            if layer == self.layers - 1:  # only the class token is read
-                x = block.finish(x[:, :1], block.query(x[:, :1]), *block.key_value(x))
+        x = self.visual.ln_pre(embedded)
+        for layer, block in enumerate(self.blocks[:-1]):
+            prompt = self._prompt(prompts, layer, x)
+            if layer == 0 and len(prompts):
+                # In front of the first prompt nothing has a gradient; projected apart, it needs no backward pass.
+                qkv = torch.cat([block.query_key_value(x), block.query_key_value(prompt)], dim=1)
+                x = torch.cat([x, prompt], dim=1)
             else:
-                x = block(x)
+                x = torch.cat([x, prompt], dim=1) if layer < len(prompts) else x
+                qkv = block.query_key_value(x)
+            # Where the next layer has prompts of its own, nobody reads this layer's outputs.
+            read = x.shape[1] - (prompts[layer + 1].shape[-2] if layer + 1 < len(prompts) else 0)
+            q, k, v = qkv.chunk(3, dim=-1)
+            x = block.finish(x[:, :read], block.attend(q[:, :read], k, v))
+        if self.layers <= len(prompts):
+            x = torch.cat([x, self._prompt(prompts, self.layers - 1, x)], dim=1)
+        block, first = self.blocks[-1], x[:, :1]  # only the class token is read
+        x = block.finish(first, block.attend(block.query(first), *block.key_value(x).chunk(2, dim=-1)))
         return self.visual.ln_post(x[:, 0]).to(self.visual.proj.dtype) @ self.visual.proj
 
-    @staticmethod
-    def _batched(prompt, x):
-        return prompt.to(x.dtype).expand(len(x), -1, -1)
+    def _prompt(self, prompts, layer, x):
+        """The prompt tokens of a layer (B, n, W) as they stand next to the tokens x (B, T, W); None without any."""
+        if layer >= len(prompts):
+            return None
+        prompt = prompts[layer].to(x.dtype).expand(len(x), -1, -1)
+        return self.visual.ln_pre(prompt) if layer == 0 else prompt

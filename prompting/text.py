@@ -1,16 +1,20 @@
 """Class names -> prompt embeddings -> text features.
 
-CLIP's text tower is causal and reads its output at the end-of-text token. Hence tokens behind the longest end-of-text
+CLIP's text tower is causal and reads its output at the end-of-text token. Hence tokens behind a class's end-of-text
 change nothing and are not computed, and the tokens before the class name, which are the same for every class, are
-computed once (the prefix), not once a class.
+computed once (the prefix), not once a class. A prompt has 77 tokens, a class of ImageNet about four of its own.
 """
 from dataclasses import dataclass
 
 import torch
 from clip.clip import _tokenizer as tokenizer
+from torch.utils.checkpoint import checkpoint
 
-from prompting.blocks import Block, read_at
+from prompting.blocks import Block
 from prompting.errors import PromptingError
+
+KEPT_PER_TOKEN = 16  # vectors of the tower's width that a token of a layer keeps for the backward pass, at most
+PADDING_ON_GPU = 512  # tokens that may be padded to spare a piece
 
 SOS, EOS = tokenizer.encoder["<|startoftext|>"], tokenizer.encoder["<|endoftext|>"]
 
@@ -34,10 +38,28 @@ class Prompts:
     eot: torch.Tensor
 
 
+@dataclass
+class Bucket:
+    """Classes whose own tokens are run in one piece.
+
+    classes: (C',) their places in the list; length: own tokens of the longest; ends: (C',) each one's last token, or
+    None where all are equally long.
+    """
+
+    classes: torch.Tensor
+    length: int
+    ends: torch.Tensor | None
+
+    def __len__(self):
+        return len(self.classes)
+
+
 class TextTower:
     """CLIP's text tower over `Prompts`; its weights stay as they are.
 
-    Attributes: width W, embed_dim E, layers, context_length (77 tokens).
+    Attributes: width W, embed_dim E, layers, context_length (77 tokens);
+        activation_bytes: how much a pass may keep for its backward pass. One that would need more runs its classes in
+        chunks and computes them again on the way back. None: no limit. Chunks change rounding, so set it once a run.
     """
 
     def __init__(self, clip_model):
@@ -47,6 +69,7 @@ class TextTower:
         self.width = clip_model.ln_final.weight.shape[0]
         self.embed_dim = clip_model.text_projection.shape[1]
         self.context_length = clip_model.context_length
+        self.activation_bytes = None
 
     @property
     def device(self):
@@ -79,34 +102,115 @@ class TextTower:
         Returns:
             (G, C, E), not normalised.
         """
-        dtype = self.model.dtype
-        x, y, eot = prompts.prefix.to(dtype), prompts.suffix.to(dtype), prompts.eot
-        shared, own = x.shape[1], y.shape[2]
-        y = y.expand(x.shape[0], -1, -1, -1)
-        seen = torch.ones(own, shared + own, dtype=torch.bool, device=y.device).tril(shared)
+        groups, shared = prompts.prefix.shape[:2]
+        lengths = [end - shared + 1 for end in prompts.eot.tolist()]
+        order = sorted(range(len(lengths)), key=lengths.__getitem__)
+        features = []
+        for chunk in self._chunks(order, lengths, groups, shared):
+            buckets = self._buckets(chunk, lengths)
+            if len(chunk) < len(order):
+                features.append(checkpoint(self._encode, prompts.prefix, prompts.suffix, buckets, deep,
+                                           use_reentrant=False, preserve_rng_state=False))
+            else:
+                features.append(self._encode(prompts.prefix, prompts.suffix, buckets, deep))
+        places = torch.empty(len(order), dtype=torch.long)
+        places[order] = torch.arange(len(order))
+        return torch.cat(features, dim=1)[:, places.to(self.device)]
+
+    def _chunks(self, order, lengths, groups, shared):
+        """The sorted classes in as few pieces as `activation_bytes` allows; one piece where nothing is kept."""
+        if self.activation_bytes is None or not torch.is_grad_enabled():
+            return [order]
+        token = KEPT_PER_TOKEN * self.width * self.layers * self.model.text_projection.element_size()
+        room = max(1, self.activation_bytes // (token * groups) - shared)  # in own tokens a group
+        chunks, used = [[]], 0
+        for index in order:
+            if chunks[-1] and used + lengths[index] > room:
+                chunks.append([])
+                used = 0
+            chunks[-1].append(index)
+            used += lengths[index]
+        return chunks
+
+    def _buckets(self, order, lengths):
+        """Classes of one length together. A GPU runs few large pieces faster than many small ones: there a shorter
+        length joins a longer one as long as the tokens that pad it are few."""
+        allowance = PADDING_ON_GPU if self.device.type == "cuda" else 0
+        pieces, longest, padding = [], 0, 0
+        for index in reversed(order):
+            shorter = longest - lengths[index]
+            if not pieces or padding + shorter > allowance:
+                pieces.append([])
+                longest, shorter, padding = lengths[index], 0, 0
+            pieces[-1].append(index)
+            padding += shorter
+        buckets = []
+        for piece in (piece[::-1] for piece in reversed(pieces)):  # in the order of `order`
+            ends = [lengths[i] - 1 for i in piece]
+            buckets.append(Bucket(torch.tensor(piece, device=self.device), ends[-1] + 1,
+                                  None if ends[0] == ends[-1] else torch.tensor(ends, device=self.device)))
+        return buckets
+
+    def _encode(self, prefix, suffix, buckets, deep):
+        """-> (G, C', E), the classes of the buckets in turn.
+
+        The prefix and the own tokens of all classes lie behind each other in one row (G, N, W), without padding; only
+        attention takes them apart."""
+        dtype, groups, shared = self.model.dtype, *prefix.shape[:2]
+        suffix = suffix.to(dtype).expand(groups, -1, -1, -1)
+        own = [suffix[:, bucket.classes, :bucket.length] for bucket in buckets]
+        x = torch.cat([prefix.to(dtype), *(part.flatten(1, 2) for part in own)], dim=1)
         for layer, block in enumerate(self.blocks):
             if deep and layer in deep:
-                x, y = _replace(x, y, deep[layer].to(dtype))
-            if layer == self.layers - 1:
-                break
-            q, k, v = block.query_key_value(x)
-            own_q, own_k, own_v = block.query_key_value(y)
-            keys, values = _behind(k, own_k), _behind(v, own_v)
-            x = block.finish(x, q, k, v, causal=True)
-            y = block.finish(y, own_q, keys, values, mask=seen)
-        return self._read_out(block, x, y, eot)
+                x = self._replace(x, shared, buckets, deep[layer].to(dtype))
+            if layer < self.layers - 1:
+                x = self._block(block, x, shared, buckets)
+        return self._read_out(block, x, shared, buckets)
 
-    def _read_out(self, block, x, y, eot):
+    def _take_apart(self, tokens, shared, buckets):
+        """(G, N, ...) -> the prefix's tokens (G, P, ...), and each bucket's (G, C', S, ...)."""
+        parts = tokens.split([shared, *(len(b) * b.length for b in buckets)], dim=1)
+        return parts[0], [part.unflatten(1, (len(b), b.length)) for part, b in zip(parts[1:], buckets)]
+
+    def _replace(self, x, shared, buckets, deep):
+        """Put the deep prompts in the places 1..n of the sequence."""
+        if deep.dim() == 2:
+            return torch.cat([x[:, :1], deep.expand(len(x), -1, -1), x[:, 1 + len(deep):]], dim=1)
+        first, own = self._take_apart(x, shared, buckets)  # class by class, in the suffix
+        n = deep.shape[1]
+        own = [torch.cat([deep[bucket.classes].expand(len(x), -1, -1, -1), part[:, :, n:]], dim=2).flatten(1, 2)
+               for bucket, part in zip(buckets, own)]
+        return torch.cat([first, *own], dim=1)
+
+    def _block(self, block, x, shared, buckets):
+        """One block for all tokens: the prefix looks at itself, a class's tokens at the prefix and at themselves."""
+        prefix, own = self._take_apart(block.query_key_value(x), shared, buckets)
+        seen = [block.attend(*prefix.chunk(3, dim=-1), causal=True)]
+        for bucket, part in zip(buckets, own):
+            query, key_value = part.split([self.width, 2 * self.width], dim=-1)
+            mask = torch.ones(bucket.length, shared + bucket.length, dtype=torch.bool, device=x.device).tril(shared)
+            keys, values = _behind(prefix[..., self.width:], key_value)
+            seen.append(block.attend(query, keys, values, mask=mask).flatten(1, 2))
+        return block.finish(x, torch.cat(seen, dim=1))
+
+    def _read_out(self, block, x, shared, buckets):
         """The last block for the end-of-text tokens only, final norm and projection."""
-        shared, length = x.shape[1], x.shape[1] + y.shape[2]
-        k, v = block.key_value(x)
-        own_k, own_v = block.key_value(y)
-        last = read_at(y, eot - shared)
-        seen = torch.arange(length, device=y.device) <= eot[:, None]
-        seen = seen.view(1, len(eot), 1, 1, length)
-        last = block.finish(last, block.query(last), _behind(k, own_k), _behind(v, own_v), mask=seen)
-        features = self.model.ln_final(last[:, :, 0]).to(self.model.text_projection.dtype)
-        return features @ self.model.text_projection
+        _, tokens = self._take_apart(x, shared, buckets)
+        last = torch.cat([part[:, :, -1] if bucket.ends is None else
+                          part[:, torch.arange(len(bucket), device=x.device), bucket.ends]
+                          for bucket, part in zip(buckets, tokens)], dim=1)  # (G, C', W)
+        queries = block.query(last).split([len(bucket) for bucket in buckets], dim=1)
+        prefix, own = self._take_apart(block.key_value(x), shared, buckets)
+        seen = []
+        for bucket, query, key_value in zip(buckets, queries, own):
+            keys, values = _behind(prefix, key_value)
+            mask = None
+            if bucket.ends is not None:
+                mask = torch.arange(keys.shape[2], device=x.device) <= shared + bucket.ends[:, None]
+                mask = mask.repeat(len(x), 1)[:, None, None]
+            seen.append(block.attend(query[:, :, None], keys, values, mask=mask)[:, :, 0])
+        features = self.model.ln_final(block.finish(last, torch.cat(seen, dim=1)))
+        return features.to(self.model.text_projection.dtype) @ self.model.text_projection
 
     @torch.no_grad()
     def encode_texts(self, texts, chunk=256):
@@ -133,17 +237,9 @@ class TextTower:
 
 
 def _behind(shared, own):
-    """Keys or values of the prefix (G, H, P, d) in front of those of each class (G, C, H, S, d)."""
-    return torch.cat([shared[:, None].expand(-1, own.shape[1], -1, -1, -1), own], dim=3)
-
-
-def _replace(x, y, deep):
-    """Put the deep prompts in the places 1..n of the sequence."""
-    if deep.dim() == 3:  # class by class, in the suffix
-        n = deep.shape[1]
-        return x, torch.cat([deep[None].expand(len(y), -1, -1, -1), y[:, :, n:]], dim=2)
-    n = deep.shape[0]
-    return torch.cat([x[:, :1], deep.expand(len(x), -1, -1), x[:, 1 + n:]], dim=1), y
+    """Keys and values of the prefix (G, P, 2 W) in front of those of each class (G, C, S, 2 W)
+    -> keys and values, (G, C, P + S, W) each."""
+    return torch.cat([shared[:, None].expand(-1, own.shape[1], -1, -1), own], dim=2).chunk(2, dim=-1)
 
 
 class ClassPrompts:

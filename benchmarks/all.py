@@ -1,0 +1,68 @@
+"""Measure everything and write docs/SPEED.md.
+
+    python -m benchmarks.all                       # about an hour on one core
+    python -m benchmarks.all --only b2n_50 coop    # these rows; what is stored is not measured again
+    python -m benchmarks.all --page-only           # the page of what is stored
+
+Each measurement is stored as JSON in the output folder, so that the command can be stopped and run again.
+"""
+import argparse
+import os
+import sys
+
+import torch
+
+from benchmarks import page
+from benchmarks.loader import measure_loader
+from benchmarks.step import alone, check_equal, measure, report
+from benchmarks.suite import CURVES, ROWS
+from dassl.utils import InputError, mkdir_if_missing, read_json, write_json
+from train import command_line
+
+
+def items():
+    """{name: function -> the measurement}, in the order they are made."""
+    found = {}
+    for row in ROWS:
+        found[row.name] = lambda pairs, row=row: measured_row(row, pairs)
+    for curve in CURVES:
+        for value, work in curve.works.items():
+            found[f"{curve.name}_{value}"] = lambda pairs, work=work, side=curve.side: alone(work, side)
+    found["loader"] = lambda pairs: measure_loader()
+    return found
+
+
+def measured_row(row, pairs):
+    found = measure(row.work, pairs)
+    print(report(row.work, found), end="\n\n", flush=True)
+    check_equal(row.work, found)
+    return found
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.all", description=__doc__.splitlines()[0])
+    parser.add_argument("--output", default="output/benchmarks", help="folder of the measurements")
+    parser.add_argument("--docs", default="docs", help="folder of the page and its figure")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help=", ".join(items()))
+    parser.add_argument("--pairs", type=int, default=3, help="measurements of each side")
+    parser.add_argument("--page-only", action="store_true", help="measure nothing")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    unknown = set(args.only or ()) - set(items())
+    if unknown:
+        raise InputError(f"no measurement is called {', '.join(sorted(unknown))}; known: {', '.join(items())}")
+    mkdir_if_missing(args.output)
+    for name, function in items().items():
+        path = os.path.join(args.output, f"{name}.json")
+        if args.page_only or os.path.isfile(path) or (args.only and name not in args.only):
+            continue
+        print(f"== {name}", flush=True)
+        write_json(function(args.pairs), path)
+    stored = {name: read_json(path) for name in items()
+              if os.path.isfile(path := os.path.join(args.output, f"{name}.json"))}
+    mkdir_if_missing(args.docs)
+    page.write(stored, args.docs)
+
+
+if __name__ == "__main__":
+    sys.exit(command_line(main))

@@ -1,0 +1,5 @@
+"""Data time against step time."""
+
+
+def measure_loader():
+    return {}

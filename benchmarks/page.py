@@ -1,0 +1,5 @@
+"""docs/SPEED.md from stored measurements."""
+
+
+def write(stored, folder):
+    pass

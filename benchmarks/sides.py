@@ -1,0 +1,155 @@
+"""The two sides of a measurement behind one interface: this project's trainer, and its plain twin.
+
+A side has
+    train_step()   one training step from the start -> (losses, gradients that were applied)
+    evaluate()     one test batch -> logits; `new_evaluation()` forgets what an evaluation remembers
+"""
+from dataclasses import asdict, dataclass
+
+import torch
+
+import train
+from benchmarks.models import SEED, class_names, random_batch, random_clip
+from benchmarks.plain import PlainCoCoOp, PlainCoOp, PlainMetaPrompt, to_prompts
+from dassl.engine import TRAINER_REGISTRY
+from dassl.utils import InputError
+
+METHODS = ("CoOp", "CoCoOp", "MetaPrompt")
+LR = 0.002
+
+
+@dataclass
+class Work:
+    """What is measured: one training step or one test batch of a method.
+
+    n_ctx: context vectors (MetaPrompt: and visual prompts) a layer; domains: above 1, MetaPrompt splits by domain;
+    layers: how deep MetaPrompt's prompts go; stage: train or eval.
+    """
+
+    method: str
+    classes: int
+    batch: int
+    n_ctx: int = 4
+    domains: int = 1
+    layers: int = 0  # all of the backbone's
+    stage: str = "train"
+    backbone: str = "ViT-B/16"
+    device: str = "cpu"
+    prec: str = "fp32"
+
+    def __post_init__(self):
+        if self.method not in METHODS:
+            raise InputError(f"the benchmark knows {', '.join(METHODS)}, not '{self.method}'")
+        if min(self.batch, self.n_ctx, self.domains) < 1:
+            raise InputError("batch, n_ctx and domains must be at least 1")
+        if self.method == "MetaPrompt" and self.stage == "train" and (self.batch < 2 or self.classes < 4):
+            raise InputError("a training step of MetaPrompt needs a batch of 2 and 4 classes at least")
+
+    def words(self):
+        """The words of a command line that name this work."""
+        return [word for key, value in asdict(self).items()
+                for word in (f"--{key.replace('_', '-')}", str(value))]
+
+
+class Ours:
+    """The registered trainer, as train.py builds it, on a batch that is handed in."""
+
+    def __init__(self, work, model):
+        train.discover()
+        cls = TRAINER_REGISTRY.get(work.method)
+        names = class_names(work.classes)
+        self.batch = random_batch(model.visual.input_resolution, work.classes, work.batch, work.domains, work.device)
+        cfg = train.default_config()
+        node = cfg.TRAINER[work.method.upper()]
+        node.PREC = work.prec
+        node.N_CTX = work.n_ctx
+        if work.method == "MetaPrompt":
+            node.N_PRO, node.SPLIT = work.n_ctx, "domain" if work.domains > 1 else "class"
+            node.LAYERS = work.layers or len(model.visual.transformer.resblocks)
+        elif work.n_ctx == 4:
+            node.CTX_INIT = "a photo of a"
+        cfg.TRAINER.NAME, cfg.SEED, cfg.VERBOSE = work.method, SEED, False
+        cfg.USE_CUDA = work.device != "cpu"
+        cfg.DATASET.NAME = "Caltech101"  # whose frozen template is 'a photo of a {}'
+        cfg.DATASET.SOURCE_DOMAINS = tuple(f"domain{d}" for d in range(work.domains)) if work.domains > 1 else ()
+        cfg.INPUT.SIZE = (model.visual.input_resolution,) * 2
+        cfg.DATALOADER.TRAIN_X.BATCH_SIZE = max(work.batch, cls.min_batch)
+        cfg.OPTIM.NAME, cfg.OPTIM.LR, cfg.OPTIM.MAX_EPOCH = "sgd", LR, 10**6
+        self.trainer = without_data(cls, names)(cfg, clip_model=model)
+        self.trainer.num_batches = 10**9  # no step is the last of its epoch
+        self.start = {name: p.detach().clone() for name, p in self.trainer.model.named_parameters()}
+        self.losses, self.gradients = [], []
+
+    def reset(self):
+        for name, p in self.trainer.model.named_parameters():
+            p.data.copy_(self.start[name])
+        self.trainer.optim.state.clear()
+        self.trainer.applied.clear()
+
+    def train_step(self):
+        self.reset()
+        summary = self.trainer.forward_backward(self.batch)
+        losses = [torch.tensor(summary["loss"]), *getattr(self.trainer, "held_out_losses", [])]
+        return losses, list(self.trainer.applied)
+
+    def new_evaluation(self):
+        self.trainer.set_model_mode("eval")
+
+    @torch.no_grad()
+    def evaluate(self):
+        if self.trainer.model.training:
+            self.new_evaluation()
+        return self.trainer.model_inference(self.batch["img"])
+
+
+def without_data(cls, classnames):
+    """The trainer class with nothing to load, and a note of every gradient it applies."""
+
+    class Data:
+        dataset = type("Dataset", (), {"classnames": classnames})
+
+    def build_data_loader(self):
+        self.train_loader_x = self.train_loader_u = self.val_loader = self.test_loader = None
+        self.num_classes, self.num_source_domains = len(classnames), len(self.cfg.DATASET.SOURCE_DOMAINS)
+        self.lab2cname, self.dm, self.applied = dict(enumerate(classnames)), Data, []
+
+    def apply_gradients(self, gradients, *args, **kwargs):
+        self.applied.extend(gradient.detach().clone() for gradient in gradients)
+        return cls.apply_gradients(self, gradients, *args, **kwargs)
+
+    return type(cls.__name__, (cls,), {"build_data_loader": build_data_loader, "apply_gradients": apply_gradients})
+
+
+class Plain:
+    """The twin, from the same start on the same batch."""
+
+    def __init__(self, work, model, ours):
+        names, self.batch, self.start = class_names(work.classes), ours.batch, ours.start
+        self.state = to_prompts(ours.start)
+        if work.method == "MetaPrompt":
+            def halves(batch):
+                order = torch.tensor(ours.trainer.class_order(batch["label"]), device=batch["label"].device)
+                return order.split((len(order) + 1) // 2)
+
+            self.method = PlainMetaPrompt(model, names, self.state, ours.trainer.split, halves,
+                                          ours.trainer.node.META_STEP)
+        else:
+            self.method = {"CoOp": PlainCoOp, "CoCoOp": PlainCoCoOp}[work.method](model, names, self.state)
+
+    def train_step(self):
+        for name, tensor in self.state.items():
+            tensor.data.copy_(self.start[name])
+        return self.method.train_step(self.batch, LR)
+
+    def new_evaluation(self):
+        """Nothing is remembered."""
+
+    def evaluate(self):
+        return self.method.evaluate(self.batch["img"])
+
+
+def both_sides(work):
+    """(Ours, Plain) on one CLIP."""
+    model = random_clip(work.backbone).to(work.device)
+    ours = Ours(work, model)
+    return ours, Plain(work, model, ours)
