@@ -266,6 +266,7 @@ def test_an_archive_of_something_else(server, source, tmp_path, capsys):
     source("oxford_pets", File(f"{server.url}/a.zip", {"images": "oxford_pets/images"}))
     prepare_data.main(["oxford_pets", "--root", str(tmp_path)])
     assert "a.zip does not hold images" in capsys.readouterr().err and not (tmp_path / "oxford_pets").exists()
+    assert (tmp_path / ".downloads" / "a.zip").is_file()  # gigabytes that can still be laid out by hand
 
 
 def test_a_disk_that_fills_up_while_unpacking_keeps_the_archive(server, source, tmp_path, capsys, monkeypatch):

@@ -387,6 +387,14 @@ class FullDisk(InputError):
     """There is no room; what was fetched is kept."""
 
 
+class OtherLayout(InputError):
+    """A whole archive that holds other folders than the published one; it is kept, to be laid out by hand."""
+
+    def __init__(self, archive, inside):
+        super().__init__(f"{archive} does not hold {inside}; the archive is kept: lay its content out by hand as "
+                         "docs/DATASETS.md shows, or delete it to fetch it again")
+
+
 def check_file(path, md5, size, source):
     """Remove a file of another checksum or size than was published and raise InputError."""
     found = [f"{size_of(path):,} bytes, {size:,} are"] if size and size_of(path) != size else []
@@ -510,15 +518,15 @@ def fetch(file, root):
             if file.inner:
                 inner = os.path.join(folder, file.inner)
                 if not os.path.isfile(inner):
-                    raise InputError(f"{path} does not hold {file.inner}")
+                    raise OtherLayout(path, file.inner)
                 unpack(inner, folder)
             for inside in targets:
                 if not os.path.exists(os.path.join(folder, inside)):
-                    raise InputError(f"{path} does not hold {inside}")
+                    raise OtherLayout(path, inside)
             for inside, target in targets.items():
                 if not os.path.exists(target):
                     move(os.path.join(folder, inside), target)
-    except FullDisk:
+    except (FullDisk, OtherLayout):
         raise
     except InputError as error:
         os.remove(path)
