@@ -9,7 +9,8 @@ import train
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import InputError
 from datasets import shapes
-from subject import PART_SIZES, FilesOpened, Subject
+
+from .subject import PART_SIZES, FilesOpened, Subject
 
 
 @functools.cache  # once: what a plugin registers is new only the first time

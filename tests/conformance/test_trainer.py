@@ -12,7 +12,8 @@ from dassl.utils import InputError
 from datasets import shapes
 from prompting import PromptingError
 from prompting.text import readable
-from subject import logits, tensors_in
+
+from .subject import logits, tensors_in
 
 # A bfloat16 has 8 significant bits: one rounding is off by up to 0.4 %. Our trainers come out between 0.3 and 0.9 %.
 AMP_TOLERANCE = 0.03  # of the standard deviation of the logits
