@@ -35,13 +35,19 @@ FAILS = {
 CHECKS = 14
 
 
+def pytest_on(tmp_path, *words):
+    folder = tmp_path / "runs"
+    done = subprocess.run([sys.executable, "-m", "pytest", "tests/conformance", "-q", "-p", "no:cacheprovider",
+                           "--basetemp", folder, *map(str, words)], cwd=ROOT, capture_output=True, text=True,
+                          timeout=1800, check=False)
+    shutil.rmtree(folder, ignore_errors=True)  # a whole CLIP in every checkpoint takes room
+    return done
+
+
 def check(tmp_path, *words):
     """Run the suite as a user does; {trainer: {check: passed, failed or skipped}}."""
-    report, folder = tmp_path / "report.xml", tmp_path / "runs"
-    done = subprocess.run([sys.executable, "-m", "pytest", "tests/conformance", "-q", "-p", "no:cacheprovider",
-                           "--basetemp", folder, "--junitxml", report, *map(str, words)], cwd=ROOT,
-                          capture_output=True, text=True, timeout=600, check=False)
-    shutil.rmtree(folder, ignore_errors=True)  # a whole CLIP in every checkpoint takes room
+    report = tmp_path / "report.xml"
+    done = pytest_on(tmp_path, "--junitxml", report, *words)
     assert report.is_file(), done.stdout + done.stderr
     outcomes = {}
     for case in ElementTree.parse(report).iter("testcase"):
@@ -74,6 +80,16 @@ def test_a_foreign_trainer_is_checked_for_what_applies(tmp_path):
     assert len(outcomes["CoOp"]) == CHECKS and "failed" not in outcomes["CoOp"].values()
     assert [name for name, outcome in outcomes["CoOp"].items() if outcome == "skipped"] == [
         "test_the_checkpoint_holds_only_what_is_trained", "test_amp_agrees_with_fp32"]
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (("--trainer", "CoOpp"), "ERROR: unknown trainer 'CoOpp' (did you mean 'CoOp'?)"),
+    (("--plugin", "nowhere.py"), "ERROR: --plugin nowhere.py: no such file"),
+])
+def test_a_wrong_name_gives_one_line(tmp_path, words, message):
+    done = pytest_on(tmp_path, *words)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert message in done.stderr and "Traceback" not in done.stdout + done.stderr
 
 
 @pytest.mark.usefixtures("own_registries")

@@ -7,23 +7,35 @@ import pytest
 
 import train
 from dassl.engine import TRAINER_REGISTRY
+from dassl.utils import InputError
 from datasets import shapes
-from subject import PART_SIZES, FilesOpened, Subject
+
+from .subject import PART_SIZES, FilesOpened, Subject
 
 
 @functools.cache  # once: what a plugin registers is new only the first time
 def names(config):
     """Those of --trainer; without, those that the --plugin files register; without these, the project's own."""
-    with contextlib.redirect_stdout(None):
-        train.discover()
-        before = dict(TRAINER_REGISTRY.items())
-        train.discover(config.getoption("plugin"))
+    option = config.getoption
+    try:
+        with contextlib.redirect_stdout(None):
+            train.discover()
+            before = dict(TRAINER_REGISTRY.items())
+            train.discover(option("plugin"))
+        for name in option("trainer"):
+            TRAINER_REGISTRY.get(name)
+    except InputError as error:
+        raise pytest.UsageError(str(error)) from None
     known = dict(TRAINER_REGISTRY.items())
-    if config.getoption("trainer"):
-        return config.getoption("trainer")
-    if config.getoption("plugin"):
+    if option("trainer"):
+        return option("trainer")
+    if option("plugin"):
         return [name for name, trainer in known.items() if before.get(name) is not trainer]
     return sorted(name for name, trainer in known.items() if trainer.__module__.startswith("trainers."))
+
+
+def pytest_collection(session):
+    names(session.config)  # a wrong name is said once and before anything is collected
 
 
 def pytest_generate_tests(metafunc):

@@ -12,7 +12,8 @@ from dassl.utils import InputError
 from datasets import shapes
 from prompting import PromptingError
 from prompting.text import readable
-from subject import logits, tensors_in
+
+from .subject import logits, tensors_in
 
 # A bfloat16 has 8 significant bits: one rounding is off by up to 0.4 %. Our trainers come out between 0.3 and 0.9 %.
 AMP_TOLERANCE = 0.03  # of the standard deviation of the logits
@@ -147,8 +148,8 @@ def test_an_odd_last_batch(subject):
     """A training batch that is not full and of an odd size; a test batch of one image after full ones."""
     if subject.trains:
         odd = max(7, subject.min_batch | 1)
-        run = subject.run("odd", options=["DATASET.NUM_SHOTS", 1, "DATALOADER.TRAIN_X.BATCH_SIZE", 16], stop_epoch=2,
-                          cut=odd)
+        batch = ["DATALOADER.TRAIN_X.BATCH_SIZE", max(16, subject.min_batch)]  # of 12 images
+        run = subject.run("odd", options=["DATASET.NUM_SHOTS", 1, *batch], stop_epoch=2, cut=odd)
         assert len(run.summaries) == 2 and all(math.isfinite(number) for number in numbers_of(run.summaries))
         assert all(tensor.isfinite().all() for tensor in run.trained.values())
     images = subject.test_images[:9]
