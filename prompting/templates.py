@@ -2,10 +2,9 @@
 
 Sources: the template a dataset is CoOp's (Zhou et al., arXiv 2109.01134, its zero-shot baseline); the 80 ImageNet
 templates and the 7 selected of them are CLIP's (Radford et al., arXiv 2103.00020, the authors' prompt notebook);
-MetaPrompt's frozen prompts (arXiv 2212.04196) are these without the period, with "a photo of a {}" for Food101;
-PromptSRC's (arXiv 2307.06948, the authors' code) are the first 60 of the 80. Where the authors of KgCoOp (arXiv
-2303.13283), TCP (2311.18231) and ProGrad (2205.14865) use other ones, theirs are below, from their repositories
-htyao89/KgCoOp, htyao89/Textual-based_Class-aware_prompt_tuning and BeierZhu/Prompt-align.
+MetaPrompt's frozen prompts (arXiv 2212.04196) are these without the period, with "a photo of a {}" for Food101. Where
+the authors of KgCoOp (arXiv 2303.13283), TCP (2311.18231) and ProGrad (2205.14865) use other ones, theirs are below,
+from their repositories htyao89/KgCoOp, htyao89/Textual-based_Class-aware_prompt_tuning and BeierZhu/Prompt-align.
 """
 
 DEFAULT = "a photo of a {}."
@@ -72,7 +71,7 @@ IMAGENET_ALL = (
     "a tattoo of the {}.",
 )
 
-IMAGENET_FIRST_60 = IMAGENET_ALL[:60]
+IMAGENET_FIRST_60 = IMAGENET_ALL[:60]  # PromptSRC's (arXiv 2307.06948), from the authors' code
 
 
 def template_of(dataset):

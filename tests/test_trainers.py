@@ -9,10 +9,17 @@ from dassl.utils import InputError, NonFiniteError
 from harness import make_trainer
 
 NAMES = tiny_clip.CLASSNAMES
+INDEPENDENT = {"PROMPT_DEPTH_VISION": 2, "PROMPT_DEPTH_TEXT": 3, "N_CTX_VISION": 1, "N_CTX_TEXT": 2}
 METHODS = {
     "CoOp": {"N_CTX": 3},
     "CoCoOp": {"N_CTX": 3},
     "MetaPrompt": {"N_CTX": 3, "N_PRO": 1, "LAYERS": 2},
+    "MaPLe": {"PROMPT_DEPTH": 2},
+    "VPT": {"PROMPT_DEPTH_VISION": 2, "N_CTX_VISION": 3},
+    "IVLP": INDEPENDENT,
+    "PromptSRC": INDEPENDENT,
+    "CoPrompt": {"PROMPT_DEPTH": 2},
+    "ProMetaR": INDEPENDENT,
 }
 
 
@@ -147,6 +154,8 @@ def test_an_overflowing_scaled_gradient_lowers_the_scale_and_is_left_out(method,
     assert trainer.precision.scale == 2.0 ** 39
     for _ in range(40):
         summary = trainer.forward_backward(batch(4))
+        if "loss" in summary:
+            break
     assert "loss" in summary and not torch.equal(trainer.trainables[0], starts[0])
 
 
