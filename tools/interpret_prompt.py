@@ -48,7 +48,9 @@ def text_context(folder, epoch=None):
 
 def nearest_words(vectors, embeddings, top):
     """[[(word, distance)]] for each row of `vectors` (n, W) among `embeddings` (vocabulary, W), nearest first."""
-    distances, tokens = torch.cdist(vectors, embeddings).topk(top, dim=1, largest=False)
+    # by differences: the faster way over a matrix product loses the small distances
+    distances = torch.cdist(vectors, embeddings, compute_mode="donot_use_mm_for_euclid_dist")
+    distances, tokens = distances.topk(top, dim=1, largest=False)
     return [[(word_of(token), distance) for token, distance in zip(row, values)]
             for row, values in zip(tokens.tolist(), distances.tolist())]
 
