@@ -245,6 +245,8 @@ def _side_by_side(outcome, jobs):
                 if not worker.process.is_alive():
                     workers[workers.index(worker)] = Worker(worker.device, threads)
     finally:
+        for worker in workers:  # all at once: each may take a while to store where it is
+            worker.process.terminate()
         for worker in workers:
             worker.end()
 

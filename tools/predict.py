@@ -17,7 +17,7 @@ import io
 import json
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
@@ -32,6 +32,7 @@ from dassl.engine import TRAINER_REGISTRY  # noqa: E402
 from dassl.utils import InputError, load_checkpoint, read_image, read_json  # noqa: E402
 from trainers.base import NeedsImages, PromptTrainer  # noqa: E402
 
+BATCH = 32  # images that are classified together
 SUFFIXES = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
 
 
@@ -108,7 +109,7 @@ class LoadedRun:
             self._own_classes = list(trained_classes(self.folder))
         return self._own_classes
 
-    def predict(self, images, classes=None, top=5, batch_size=32):
+    def predict(self, images, classes=None, top=5, batch_size=BATCH):
         """Classify images.
 
         Args:
@@ -212,12 +213,16 @@ def main(argv=None):
     run = load_run(args.model_dir, args.load_epoch, args.backbone, args.plugin)
     run.trainer_for(classes or run.classes)  # what is wrong with the run or the classes, before any image
     predictions, bad = [], []
-    for file in files:
-        try:
-            predictions += run.predict([file], classes, args.top)
-        except InputError as error:
-            bad.append(file)
-            print(f"not predicted: {error}", file=sys.stderr)
+    for start in range(0, len(files), BATCH):
+        pictures = {}
+        for file in files[start:start + BATCH]:
+            try:
+                pictures[file] = read_image(file)
+            except InputError as error:
+                bad.append(file)
+                print(f"not predicted: {error}", file=sys.stderr)
+        found = run.predict(list(pictures.values()), classes, args.top) if pictures else []
+        predictions += [replace(prediction, path=file) for file, prediction in zip(pictures, found)]
     print(as_json(predictions) if args.json else as_table(predictions))
     if bad:
         raise InputError(f"{len(bad)} of {len(files)} files could not be read as images: {', '.join(bad)}")
