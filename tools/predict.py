@@ -81,13 +81,21 @@ def trained_classes(folder):
     classes = read_json(results).get("classes") if os.path.isfile(results) else None
     if classes:
         return classes["name"]
-    pointer = os.path.join(folder, "prompt_learner", "checkpoint")
-    if not os.path.isfile(pointer):
+    path = newest_checkpoint(folder)
+    if path is None:
         raise InputError(f"{folder} does not say its classes: it is not finished and has no checkpoint; "
                          "finish the run or give --classes")
+    return load_checkpoint(path)["classnames"]
+
+
+def newest_checkpoint(folder):
+    """The file of a run's newest checkpoint; None without one."""
+    models = os.path.join(folder, "prompt_learner")
+    pointer = os.path.join(models, "checkpoint")
+    if not os.path.isfile(pointer):
+        return None
     with open(pointer, encoding="utf-8") as file:
-        name = os.path.basename(file.readline().strip())
-    return load_checkpoint(os.path.join(folder, "prompt_learner", name))["classnames"]
+        return os.path.join(models, os.path.basename(file.readline().strip()))
 
 
 class LoadedRun:
@@ -191,11 +199,16 @@ def parse_arguments(argv):
     parser.add_argument("--classes", default="", help="names to choose from, separated by commas; default the run's")
     parser.add_argument("--top", type=int, default=5, help="how many classes to print (default 5)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    add_run_flags(parser)
+    return parser.parse_args(argv)
+
+
+def add_run_flags(parser):
+    """The flags that say how a run is to be loaded."""
     parser.add_argument("--load-epoch", type=int, help="epoch of the run; default the best kept, else the last")
     parser.add_argument("--backbone", default="", help="where the CLIP now is, if the run's weights file has moved")
     parser.add_argument("--plugin", action="append", default=[], metavar="FILE_OR_MODULE",
                         help="what brings the run's method, if it is not of this project")
-    return parser.parse_args(argv)
 
 
 def main(argv=None):
