@@ -208,7 +208,7 @@ def what_is_evaluated(args):
 def run(args, cfg, evaluation, clips):
     """Build the trainer of a config, train or evaluate, store the results."""
     started = time.time()
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # by an earlier run of this process
         torch.cuda.reset_peak_memory_stats()
     print(f"** {cfg.TRAINER.NAME} on {cfg.DATASET.NAME}, seed {cfg.SEED} **\n{collect_env_info()}")
     set_random_seed(cfg.SEED)

@@ -3,10 +3,10 @@
 #
 #   run.sh PROTOCOL TRAINERS DATASET [OPTION VALUE ...]
 #
-# DATA (default ./data), OUTPUT (./output), SEEDS ("1 2 3"), SHOTS (16; 1 for dg; "1 2 4 8 16" for fewshot), BACKBONE
-# and CFG (by default the method's published ViT-B/16 config), TARGETS (xd: datasets to test on), JOBS (processes, a GPU
-# each; 1), DRY_RUN (1: list the runs). Several datasets go in quotes: "caltech101 dtd". Paths are relative to the folder
-# you are in.
+# DATA (default ./data), OUTPUT (./output), SEEDS ("1 2 3"; 1 for zeroshot), SHOTS (16; 1 for dg; "1 2 4 8 16" for
+# fewshot), BACKBONE and CFG (by default the method's published ViT-B/16 config), TARGETS (xd: datasets to test on), JOBS
+# (processes, a GPU each; 1), DRY_RUN (1: list the runs). Several datasets go in quotes: "caltech101 dtd". Paths are
+# relative to the folder you are in.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 protocol=$1 trainers=$2
@@ -22,7 +22,7 @@ shift
 python=python3
 [ -x "$root/.venv/bin/python" ] && python=$root/.venv/bin/python
 flags=()
-[ "$protocol" != zeroshot ] || [ -n "${SEEDS:-}" ] && read -ra seeds <<<"${SEEDS:-1 2 3}" && flags+=(--seeds "${seeds[@]}")
+[ -n "${SEEDS:-}" ] && flags+=(--seeds $SEEDS)
 [ -n "$trainers" ] && flags+=(--trainer $trainers)
 flags+=(--dataset "${datasets[@]}" --root "${DATA:-./data}" --output "${OUTPUT:-./output}")
 [ -n "${SHOTS:-}" ] && flags+=(--shots $SHOTS)

@@ -290,3 +290,20 @@ def test_reproduced_datasets_are_those_of_the_papers():
     assert tuple(re.search(r'base2new\) datasets="([^"]+)"', text)[1].split()) == plans.BASE2NEW_DATASETS
     known = yaml.safe_load((ROOT / "tools" / "published.yaml").read_text())["dg"]["MetaPrompt"]["1 shots"]
     assert set(re.search(r'dg\) datasets="([^"]+)"', text)[1].split()) == set(known) - {"source"}
+
+
+def test_the_plan_of_the_docs(monkeypatch, capsys):
+    """The Python example of docs/PROTOCOLS.md lists the runs it says, and hands them to `execute`."""
+    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "PROTOCOLS.md").read_text(), re.S)
+    given = []
+    monkeypatch.setattr(execution, "execute", lambda runs, clips: given.extend(runs))
+    exec(code, {})
+    assert len(given) == 6 and {run.place.part for run in given} == {"caltech101", "pacs"}
+    assert capsys.readouterr().out.count("--trainer CoOp") == 6
+
+
+def test_every_script_and_tool_the_docs_name_exists():
+    for name in ("PROTOCOLS.md", "RESULTS.md"):
+        text = (ROOT / "docs" / name).read_text()
+        for path in set(re.findall(r"\b(?:scripts|tools|configs)/[\w/]+\.(?:sh|py|yaml)\b", text)):
+            assert (ROOT / path).is_file(), path

@@ -251,9 +251,9 @@ def test_published_numbers_have_sources():
             for entry in [numbers] if "source" in numbers else numbers.values():
                 assert len(entry["source"]) > 10, name
     for name, numbers in published()["base2new"].items():
-        # H is that of the printed averages, but for their rounding and ProDA-like misprints, which do not belong here
-        assert numbers["H"] == pytest.approx(2 * numbers["base"] * numbers["new"] / (numbers["base"] + numbers["new"]),
-                                             abs=0.02), name
+        harmonic = 2 * numbers["base"] * numbers["new"] / (numbers["base"] + numbers["new"])
+        # H is that of the printed averages, but for their rounding; the one exception is spoken of in docs/RESULTS.md
+        assert (numbers["H"] == pytest.approx(harmonic, abs=0.02)) == (name != "MetaPrompt"), name
 
 
 def test_published_averages_stand_beside_measured_ones(tmp_path):

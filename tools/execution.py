@@ -115,9 +115,9 @@ def execute(runs, clips, jobs=1):
 
 @contextlib.contextmanager
 def _termination_raises():
-    """SIGTERM, which ends a process silently, ends it as Ctrl-C does: with what is done and what remains."""
+    """SIGTERM, which ends a process silently, ends it as an exception does: with what is done and what remains."""
     def interrupt(*_):
-        raise KeyboardInterrupt
+        raise SystemExit(128 + signal.SIGTERM)
 
     try:
         before = signal.signal(signal.SIGTERM, interrupt)
@@ -199,9 +199,10 @@ def _environment(variables):
 def _work(pipe, threads):
     """The life of a worker process: argv in, results out. Its prints are in the runs' log.txt."""
     torch.set_num_threads(threads)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers itself
     sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")
     clips = {}
-    with contextlib.suppress(EOFError, KeyboardInterrupt):
+    with contextlib.suppress(EOFError):
         while True:
             argv = pipe.recv()
             try:
@@ -244,6 +245,8 @@ def _side_by_side(outcome, jobs):
                 if not worker.process.is_alive():
                     workers[workers.index(worker)] = Worker(worker.device, threads)
     finally:
+        for worker in workers:  # all at once: each may take a while to store where it is
+            worker.process.terminate()
         for worker in workers:
             worker.end()
 

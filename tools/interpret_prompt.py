@@ -19,7 +19,7 @@ import train  # noqa: E402
 from dassl.utils import InputError, load_checkpoint  # noqa: E402
 from prompting import load_clip  # noqa: E402
 from prompting.text import tokenizer  # noqa: E402
-from tools.predict import run_config  # noqa: E402
+from tools.predict import add_run_flags, newest_checkpoint, run_config  # noqa: E402
 
 CONTEXT = ("prompt_learner.ctx", "ctx")  # where methods of this project, and CoOp's own files, keep the text context
 
@@ -31,11 +31,9 @@ def text_context(folder, epoch=None):
     models = os.path.join(folder, "prompt_learner")
     path = os.path.join(models, f"model.pth.tar-{epoch}" if epoch else "model-best.pth.tar")
     if not epoch and not os.path.isfile(path):
-        pointer = os.path.join(models, "checkpoint")
-        if not os.path.isfile(pointer):
+        path = newest_checkpoint(folder)
+        if path is None:
             raise InputError(f"{folder} holds no learned prompts; its method learns none, or it was only evaluated")
-        with open(pointer, encoding="utf-8") as file:
-            path = os.path.join(models, os.path.basename(file.readline().strip()))
     if not os.path.isfile(path):
         raise InputError(f"no checkpoint at {path}; check --load-epoch")
     state = load_checkpoint(path)
@@ -48,7 +46,9 @@ def text_context(folder, epoch=None):
 
 def nearest_words(vectors, embeddings, top):
     """[[(word, distance)]] for each row of `vectors` (n, W) among `embeddings` (vocabulary, W), nearest first."""
-    distances, tokens = torch.cdist(vectors, embeddings).topk(top, dim=1, largest=False)
+    # by differences: the faster way over a matrix product loses the small distances
+    distances = torch.cdist(vectors, embeddings, compute_mode="donot_use_mm_for_euclid_dist")
+    distances, tokens = distances.topk(top, dim=1, largest=False)
     return [[(word_of(token), distance) for token, distance in zip(row, values)]
             for row, values in zip(tokens.tolist(), distances.tolist())]
 
@@ -91,10 +91,7 @@ def parse_arguments(argv):
     parser = train.ArgumentParser(description="The words nearest to each learned context vector.")
     parser.add_argument("run", help="a run folder")
     parser.add_argument("--top", type=int, default=3, help="how many words a vector (default 3)")
-    parser.add_argument("--load-epoch", type=int, help="epoch of the run; default the best kept, else the last")
-    parser.add_argument("--backbone", default="", help="where the CLIP now is, if the run's weights file has moved")
-    parser.add_argument("--plugin", action="append", default=[], metavar="FILE_OR_MODULE",
-                        help="what brings the run's method, if it is not of this project")
+    add_run_flags(parser)
     return parser.parse_args(argv)
 
 

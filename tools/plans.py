@@ -108,9 +108,10 @@ class Dataset:
         merge_file(config, file)
         return cls(stem(file), file, DATASET_REGISTRY.get(config.DATASET.NAME), config.MODEL.BACKBONE.NAME)
 
-    @property
-    def domains(self):
-        return list(getattr(self.registered, "domains", ()))
+    def domains(self, root):
+        """Names of all domains below the data folder `root`; none for a dataset without domains."""
+        listed = getattr(self.registered, "domain_names", None)
+        return list(listed(root) if listed else getattr(self.registered, "domains", ()))
 
 
 def stem(path):
@@ -187,10 +188,11 @@ class Planner:
                                    options=("DATASET.SUBSAMPLE_CLASSES", "new"))
 
     def _dg(self, trainer, dataset, shots, seed):
-        if len(dataset.domains) < 2:
+        domains = dataset.domains(self.root)
+        if len(domains) < 2:
             raise InputError(f"{dataset.registered.__name__} has no domains; dg needs a dataset such as pacs")
-        for target in dataset.domains:
-            sources = [domain for domain in dataset.domains if domain != target]
+        for target in domains:
+            sources = [domain for domain in domains if domain != target]
             yield self._run(self._place("dg", trainer, dataset, shots, seed, target), dataset,
                             "--source-domains", *sources, "--target-domains", target)
 
@@ -200,21 +202,26 @@ class Planner:
         yield trained
         if not class_bound(trained):
             for target in targets:
-                domains = (("--source-domains", *target.domains, "--target-domains", *target.domains)
-                           if target.domains else ())
-                yield self._evaluation(replace(place, part=target.name), target, trained, *domains)
+                yield self._evaluation(replace(place, part=target.name), target, trained, *self._all_domains(target))
 
     def _fewshot(self, trainer, dataset, shots, seed):
         yield self._run(self._place("fewshot", trainer, dataset, shots, seed, "all"), dataset)
 
     def _zeroshot(self, trainer, dataset, shots, seed):
-        run = self._run(self._place("zeroshot", trainer, dataset, shots, seed, "all"), dataset, "--eval-only")
+        run = self._run(self._place("zeroshot", trainer, dataset, shots, seed, "all"), dataset, "--eval-only",
+                        *self._all_domains(dataset))
         if getattr(TRAINER_REGISTRY.get(trainer), "trains", True) or class_bound(run):
             raise InputError(f"{trainer} learns from the training images; zeroshot is for methods that do not, such as "
                              "ZeroshotCLIP")
         yield run
 
     # ---- what they share ----
+    def _all_domains(self, dataset):
+        """The words that test a dataset on all its domains; its training part, which says the classes, is all of them,
+        too."""
+        names = dataset.domains(self.root)
+        return ("--source-domains", *names, "--target-domains", *names) if names else ()
+
     @staticmethod
     def _targets(sources, targets):
         if len(sources) > 1:

@@ -23,7 +23,7 @@ from matplotlib.container import ErrorbarContainer  # noqa: E402
 import train  # noqa: E402
 from dassl.utils import InputError  # noqa: E402
 from tools.run_folders import find_runs, require_comparable  # noqa: E402
-from tools.tables import average, base_new_h  # noqa: E402
+from tools.tables import average, base_new_h, xd_groups  # noqa: E402
 
 WIDTH = 3.3  # inches, a column
 STYLE = {
@@ -159,14 +159,18 @@ def radar(cells):
 
 
 # ---- leave one domain out, cross-dataset ----
-def bars(cells, title):
-    """A group of bars a test set (a target domain, a tested dataset), a bar a method, with standard deviations."""
+def bars(cells, title, averages=None):
+    """A group of bars a test set (a target domain, a tested dataset), a bar a method, with standard deviations.
+
+    averages: {name: test sets} that follow; default one over all."""
     parts = cells.values("part")
+    averages = averages or {"average": parts}
     methods = cells.methods()
     look = looks([method for method, _ in methods])
     numbers = {method: [average([chosen.where(part=part).by_seed()]) for part in parts]
-               + [average(chosen.where(part=part).by_seed() for part in parts)] for method, chosen in methods}
-    groups = [*parts, "average"]
+               + [average(chosen.where(part=part).by_seed() for part in group) for group in averages.values()]
+               for method, chosen in methods}
+    groups = [*parts, *averages]
     width = 0.82 / len(methods)
     figure, axes = plt.subplots(figsize=(WIDTH, 0.72 * WIDTH))
     for i, (method, row) in enumerate(numbers.items()):
@@ -255,6 +259,7 @@ def training(cells, where, title):
         axis.set_ylabel(label)
     axes[0].set_title(title)
     axes[-1].set_xlabel("step")
+    axes[-1].xaxis.get_major_locator().set_params(integer=True)
     axes[-1].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     axes[-1].yaxis.get_offset_text().set_fontsize(6)
     figure.align_ylabels(axes)
@@ -299,7 +304,8 @@ def figures(cells, where, folder, kinds=KINDS):
                 own = own if protocol == "dg" else type(own)({place: results for place, results in own.items()
                                                               if place.part != name})
                 if own:
-                    add(bars, f"{protocol}_{name}", own, title)
+                    averages = xd_groups(name, own.values("part")) if protocol == "xd" else None
+                    add(bars, f"{protocol}_{name}", own, title, averages)
         if protocol == "fewshot" and "fewshot" in kinds:
             for name, own in each.items():
                 add(curves, f"fewshot_{name}", own, name)

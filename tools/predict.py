@@ -17,7 +17,7 @@ import io
 import json
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
@@ -32,6 +32,7 @@ from dassl.engine import TRAINER_REGISTRY  # noqa: E402
 from dassl.utils import InputError, load_checkpoint, read_image, read_json  # noqa: E402
 from trainers.base import NeedsImages, PromptTrainer  # noqa: E402
 
+BATCH = 32  # images that are classified together
 SUFFIXES = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
 
 
@@ -80,13 +81,21 @@ def trained_classes(folder):
     classes = read_json(results).get("classes") if os.path.isfile(results) else None
     if classes:
         return classes["name"]
-    pointer = os.path.join(folder, "prompt_learner", "checkpoint")
-    if not os.path.isfile(pointer):
+    path = newest_checkpoint(folder)
+    if path is None:
         raise InputError(f"{folder} does not say its classes: it is not finished and has no checkpoint; "
                          "finish the run or give --classes")
+    return load_checkpoint(path)["classnames"]
+
+
+def newest_checkpoint(folder):
+    """The file of a run's newest checkpoint; None without one."""
+    models = os.path.join(folder, "prompt_learner")
+    pointer = os.path.join(models, "checkpoint")
+    if not os.path.isfile(pointer):
+        return None
     with open(pointer, encoding="utf-8") as file:
-        name = os.path.basename(file.readline().strip())
-    return load_checkpoint(os.path.join(folder, "prompt_learner", name))["classnames"]
+        return os.path.join(models, os.path.basename(file.readline().strip()))
 
 
 class LoadedRun:
@@ -108,7 +117,7 @@ class LoadedRun:
             self._own_classes = list(trained_classes(self.folder))
         return self._own_classes
 
-    def predict(self, images, classes=None, top=5, batch_size=32):
+    def predict(self, images, classes=None, top=5, batch_size=BATCH):
         """Classify images.
 
         Args:
@@ -190,11 +199,16 @@ def parse_arguments(argv):
     parser.add_argument("--classes", default="", help="names to choose from, separated by commas; default the run's")
     parser.add_argument("--top", type=int, default=5, help="how many classes to print (default 5)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    add_run_flags(parser)
+    return parser.parse_args(argv)
+
+
+def add_run_flags(parser):
+    """The flags that say how a run is to be loaded."""
     parser.add_argument("--load-epoch", type=int, help="epoch of the run; default the best kept, else the last")
     parser.add_argument("--backbone", default="", help="where the CLIP now is, if the run's weights file has moved")
     parser.add_argument("--plugin", action="append", default=[], metavar="FILE_OR_MODULE",
                         help="what brings the run's method, if it is not of this project")
-    return parser.parse_args(argv)
 
 
 def main(argv=None):
@@ -212,12 +226,16 @@ def main(argv=None):
     run = load_run(args.model_dir, args.load_epoch, args.backbone, args.plugin)
     run.trainer_for(classes or run.classes)  # what is wrong with the run or the classes, before any image
     predictions, bad = [], []
-    for file in files:
-        try:
-            predictions += run.predict([file], classes, args.top)
-        except InputError as error:
-            bad.append(file)
-            print(f"not predicted: {error}", file=sys.stderr)
+    for start in range(0, len(files), BATCH):
+        pictures = {}
+        for file in files[start:start + BATCH]:
+            try:
+                pictures[file] = read_image(file)
+            except InputError as error:
+                bad.append(file)
+                print(f"not predicted: {error}", file=sys.stderr)
+        found = run.predict(list(pictures.values()), classes, args.top) if pictures else []
+        predictions += [replace(prediction, path=file) for file, prediction in zip(pictures, found)]
     print(as_json(predictions) if args.json else as_table(predictions))
     if bad:
         raise InputError(f"{len(bad)} of {len(files)} files could not be read as images: {', '.join(bad)}")

@@ -17,7 +17,7 @@ import train  # noqa: E402
 from dassl.utils import InputError  # noqa: E402
 from tools.published import published_table  # noqa: E402
 from tools.run_folders import backbone_of, find_runs, require_comparable, without_folder  # noqa: E402
-from tools.tables import FORMATS, Table, average, method_tables, titled  # noqa: E402
+from tools.tables import FORMATS, Table, average, method_tables, titled, xd_groups  # noqa: E402
 
 PAIRS = 6  # every pair of four methods; of more methods, the best is compared with each other one
 
@@ -99,9 +99,9 @@ def test_sets(cells):
                  [{"dataset": name, "part": part} for part in cells.where(dataset=name).values("part")])
                 for name in datasets]
     if protocol == "xd":
-        return [(f"trained on {name}, average over the other datasets",
-                 [{"dataset": name, "part": part} for part in cells.where(dataset=name).values("part") if part != name])
-                for name in datasets]
+        return [(f"trained on {name}, {group}", [{"dataset": name, "part": part} for part in parts])
+                for name in datasets
+                for group, parts in xd_groups(name, cells.where(dataset=name).values("part")).items()]
     if protocol == "fewshot":
         return [(f"{shots} shots, all classes", [{"dataset": name, "shots": shots} for name in datasets])
                 for shots in cells.values("shots")]
