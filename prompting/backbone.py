@@ -60,20 +60,34 @@ def whole_vocabulary(state_dict):
     return {**state_dict, "token_embedding.weight": weight}
 
 
-def serve_foreign_code(name=""):
+def serve_foreign_code(name="", cache=CACHE):
     """Let code written for OpenAI's own repository load its CLIP: `clip._download(url)` without a folder uses the
-    default one, and a weights file `name` is found in `clip._MODELS` under its path."""
+    default one, and a weights file, or the CLIP that comes along, is found in `clip._MODELS` under its `name`."""
     original = getattr(clip._download, "original", clip._download)
     files = getattr(clip._download, "files", {})
 
     def download(url, root=None):
-        return files.get(url) or original(url, root or os.path.expanduser(CACHE))
+        return files.get(url) or original(url, root or os.path.expanduser(cache))
 
     download.original, download.files = original, files
     clip._download = download
-    if os.path.isfile(name):
+    if name in SHIPPED:
+        files[name] = _whole_file(SHIPPED[name], os.path.expanduser(cache))
+    elif os.path.isfile(name):
         files[name] = name
+    if name in files:
         clip._MODELS[name] = name
+
+
+def _whole_file(shipped, cache):
+    """A shipped CLIP, which is stored without its untrained tokens, as a state dict that any code can load."""
+    path = os.path.join(cache, f"{_sha256(shipped)}.pt")
+    if not os.path.isfile(path):
+        os.makedirs(cache, exist_ok=True)
+        temporary = f"{path}.tmp{os.getpid()}"
+        torch.save(whole_vocabulary(_from_file(shipped, cache)), temporary)
+        os.replace(temporary, path)
+    return path
 
 
 def _published_urls():

@@ -17,6 +17,7 @@ from yacs.config import CfgNode as CN
 import train
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import InputError
+from prompting import backbone
 from tools import protocol
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -76,6 +77,18 @@ def test_a_public_style_trainer_runs_unchanged(words, tmp_path, capsys):
     assert same_seed["metrics"] == results["metrics"]
     copy = torch.load(tmp_path / "copy" / "prompt_learner" / "model.pth.tar-2", weights_only=True)
     assert torch.equal(copy["state_dict"]["ctx"], state["state_dict"]["ctx"])
+
+
+@pytest.mark.usefixtures("cache")
+def test_foreign_code_loads_the_clip_that_comes_along(monkeypatch):
+    monkeypatch.setattr(clip, "_MODELS", dict(clip._MODELS))
+    backbone.serve_foreign_code("tiny")
+    path = clip._download(clip._MODELS["tiny"])
+    loaded = torch.load(path, weights_only=True)
+    expected = backbone.load_clip("tiny").state_dict()
+    assert loaded.keys() == expected.keys()
+    assert all(torch.equal(loaded[name].float(), tensor) for name, tensor in expected.items())
+    assert "tiny" not in backbone._published_urls()
 
 
 @pytest.mark.usefixtures("cache", "own_registries")

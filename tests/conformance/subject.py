@@ -203,8 +203,6 @@ class Subject:
                 "--config-file", self.config, "--output-dir", run.folder, *words]
         for plugin in self.plugins:
             argv += ["--plugin", plugin]
-        if not self.native:
-            argv += ["--backbone", self.weights_file]
         argv += ["DATASET.NUM_SHOTS", SHOTS, "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", EPOCHS,
                  "DATALOADER.TRAIN_X.BATCH_SIZE", self.batch, "DATALOADER.NUM_WORKERS", 0, "USE_CUDA", False,
                  "VERBOSE", False, "TRAIN.PRINT_FREQ", 0, "TRAIN.CHECKPOINT_FREQ", 1,
@@ -344,13 +342,6 @@ class Subject:
             shutil.copy(checkpoint, folder)
             (folder / "checkpoint").write_text("model.pth.tar-1\n")
         return self.run(label, options=options)
-
-    @functools.cached_property
-    def weights_file(self):
-        """The tiny CLIP as a file, which code for OpenAI's package can load."""
-        path = self.folder / "tiny.pt"
-        torch.save(pristine_clip("tiny").state_dict(), path)
-        return path
 
     # ---- pictures ----
     def pictures(self, items):
