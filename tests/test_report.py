@@ -177,7 +177,8 @@ def test_mcnemar_is_the_binomial_test_for_few_and_corrected_chi_squared_for_many
 def test_bootstrap_is_that_of_scipy():
     rng = np.random.default_rng(1)
     group = rng.choice([-1, -1 / 3, 0, 1 / 3, 1], size=200, p=[0.1, 0.1, 0.4, 0.2, 0.2])
-    known = scipy.stats.bootstrap((group,), np.mean, method="percentile", n_resamples=10_000, rng=2).confidence_interval
+    known = scipy.stats.bootstrap((group,), np.mean, method="percentile", n_resamples=10_000,
+                                  random_state=2).confidence_interval
     assert significance.bootstrap_interval([group]) == pytest.approx(tuple(known), abs=0.01)
 
 

@@ -34,6 +34,7 @@ LAYOUTS = {
     "fewshot": "fewshot/{dataset}/shots_{shots}/{trainer}/{config}/seed{seed}",
     "zeroshot": "zeroshot/{dataset}/{trainer}/{config}/seed{seed}",
 }
+FIELDS = {"shots": r"\d+", "seed": r"\d+"}  # what stands in a layout's field; in others anything but "/"
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,6 @@ class Place:
                 shots = words["shots"] and int(words["shots"])
                 return cls(**words | {"protocol": protocol, "shots": shots, "seed": int(words["seed"])})
         return None
-
-
-FIELDS = {"shots": r"\d+", "seed": r"\d+"}
 
 
 @dataclass(frozen=True)
