@@ -11,8 +11,11 @@ from dassl.engine import TrainerX
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import (
+    BEST,
+    INTERRUPTED,
     InputError,
     NonFiniteError,
+    checkpoints_newest_first,
     count_num_param,
     derive_seed,
     get_rng_state,
@@ -208,6 +211,7 @@ class PromptTrainer(TrainerX):
         done, freq = self.epoch + 1, self.cfg.TRAIN.CHECKPOINT_FREQ
         if done != self.max_epoch and not (freq > 0 and done % freq == 0):
             self.save_model(self.epoch, self.output_dir)
+            self.forget_interruption()
         old = done - CHECKPOINTS_KEPT
         if old > 0 and not (freq > 0 and old % freq == 0):
             for name in self.get_model_names():
@@ -227,7 +231,7 @@ class PromptTrainer(TrainerX):
             "classnames": list(self.dm.dataset.classnames),
             "state_dict": self.trained_state(),
             "epoch": epoch + 1,
-            "step": 0,
+            "step": self.batches_done if model_name == INTERRUPTED else 0,
             "optimizers": [optim.state_dict() for optim, _ in self.optimizers],
             "schedules": [sched.state_dict() for _, sched in self.optimizers],
             "precision": self.precision.state_dict(),
@@ -242,10 +246,23 @@ class PromptTrainer(TrainerX):
 
     def resume_model_if_exist(self, directory):
         folder = os.path.join(directory, "prompt_learner")
-        if not self.trains or not os.path.isfile(os.path.join(folder, "checkpoint")):
+        path, state = next(checkpoints_newest_first(folder), (None, None)) if self.trains else (None, None)
+        if state is None:
             return 0
-        state = self._load_state(self._newest(folder))
-        for (optim, sched), optim_state, sched_state in zip(self.optimizers, state["optimizers"], state["schedules"]):
+        self._load_state(path)
+        try:
+            self._go_on_from(state)
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise InputError(f"{path} lacks what a run needs to go on ({type(error).__name__}: {error}); delete it"
+                             ) from None
+        step = f", batch {state['step']}" if state["step"] else ""
+        print(f"Resuming from {folder} after epoch {state['epoch']}{step}")
+        return state["epoch"]
+
+    def _go_on_from(self, state):
+        """Optimizers, schedules, loss scale, threads, generators and position as a checkpoint holds them."""
+        for (optim, sched), optim_state, sched_state in zip(self.optimizers, state["optimizers"], state["schedules"],
+                                                            strict=True):
             optim.load_state_dict(optim_state)
             sched.load_state_dict(sched_state)
         self.precision.load_state_dict(state["precision"])
@@ -253,8 +270,6 @@ class PromptTrainer(TrainerX):
         self.best_result = state["best_result"]
         self.first_batch = state["step"]
         set_rng_state(state["rng"])
-        print(f"Resuming from {folder} after epoch {state['epoch']}")
-        return state["epoch"]
 
     def load_model(self, directory, epoch=None):
         """Take the prompts of a trained run: of `epoch` (from 1), else the best on validation if kept, else the last.
@@ -265,7 +280,7 @@ class PromptTrainer(TrainerX):
         if not directory or not self.trains:
             return
         folder = os.path.join(directory, "prompt_learner")
-        best = os.path.join(folder, "model-best.pth.tar")
+        best = os.path.join(folder, BEST)
         if epoch is not None:
             path = os.path.join(folder, f"model.pth.tar-{epoch}")
         elif os.path.isfile(best) or self.cfg.TEST.FINAL_MODEL == "best_val":
