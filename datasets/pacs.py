@@ -32,7 +32,7 @@ class PACS(DomainDataset):
     def _list(self, domain, name):
         path = require_file(os.path.join(self.folder, "splits", f"{domain}_{name}_kfold.txt"), self.hint)
         items = []
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8", errors="replace") as file:
             for number, line in enumerate(file, start=1):
                 if not line.strip():
                     continue

@@ -17,6 +17,29 @@ torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+# ---- what the robustness suite counts ----
+TALLY = pytest.StashKey()
+
+
+def pytest_configure(config):
+    config.stash[TALLY] = {"inputs": set(), "refused": 0, "kills": 0, "survived": 0}
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    tally = config.stash[TALLY]
+    if tally["inputs"] or tally["kills"]:
+        terminalreporter.section("robustness")
+        terminalreporter.write_line(
+            f"{len(tally['inputs'])} distinct bad inputs tried, {tally['refused']} refused in one line with exit status 2 "
+            f"and no results; {tally['survived']} of {tally['kills']} kills and stops survived with the same numbers")
+
+
+@pytest.fixture(scope="session")
+def tally(pytestconfig):
+    """{"inputs": set of names, "refused", "kills", "survived": numbers}, printed at the end."""
+    return pytestconfig.stash[TALLY]
+
+
 @pytest.fixture(scope="session")
 def clip_file(tmp_path_factory):
     """The tiny CLIP as a weights file."""
@@ -70,6 +93,16 @@ def drawn_root(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
     drawn.write_caltech(root)
     drawn.write_pacs(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def shapes_root(tmp_path_factory):
+    """A data folder into which Shapes is drawn once."""
+    from datasets.shapes import write_shapes
+
+    root = tmp_path_factory.mktemp("shapes_data")
+    write_shapes(str(root / "shapes"))
     return root
 
 

@@ -1,6 +1,7 @@
 """PromptTrainer: what every prompt method shares. A method file then reads like its paper."""
 import os
 import random
+import re
 import warnings
 
 import torch
@@ -22,6 +23,7 @@ from dassl.utils import (
     isolated_rng,
     load_checkpoint,
     load_pretrained_weights,
+    noted_checkpoint,
     save_checkpoint,
     set_rng_state,
 )
@@ -212,12 +214,25 @@ class PromptTrainer(TrainerX):
         if done != self.max_epoch and not (freq > 0 and done % freq == 0):
             self.save_model(self.epoch, self.output_dir)
             self.forget_interruption()
-        old = done - CHECKPOINTS_KEPT
-        if old > 0 and not (freq > 0 and old % freq == 0):
-            for name in self.get_model_names():
-                path = os.path.join(self.output_dir, name, f"model.pth.tar-{old}")
-                if os.path.exists(path):
-                    os.remove(path)
+        self.prune_checkpoints(done)
+
+    def before_train(self):
+        super().before_train()
+        if self.start_epoch:  # a kill may have come between a checkpoint and the removal of what it makes useless
+            self.prune_checkpoints(self.start_epoch)
+            if not self.first_batch:
+                self.forget_interruption()
+
+    def prune_checkpoints(self, done):
+        """Keep the checkpoints of the last two of `done` epochs, and every CHECKPOINT_FREQ-th."""
+        freq = self.cfg.TRAIN.CHECKPOINT_FREQ
+        for name in self.get_model_names():
+            folder = os.path.join(self.output_dir, name)
+            for file in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
+                found = re.fullmatch(r"model\.pth\.tar-(\d+)", file)
+                epoch = int(found[1]) if found else done
+                if epoch <= done - CHECKPOINTS_KEPT and not (freq > 0 and epoch % freq == 0):
+                    os.remove(os.path.join(folder, file))
 
     def trained_state(self):
         """{name: tensor} of what is trained, on the CPU."""
@@ -294,17 +309,18 @@ class PromptTrainer(TrainerX):
 
     @staticmethod
     def _newest(folder):
-        try:
-            with open(os.path.join(folder, "checkpoint"), encoding="utf-8") as file:
-                return os.path.join(folder, os.path.basename(file.readline().strip()))
-        except OSError:
-            raise InputError(f"no trained prompts in {folder}; check --model-dir") from None
+        name = noted_checkpoint(folder)
+        if name is None:
+            raise InputError(f"no trained prompts in {folder}; check --model-dir")
+        return os.path.join(folder, name)
 
     def _load_state(self, path):
         """Put a checkpoint's trained tensors in their places and return its other contents."""
         state = load_checkpoint(path)
         tensors, own = state.get("state_dict", {}), dict(self.model.named_parameters())
         own = {n: p for n, p in own.items() if p.requires_grad}
+        if not isinstance(tensors, dict) or not all(torch.is_tensor(tensor) for tensor in tensors.values()):
+            raise InputError(f"{path} is not a checkpoint of prompts: its state_dict does not hold named tensors")
         if state.get("trainer") != type(self).__name__ or set(tensors) != set(own):
             raise InputError(f"{path} holds {state.get('trainer', 'another kind of trainer')} with "
                              f"{', '.join(sorted(tensors))}; {type(self).__name__} needs {', '.join(sorted(own))}")
@@ -314,9 +330,12 @@ class PromptTrainer(TrainerX):
                         "use the config it was trained with")
                 raise InputError(f"{path}: {name} has shape {tuple(tensor.shape)}, this run needs "
                                  f"{tuple(own[name].shape)}; {hint}")
+            if not tensor.isfinite().all():
+                raise InputError(f"{path}: {name} holds numbers that are not finite; train again")
             own[name].data.copy_(tensor)
-        if self.class_bound and state["classnames"] != list(self.dm.dataset.classnames):
-            raise InputError(f"{path} was trained on other classes ({', '.join(state['classnames'][:3])}, ...), and "
+        trained_on = state.get("classnames", [])
+        if self.class_bound and trained_on != list(self.dm.dataset.classnames):
+            raise InputError(f"{path} was trained on other classes ({', '.join(trained_on[:3])}, ...), and "
                              f"what {type(self).__name__} learns with this config belongs to its classes")
-        self.load_extra_state(state["extra"])
+        self.load_extra_state(state.get("extra", {}))
         return state

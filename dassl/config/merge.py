@@ -10,7 +10,6 @@ from dassl.utils.checkpoint import write_atomically
 from dassl.utils.errors import InputError
 from dassl.utils.registry import nearest
 
-
 MOST_BYTES = 2**20  # of a config file
 
 

@@ -70,7 +70,8 @@ def _whole_json(path):
     if not os.path.isfile(path):
         return None
     try:
-        return read_json(path)
+        stored = read_json(path)
+        return {} if stored is None else stored
     except InputError as error:
         print(f"Warning: {error}; the run is taken for unfinished")
         return None

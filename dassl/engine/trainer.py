@@ -311,7 +311,7 @@ class SimpleTrainer(TrainerBase):
             self.check_images()
             with StopRequest() as self.stop:
                 super().train(self.start_epoch, self.max_epoch)
-                self.stop_if_asked()  # a signal during the last evaluation still keeps what would come next from running
+                self.stop_if_asked()  # during the last evaluation: what would come next must not run
         except BaseException:
             with contextlib.suppress(OSError):  # the disk may be what ended the run
                 self.close_writer()

@@ -3,6 +3,7 @@ import contextlib
 import io
 import os
 import re
+import warnings
 
 import torch
 
@@ -82,7 +83,9 @@ def load_checkpoint(fpath):
     if not os.path.exists(fpath):
         raise FileNotFoundError(f'File is not found at "{fpath}"')
     try:
-        loaded = torch.load(fpath, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch finds odd in a file is either refused or harmless
+            loaded = torch.load(fpath, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can fail anywhere in the unpickler
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{fpath} is not a checkpoint that can be loaded safely ({reason[:120]}); "
@@ -105,7 +108,7 @@ def checkpoints_newest_first(folder):
     numbers = sorted((int(found[1]) for name in os.listdir(folder)
                       if (found := re.fullmatch(r"model\.pth\.tar-(\d+)", name))), reverse=True)
     names = [f"model.pth.tar-{number}" for number in numbers]
-    noted = _noted(folder)
+    noted = noted_checkpoint(folder)
     if noted and noted not in names:
         names.insert(0, noted)
     if os.path.lexists(os.path.join(folder, INTERRUPTED)):
@@ -134,8 +137,8 @@ def checkpoints_newest_first(folder):
         raise InputError(f"no checkpoint in {folder} can be read, first: {first_complaint}")
 
 
-def _noted(folder):
-    """The name in the file `checkpoint`, None if there is none."""
+def noted_checkpoint(folder):
+    """The file name that the folder's file `checkpoint` holds, None if there is none."""
     with contextlib.suppress(OSError, UnicodeDecodeError), \
             open(os.path.join(folder, "checkpoint"), encoding="utf-8") as file:
         return os.path.basename(file.readline().strip()) or None
@@ -143,7 +146,9 @@ def _noted(folder):
 
 def _resumable(path):
     state = load_checkpoint(path)
-    if not isinstance(state.get("epoch"), int) or not isinstance(state.get("state_dict"), dict):
+    point = (state.get("epoch"), state.get("step", 0))
+    if not all(isinstance(number, int) and number >= 0 for number in point) or \
+            not isinstance(state.get("state_dict"), dict):
         raise InputError(f"{path} is not a checkpoint to go on from: it lacks the epoch or the trained tensors")
     return state
 

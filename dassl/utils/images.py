@@ -14,8 +14,10 @@ CHECKED_BY_SUMS = ("PNG",)  # formats whose `verify` reads the whole file
 
 @contextlib.contextmanager
 def bombs_are_errors():
-    """Within it a picture of more pixels than Pillow's `Image.MAX_IMAGE_PIXELS` is an error, not a warning."""
+    """Within it a picture of more pixels than Pillow's `Image.MAX_IMAGE_PIXELS` is an error, not a warning; what else
+    Pillow remarks on odd files is not shown."""
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         yield
 
