@@ -260,6 +260,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description="Kill runs and compare how they end with undisturbed ones.")
     parser.add_argument("--kills", type=int, default=100, help="by SIGKILL (default 100)")
     parser.add_argument("--stops", type=int, help="by SIGTERM or SIGINT (default a fifth of the kills)")
+    parser.add_argument("--methods", nargs="+", default=["CoOp", "MetaPrompt", "CoCoOp"], help="default all three")
     parser.add_argument("--seed", type=int, help="of the kills; default drawn and printed")
     parser.add_argument("--root", help="folder that holds shapes/; default drawn anew")
     parser.add_argument("--folder", help="work here and leave everything there; default a temporary folder")
@@ -274,9 +275,9 @@ def main(argv=None):
     write_shapes(os.path.join(root, "shapes"))
     chaos, started = Chaos(folder, root, {"tiny": load_clip("tiny")}, random.Random(seed)), time.time()
     try:
-        number = 0
+        number, kinds = 0, [kind for kind in KINDS if kind[0] in args.methods]
         while (chaos.counts["kills"] < args.kills or chaos.counts["stops"] < stops) and len(chaos.wrong) < 10:
-            kind = KINDS[number % len(KINDS)]
+            kind = kinds[number % len(kinds)]
             chaos.disturb(kind, chaos.folder / f"run{number}_{kind[0]}_{kind[1]}", args.kills - chaos.counts["kills"],
                           stops - chaos.counts["stops"])
             number += 1
@@ -285,8 +286,8 @@ def main(argv=None):
             shutil.rmtree(folder, ignore_errors=True)
     counts = chaos.counts
     places = ", ".join(f"{counts[place]} {place}" for place in ("any moment", *IN_A_WRITE))
-    print(f"{counts['kills']} kills ({places}), {counts['stops']} stops by SIGTERM or SIGINT, in {counts['lives']} lives "
-          f"of {counts['runs']} whole runs; seed {seed}, {time.time() - started:.0f} s\n"
+    print(f"{counts['kills']} kills ({places}), {counts['stops']} stops by SIGTERM or SIGINT, in {counts['lives']} "
+          f"lives of {counts['runs']} whole runs; seed {seed}, {time.time() - started:.0f} s\n"
           f"{counts['losses']} losses looked at; {len(chaos.wrong)} differences")
     for line in chaos.wrong[:20]:
         print(f"  {line}")

@@ -30,8 +30,8 @@ def pytest_terminal_summary(terminalreporter, config):
     if tally["inputs"] or tally["kills"]:
         terminalreporter.section("robustness")
         terminalreporter.write_line(
-            f"{len(tally['inputs'])} distinct bad inputs tried, {tally['refused']} refused in one line with exit status 2 "
-            f"and no results; {tally['survived']} of {tally['kills']} kills and stops survived with the same numbers")
+            f"{len(tally['inputs'])} distinct bad inputs tried, {tally['refused']} refused in one line with exit "
+            f"status 2 and no results; {tally['survived']} of {tally['kills']} kills and stops survived with the same numbers")
 
 
 @pytest.fixture(scope="session")
