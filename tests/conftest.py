@@ -22,7 +22,7 @@ TALLY = pytest.StashKey()
 
 
 def pytest_configure(config):
-    config.stash[TALLY] = {"inputs": set(), "refused": 0, "kills": 0, "survived": 0}
+    config.stash[TALLY] = {"inputs": set(), "refused": set(), "kills": 0, "survived": 0}
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -30,13 +30,14 @@ def pytest_terminal_summary(terminalreporter, config):
     if tally["inputs"] or tally["kills"]:
         terminalreporter.section("robustness")
         terminalreporter.write_line(
-            f"{len(tally['inputs'])} distinct bad inputs tried, {tally['refused']} refused in one line with exit "
-            f"status 2 and no results; {tally['survived']} of {tally['kills']} kills and stops survived with the same numbers")
+            f"{len(tally['inputs'])} distinct bad inputs tried, {len(tally['refused'])} refused in one line with exit "
+            f"status 2 and no results; {tally['survived']} of {tally['kills']} kills and stops survived with the same "
+            "numbers")
 
 
 @pytest.fixture(scope="session")
 def tally(pytestconfig):
-    """{"inputs": set of names, "refused", "kills", "survived": numbers}, printed at the end."""
+    """{"inputs", "refused": sets of names, "kills", "survived": numbers}, printed at the end."""
     return pytestconfig.stash[TALLY]
 
 

@@ -86,7 +86,7 @@ class Refusals:
         if faults:
             self.wrong.append((name, *faults))
         else:
-            self.tally["refused"] += 1
+            self.tally["refused"].add(name)
 
 
 @pytest.fixture

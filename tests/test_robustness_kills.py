@@ -216,6 +216,17 @@ def test_a_hundred_kills(tally, shapes_root):
     chaos(tally, 100, 20, "--root", shapes_root)
 
 
+def test_what_a_killed_writer_left_is_removed_and_nothing_else(run, tmp_path):
+    torn = ["results.json.tmp7", "config.yaml.tmp12", "prompt_learner/model.pth.tar-1.tmp7",
+            "prompt_learner/checkpoint.tmp7"]
+    others = ["notes.tmp", "other/config.yaml.tmp7", "other/prompt_learner/model.pth.tar-1.tmp7"]
+    for name in torn + others:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("half")
+    run("CoOp", tmp_path)
+    assert [name for name in torn + others if (tmp_path / name).exists()] == others
+
+
 def test_chaos_tells_a_difference(run, tmp_path):
     """What the chaos run compares with is not blind: another seed differs in everything that is learned."""
     for seed in (1, 2):

@@ -41,11 +41,16 @@ def flush_folder(folder):
 
 
 def remove_torn_files(folder):
-    """Remove what writers that were killed left below `folder`. Call it only as the folder's one writer."""
-    for place, _, names in os.walk(folder):
-        for name in names:
-            if re.search(r"\.tmp\d+$", name):
-                os.remove(os.path.join(place, name))
+    """Remove what writers that were killed left in a run folder and in its models' folders, not in other runs' folders
+    that may lie below. Call it as the folder's one writer."""
+    for name in os.listdir(folder):
+        path = os.path.join(folder, name)
+        if os.path.isdir(path):
+            torn = [inner for inner in os.listdir(path) if re.fullmatch(r"(checkpoint|model.*\.tar.*)\.tmp\d+", inner)]
+            for inner in torn:
+                os.remove(os.path.join(path, inner))
+        elif re.search(r"\.tmp\d+$", name):
+            os.remove(path)
 
 
 def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True, model_name=""):
