@@ -161,7 +161,8 @@ class Chaos:
     def compare(self, expected, found, what):
         for name in expected:
             if not same(expected[name], found[name]):
-                self.wrong.append(f"{what}: the {name} differ")
+                detail = f" ({expected[name]} and {found[name]})" if name.startswith(("files", "name")) else ""
+                self.wrong.append(f"{what}: the {name} differ{detail}")
 
     def disturb(self, kind, output, kills, stops):
         """Lives of one run until it is whole, or `kills` and `stops` are used up and it is left to end."""
@@ -240,8 +241,10 @@ def remains(output):
         "states of the optimizer and its schedule": [newest["optimizers"], newest["schedules"]],
         "generators": newest["rng"],
         "numbers in results.json": results["metrics"],
+        "name of the newest checkpoint": (output / "prompt_learner" / "checkpoint").read_text(),
+        # A kill after the results and before the end leaves its lock, which nothing takes for a living one's.
         "files": sorted(str(p.relative_to(output)) for p in output.rglob("*")
-                        if p.is_file() and "tensorboard" not in p.parts),
+                        if p.is_file() and "tensorboard" not in p.parts and p.name != ".lock"),
     }
 
 

@@ -227,6 +227,14 @@ def test_what_a_killed_writer_left_is_removed_and_nothing_else(run, tmp_path):
     assert [name for name in torn + others if (tmp_path / name).exists()] == others
 
 
+def test_a_kill_before_the_newest_checkpoint_is_noted(run, tmp_path):
+    run("CoOp", tmp_path, *EPOCHS)
+    (tmp_path / "results.json").unlink()
+    (tmp_path / "prompt_learner" / "checkpoint").write_text("model.pth.tar-3\n")
+    run("CoOp", tmp_path, *EPOCHS)
+    assert (tmp_path / "prompt_learner" / "checkpoint").read_text() == "model.pth.tar-4\n"
+
+
 def test_chaos_tells_a_difference(run, tmp_path):
     """What the chaos run compares with is not blind: another seed differs in everything that is learned."""
     for seed in (1, 2):

@@ -29,6 +29,7 @@ from dassl.utils import (
     get_rng_state,
     load_checkpoint,
     mkdir_if_missing,
+    note_checkpoint,
     save_checkpoint,
     set_rng_state,
     tolist_if_not,
@@ -332,6 +333,8 @@ class SimpleTrainer(TrainerBase):
         self.start_epoch = self.resume_model_if_exist(self.output_dir)
         if self.cfg.RESUME and not (self.start_epoch or self.first_batch):
             self.start_epoch = self.resume_from(self.cfg.RESUME)
+        for name in self.get_model_names():  # a kill may have come between a checkpoint and the note of it
+            note_checkpoint(os.path.join(self.output_dir, name), f"model.pth.tar-{self.start_epoch}")
         writer_dir = os.path.join(self.output_dir, "tensorboard")
         mkdir_if_missing(writer_dir)
         self.init_writer(writer_dir)

@@ -5,6 +5,7 @@ from dassl.utils.checkpoint import (
     checkpoints_newest_first,
     load_checkpoint,
     load_pretrained_weights,
+    note_checkpoint,
     noted_checkpoint,
     remove_torn_files,
     resume_from_checkpoint,
@@ -37,7 +38,7 @@ __all__ = [
     "Registry", "StopRequest", "Terminated", "check_availability", "check_isfile", "checkpoints_newest_first",
     "collect_env_info", "count_num_param", "derive_seed", "get_rng_state", "import_package_modules", "isolated_rng",
     "leave_signals_to_the_parent", "listdir_nohidden", "load_checkpoint", "load_entry_points", "load_plugin",
-    "load_pretrained_weights", "mkdir_if_missing", "noted_checkpoint", "read_image", "read_json",
+    "load_pretrained_weights", "mkdir_if_missing", "note_checkpoint", "noted_checkpoint", "read_image", "read_json",
     "remove_torn_files", "resume_from_checkpoint", "save_checkpoint", "set_random_seed", "set_rng_state",
     "setup_logger", "sigterm_raises", "surroundings", "tolist_if_not", "write_atomically", "write_json",
 ]

@@ -70,7 +70,7 @@ def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True
     torch.save(state, whole)
     write_atomically(fpath, lambda file: file.write(whole.getbuffer()))
     if name not in (BEST, INTERRUPTED):
-        write_atomically(os.path.join(save_dir, "checkpoint"), lambda file: file.write(f"{name}\n".encode()))
+        note_checkpoint(save_dir, name)
     if is_best:
         write_atomically(os.path.join(save_dir, BEST), lambda file: file.write(whole.getbuffer()))
     print(f"Checkpoint saved to {fpath}")
@@ -140,6 +140,12 @@ def checkpoints_newest_first(folder):
         yield waiting
     if first_complaint and not whole:
         raise InputError(f"no checkpoint in {folder} can be read, first: {first_complaint}")
+
+
+def note_checkpoint(folder, name):
+    """Let the folder's file `checkpoint` name its newest one, if there is such a checkpoint."""
+    if os.path.isfile(os.path.join(folder, name)) and noted_checkpoint(folder) != name:
+        write_atomically(os.path.join(folder, "checkpoint"), lambda file: file.write(f"{name}\n".encode()))
 
 
 def noted_checkpoint(folder):
