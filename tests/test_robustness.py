@@ -593,6 +593,17 @@ def test_bad_pictures_are_left_out_and_listed(arguments, clips, own_data, tmp_pa
     assert "* total: 17\n" in (tmp_path / "out" / "log.txt").read_text()
 
 
+def test_a_bad_test_picture_can_be_left_out_after_the_training(refused, arguments, clips, own_data, tmp_path, capsys):
+    (own_data / "caltech-101" / "101_ObjectCategories" / "dog" / "image_0009.png").write_bytes(b"")
+    refused("a test image of no bytes", "CoOp", root=own_data, output=tmp_path / "out")
+    capsys.readouterr()
+    results = train.main(arguments("CoOp", tmp_path / "out", "--skip-bad-images", root=own_data), clips=clips)
+    assert "epoch [" not in capsys.readouterr().out  # it was trained before
+    assert len(results["skipped_images"]) == 1
+    line = refused.run(arguments("CoOp", tmp_path / "out", root=own_data))[1]
+    assert "DATASET.SKIP_BAD_IMAGES is True there" in line
+
+
 def test_a_class_of_bad_pictures_is_refused(refused, own_data):
     for path in (own_data / "caltech-101" / "101_ObjectCategories" / "dog").iterdir():
         path.write_bytes(b"")

@@ -61,7 +61,8 @@ def finished_results(cfg, defaults, evaluation):
             stored = None
         if not isinstance(stored, dict):
             raise InputError(f"{config} is damaged; delete the folder to run again")
-        _require_same(folder, stored, cfg, defaults)
+        # A test image that turns out unreadable after the training may be left out for the evaluation.
+        _require_same(folder, stored, cfg, defaults, free=("DATASET.SKIP_BAD_IMAGES",))
     return None
 
 
@@ -77,11 +78,11 @@ def _whole_json(path):
         return None
 
 
-def _require_same(folder, stored, cfg, defaults):
+def _require_same(folder, stored, cfg, defaults, free=()):
     here, there, default = flat(plain(cfg)), flat(stored), flat(plain(defaults))
     for key, value in here.items():
         other = there.get(key, default.get(key))
-        if value != other:
+        if value != other and key not in free:
             raise InputError(f"{folder} holds a run of another config ({key} is {other!r} there, {value!r} here); "
                              "choose another --output-dir or delete that folder")
 
