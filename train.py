@@ -17,7 +17,7 @@ import torch
 
 import datasets
 import trainers
-from dassl.config import clean_cfg, get_cfg_default, merge_file, merge_options, write_config
+from dassl.config import check_config, clean_cfg, get_cfg_default, merge_file, merge_options, write_config
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.data.samplers import SAMPLER_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, build_trainer
@@ -25,13 +25,18 @@ from dassl.engine.run_folder import checkpoint_digest, finished_results, newest_
 from dassl.engine.run_record import describe_run, write_predictions
 from dassl.evaluation import EVALUATOR_REGISTRY
 from dassl.utils import (
+    FolderLock,
     InputError,
+    Terminated,
     collect_env_info,
     import_package_modules,
     load_entry_points,
     load_plugin,
+    remove_torn_files,
     set_random_seed,
     setup_logger,
+    sigterm_raises,
+    surroundings,
     write_json,
 )
 from prompting import PromptingError
@@ -86,6 +91,8 @@ def parse_arguments(argv):
     parser.add_argument("--model-dir", default="", help="run folder whose prompts --eval-only loads")
     parser.add_argument("--load-epoch", type=int, help="epoch of that run; default the best kept, else the last")
     parser.add_argument("--no-train", action="store_true", help="build everything, neither train nor evaluate")
+    parser.add_argument("--skip-bad-images", action="store_true",
+                        help="leave unreadable images out and list them in results.json (DATASET.SKIP_BAD_IMAGES)")
     parser.add_argument("opts", nargs=argparse.REMAINDER, default=[], help="config options: KEY VALUE ...")
     return give_back_options(parser.parse_args(argv), "source_domains", "target_domains", "transforms")
 
@@ -139,7 +146,8 @@ def build_config(args):
     for key, value in (("DATASET.ROOT", args.root), ("OUTPUT_DIR", args.output_dir), ("RESUME", args.resume),
                        ("TRAINER.NAME", args.trainer), ("MODEL.BACKBONE.NAME", args.backbone),
                        ("MODEL.HEAD.NAME", args.head), ("DATASET.SOURCE_DOMAINS", args.source_domains),
-                       ("DATASET.TARGET_DOMAINS", args.target_domains), ("INPUT.TRANSFORMS", args.transforms)):
+                       ("DATASET.TARGET_DOMAINS", args.target_domains), ("INPUT.TRANSFORMS", args.transforms),
+                       ("DATASET.SKIP_BAD_IMAGES", args.skip_bad_images)):
         if value:
             *nodes, leaf = key.split(".")
             node = cfg
@@ -147,6 +155,9 @@ def build_config(args):
                 node = node[name]
             node[leaf] = tuple(value) if isinstance(value, list) else value
     merge_options(cfg, args.opts, open_trainer)
+    check_config(cfg)
+    if "USE_CUDA" in args.opts[::2] and cfg.USE_CUDA and not torch.cuda.is_available():
+        raise InputError("option: USE_CUDA True asks for a GPU, but torch sees none; leave it out to run on the CPU")
     if args.seed >= 0:
         cfg.SEED = args.seed
     if cfg.SEED >= 2**63:
@@ -189,14 +200,19 @@ def main(argv=None, clips=None):
     cfg = build_config(args)
     evaluation = what_is_evaluated(args)
     results = finished_results(cfg, default_config(), evaluation)
-    if results is not None and not args.no_train:
-        print(f"Finished before: {cfg.OUTPUT_DIR}")
-        return results
-    logger = setup_logger(cfg.OUTPUT_DIR)
-    try:
-        return run(args, cfg, evaluation, {} if clips is None else clips)
-    finally:
-        logger.close()
+    if results is None or args.no_train:
+        with sigterm_raises(), FolderLock(cfg.OUTPUT_DIR):
+            # Asked again: the process that held the lock before may just have finished this very run.
+            results = finished_results(cfg, default_config(), evaluation)
+            if results is None or args.no_train:
+                remove_torn_files(cfg.OUTPUT_DIR)
+                logger = setup_logger(cfg.OUTPUT_DIR)
+                try:
+                    return run(args, cfg, evaluation, {} if clips is None else clips)
+                finally:
+                    logger.close()
+    print(f"Finished before: {cfg.OUTPUT_DIR}")
+    return results
 
 
 def what_is_evaluated(args):
@@ -239,6 +255,8 @@ def run(args, cfg, evaluation, clips):
         **describe_run(trainer),
         "config": plain(cfg),
     }
+    if cfg.DATASET.SKIP_BAD_IMAGES:
+        results["skipped_images"] = getattr(getattr(trainer, "dm", None), "skipped_images", {})
     results = json.loads(json.dumps(results))
     write_predictions(trainer, cfg.OUTPUT_DIR)
     write_json(results, os.path.join(cfg.OUTPUT_DIR, "results.json"))
@@ -256,12 +274,18 @@ def command_line(function):
     """Call `function()`; what the user can mend becomes one line and exit status 2."""
     try:
         function()
-    except (InputError, PromptingError, OSError) as error:
+    except (InputError, PromptingError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last finished epoch", file=sys.stderr)
-        return 130
+    except (KeyboardInterrupt, Terminated) as stop:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130 if isinstance(stop, KeyboardInterrupt) else stop.code
+    except Exception as error:
+        line = surroundings(error)
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -177,9 +177,9 @@ def read_split(path, image_dir):
     """
     split = read_json(path)
     try:
-        parts = [[Datum(os.path.join(image_dir, impath), int(label), 0, str(name))
+        parts = [[Datum(os.path.join(image_dir, impath), int(str(label)), 0, str(name))  # str: 1.5 is no label
                   for impath, label, name in split[key]] for key in ("train", "val", "test")]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise InputError(f"{path} is not a split file: it must hold train, val and test, lists of "
                          "[path, label, class name]") from None
     for part in parts:

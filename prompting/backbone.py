@@ -138,7 +138,9 @@ def _from_file(path, cache):
         except (SafetensorError, OSError) as error:
             raise PromptingError(f"backbone {path} is not a whole safetensors file ({error}); fetch it again") from None
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a TorchScript archive is dealt with below
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can fail anywhere in the unpickler
         digest = _sha256(path)
         if digest in {url.split("/")[-2] for url in _published_urls().values()}:

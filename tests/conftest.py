@@ -27,6 +27,30 @@ def pytest_addoption(parser):
                     help="a config option (repeatable)")
 
 
+# ---- what the robustness suite counts ----
+TALLY = pytest.StashKey()
+
+
+def pytest_configure(config):
+    config.stash[TALLY] = {"inputs": set(), "refused": set(), "kills": 0, "survived": 0}
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    tally = config.stash[TALLY]
+    if tally["inputs"] or tally["kills"]:
+        terminalreporter.section("robustness")
+        terminalreporter.write_line(
+            f"{len(tally['inputs'])} distinct bad inputs tried, {len(tally['refused'])} refused in one line with exit "
+            f"status 2 and no results; {tally['survived']} of {tally['kills']} kills and stops survived with the same "
+            "numbers")
+
+
+@pytest.fixture(scope="session")
+def tally(pytestconfig):
+    """{"inputs", "refused": sets of names, "kills", "survived": numbers}, printed at the end."""
+    return pytestconfig.stash[TALLY]
+
+
 @pytest.fixture(scope="session")
 def clip_file(tmp_path_factory):
     """The tiny CLIP as a weights file."""
@@ -80,6 +104,16 @@ def drawn_root(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
     drawn.write_caltech(root)
     drawn.write_pacs(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def shapes_root(tmp_path_factory):
+    """A data folder into which Shapes is drawn once."""
+    from datasets.shapes import write_shapes
+
+    root = tmp_path_factory.mktemp("shapes_data")
+    write_shapes(str(root / "shapes"))
     return root
 
 

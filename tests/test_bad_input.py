@@ -47,7 +47,7 @@ def complains(arguments, clips, tmp_path, capsys):
     ("CoOp", ("OPTIM.MAX_EPOCH", 0), ["OPTIM.MAX_EPOCH"]),
     ("CoOp", ("OPTIM.LR", -1), ["OPTIM.LR", "-1"]),
     ("CoOp", ("OPTIM.NAME", "sdg"), ["OPTIM.NAME", "did you mean 'sgd'"]),
-    ("CoOp", ("OPTIM.MOMENTUM", -1), ["OPTIM", "momentum"]),
+    ("CoOp", ("OPTIM.MOMENTUM", -1), ["OPTIM.MOMENTUM", "-1"]),
     ("CoOp", ("OPTIM.LR_SCHEDULER", "cosinus"), ["OPTIM.LR_SCHEDULER", "cosine"]),
     ("CoOp", ("INPUT.TRANSFORMS", "['random_flop']"), ["INPUT.TRANSFORMS", "did you mean 'random_flip'"]),
     ("CoOp", ("INPUT.INTERPOLATION", "cubic"), ["INPUT.INTERPOLATION", "bicubic"]),
@@ -56,7 +56,7 @@ def complains(arguments, clips, tmp_path, capsys):
     ("CoOp", ("INPUT.SIZE", "large"), ["INPUT.SIZE"]),
     ("CoOp", ("DATALOADER.TRAIN_X.SAMPLER", "Random"), ["'Random'", "RandomSampler"]),
     ("CoOp", ("DATALOADER.TRAIN_X.BATCH_SIZE", 0), ["DATALOADER.TRAIN_X.BATCH_SIZE"]),
-    ("CoOp", ("DATALOADER.TEST.BATCH_SIZE", 0), ["batch size"]),
+    ("CoOp", ("DATALOADER.TEST.BATCH_SIZE", 0), ["DATALOADER.TEST.BATCH_SIZE"]),
     ("CoOp", ("INPUT.PIXEL_STD", "[1.0,1.0,0.0]"), ["INPUT.PIXEL_STD"]),
     ("CoOp", ("DATALOADER.NUM_WORKERS", -1), ["DATALOADER.NUM_WORKERS"]),
     ("CoOp", ("TEST.EVALUATOR", "Regression"), ["'Regression'", "Classification"]),
@@ -251,7 +251,8 @@ def spoil(arguments, clips, folder, spoiled):
 @pytest.mark.parametrize("way", ["resume", "evaluate"])
 def test_damaged_checkpoint(spoiled, way, arguments, clips, complains, tmp_path):
     spoil(arguments, clips, tmp_path / "first", spoiled)
-    if way == "resume":
+    if way == "resume":  # which falls back to the checkpoint before, were that whole
+        spoiled(tmp_path / "first" / "prompt_learner" / "model.pth.tar-1")
         line = complains("CoOp", "--resume", tmp_path / "first")
     else:
         line = complains("CoOp", "--eval-only", "--model-dir", tmp_path / "first")

@@ -8,12 +8,6 @@ from prompting import load_clip
 from tools import protocol
 
 
-@pytest.fixture(scope="session")
-def shapes_root(tmp_path_factory):
-    """A data folder into which Shapes is drawn once."""
-    return tmp_path_factory.mktemp("shapes_data")
-
-
 @pytest.fixture
 def offline(monkeypatch):
     def refuse(*args, **kwargs):

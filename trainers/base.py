@@ -1,6 +1,7 @@
 """PromptTrainer: what every prompt method shares. A method file then reads like its paper."""
 import os
 import random
+import re
 import warnings
 
 import torch
@@ -11,14 +12,18 @@ from dassl.engine import TrainerX
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import (
+    BEST,
+    INTERRUPTED,
     InputError,
     NonFiniteError,
+    checkpoints_newest_first,
     count_num_param,
     derive_seed,
     get_rng_state,
     isolated_rng,
     load_checkpoint,
     load_pretrained_weights,
+    noted_checkpoint,
     save_checkpoint,
     set_rng_state,
 )
@@ -249,12 +254,26 @@ class PromptTrainer(TrainerX):
         done, freq = self.epoch + 1, self.cfg.TRAIN.CHECKPOINT_FREQ
         if done != self.max_epoch and not (freq > 0 and done % freq == 0):
             self.save_model(self.epoch, self.output_dir)
-        old = done - CHECKPOINTS_KEPT
-        if old > 0 and not (freq > 0 and old % freq == 0):
-            for name in self.get_model_names():
-                path = os.path.join(self.output_dir, name, f"model.pth.tar-{old}")
-                if os.path.exists(path):
-                    os.remove(path)
+            self.forget_interruption()
+        self.prune_checkpoints(done)
+
+    def before_train(self):
+        super().before_train()
+        if self.start_epoch:  # a kill may have come between a checkpoint and the removal of what it makes useless
+            self.prune_checkpoints(self.start_epoch)
+            if not self.first_batch:
+                self.forget_interruption()
+
+    def prune_checkpoints(self, done):
+        """Keep the checkpoints of the last two of `done` epochs, and every CHECKPOINT_FREQ-th."""
+        freq = self.cfg.TRAIN.CHECKPOINT_FREQ
+        for name in self.get_model_names():
+            folder = os.path.join(self.output_dir, name)
+            for file in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
+                found = re.fullmatch(r"model\.pth\.tar-(\d+)", file)
+                epoch = int(found[1]) if found else done
+                if epoch <= done - CHECKPOINTS_KEPT and not (freq > 0 and epoch % freq == 0):
+                    os.remove(os.path.join(folder, file))
 
     def trained_state(self):
         """{name: tensor} of what is trained, on the CPU."""
@@ -268,7 +287,7 @@ class PromptTrainer(TrainerX):
             "classnames": list(self.dm.dataset.classnames),
             "state_dict": self.trained_state(),
             "epoch": epoch + 1,
-            "step": 0,
+            "step": self.batches_done if model_name == INTERRUPTED else 0,
             "optimizers": [optim.state_dict() for optim, _ in self.optimizers],
             "schedules": [sched.state_dict() for _, sched in self.optimizers],
             "precision": self.precision.state_dict(),
@@ -283,10 +302,23 @@ class PromptTrainer(TrainerX):
 
     def resume_model_if_exist(self, directory):
         folder = os.path.join(directory, "prompt_learner")
-        if not self.trains or not os.path.isfile(os.path.join(folder, "checkpoint")):
+        path, state = next(checkpoints_newest_first(folder), (None, None)) if self.trains else (None, None)
+        if state is None:
             return 0
-        state = self._load_state(self._newest(folder))
-        for (optim, sched), optim_state, sched_state in zip(self.optimizers, state["optimizers"], state["schedules"]):
+        self._load_state(path)
+        try:
+            self._go_on_from(state)
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise InputError(f"{path} lacks what a run needs to go on ({type(error).__name__}: {error}); delete it"
+                             ) from None
+        step = f", batch {state['step']}" if state["step"] else ""
+        print(f"Resuming from {folder} after epoch {state['epoch']}{step}")
+        return state["epoch"]
+
+    def _go_on_from(self, state):
+        """Optimizers, schedules, loss scale, threads, generators and position as a checkpoint holds them."""
+        for (optim, sched), optim_state, sched_state in zip(self.optimizers, state["optimizers"], state["schedules"],
+                                                            strict=True):
             optim.load_state_dict(optim_state)
             sched.load_state_dict(sched_state)
         self.precision.load_state_dict(state["precision"])
@@ -294,8 +326,6 @@ class PromptTrainer(TrainerX):
         self.best_result = state["best_result"]
         self.first_batch = state["step"]
         set_rng_state(state["rng"])
-        print(f"Resuming from {folder} after epoch {state['epoch']}")
-        return state["epoch"]
 
     def load_model(self, directory, epoch=None):
         """Take the prompts of a trained run: of `epoch` (from 1), else the best on validation if kept, else the last.
@@ -306,7 +336,7 @@ class PromptTrainer(TrainerX):
         if not directory or not self.trains:
             return
         folder = os.path.join(directory, "prompt_learner")
-        best = os.path.join(folder, "model-best.pth.tar")
+        best = os.path.join(folder, BEST)
         if epoch is not None:
             path = os.path.join(folder, f"model.pth.tar-{epoch}")
         elif os.path.isfile(best) or self.cfg.TEST.FINAL_MODEL == "best_val":
@@ -320,17 +350,18 @@ class PromptTrainer(TrainerX):
 
     @staticmethod
     def _newest(folder):
-        try:
-            with open(os.path.join(folder, "checkpoint"), encoding="utf-8") as file:
-                return os.path.join(folder, os.path.basename(file.readline().strip()))
-        except OSError:
-            raise InputError(f"no trained prompts in {folder}; check --model-dir") from None
+        name = noted_checkpoint(folder)
+        if name is None:
+            raise InputError(f"no trained prompts in {folder}; check --model-dir")
+        return os.path.join(folder, name)
 
     def _load_state(self, path):
         """Put a checkpoint's trained tensors in their places and return its other contents."""
         state = load_checkpoint(path)
         tensors, own = state.get("state_dict", {}), dict(self.model.named_parameters())
         own = {n: p for n, p in own.items() if p.requires_grad}
+        if not isinstance(tensors, dict) or not all(torch.is_tensor(tensor) for tensor in tensors.values()):
+            raise InputError(f"{path} is not a checkpoint of prompts: its state_dict does not hold named tensors")
         if self.class_tensors and state.get("classnames") != list(self.dm.dataset.classnames):
             own, tensors = ({n: t for n, t in named.items() if not n.startswith(self.class_tensors)}
                             for named in (own, tensors))
@@ -343,9 +374,12 @@ class PromptTrainer(TrainerX):
                         "use the config it was trained with")
                 raise InputError(f"{path}: {name} has shape {tuple(tensor.shape)}, this run needs "
                                  f"{tuple(own[name].shape)}; {hint}")
+            if not tensor.isfinite().all():
+                raise InputError(f"{path}: {name} holds numbers that are not finite; train again")
             own[name].data.copy_(tensor)
-        if self.class_bound and state["classnames"] != list(self.dm.dataset.classnames):
-            raise InputError(f"{path} was trained on other classes ({', '.join(state['classnames'][:3])}, ...), and "
+        trained_on = state.get("classnames", [])
+        if self.class_bound and trained_on != list(self.dm.dataset.classnames):
+            raise InputError(f"{path} was trained on other classes ({', '.join(trained_on[:3])}, ...), and "
                              f"what {type(self).__name__} learns with this config belongs to its classes")
-        self.load_extra_state(state["extra"])
+        self.load_extra_state(state.get("extra", {}))
         return state

@@ -49,6 +49,7 @@ def get_cfg_default():
     cfg.DATASET.CIFAR_C_TYPE = ""
     cfg.DATASET.CIFAR_C_LEVEL = 1
     cfg.DATASET.ALL_AS_UNLABELED = False
+    cfg.DATASET.SKIP_BAD_IMAGES = False  # leave unreadable images out instead of stopping
 
     cfg.DATALOADER = CN()
     cfg.DATALOADER.NUM_WORKERS = 4

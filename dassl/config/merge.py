@@ -1,5 +1,6 @@
 """Merging YAML files and `KEY value` options into the tree, naming the nearest known key where one is wrong."""
 import ast
+import math
 import os
 
 import yaml
@@ -8,6 +9,26 @@ from yacs.config import CfgNode as CN
 from dassl.utils.checkpoint import write_atomically
 from dassl.utils.errors import InputError
 from dassl.utils.registry import nearest
+
+MOST_BYTES = 2**20  # of a config file
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values only. Aliases are refused, which can make a few lines stand for more than memory holds, and a key
+    that comes twice, of which YAML would keep the last."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read here",
+                                              self.peek_event().start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice} comes twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def merge_file(cfg, path, open_trainer=False):
@@ -23,10 +44,14 @@ def merge_file(cfg, path, open_trainer=False):
         raise InputError(f"config {path}: configs are YAML files (.yaml); other kinds are not read")
     try:
         with open(path, encoding="utf-8") as file:
-            loaded = yaml.safe_load(file)
+            text = file.read(MOST_BYTES + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the config {path}: {getattr(error, 'strerror', None) or error}") from None
-    except yaml.YAMLError as error:
+    if len(text) > MOST_BYTES:
+        raise InputError(f"config {path} is larger than {MOST_BYTES} characters; that is no config")
+    try:
+        loaded = yaml.load(text, _Loader)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a date that is none
         raise InputError(f"config {path} is not valid YAML: {error}") from None
     if loaded is None:
         return
@@ -98,9 +123,13 @@ def _coerce(default, value, key, where):
     """`value` as the type of `default`; YAML reads 1e-3 as text and 1 as a whole number, both are fine for a rate."""
     if isinstance(default, float) and not isinstance(value, bool):
         try:
-            return float(value)
-        except (TypeError, ValueError):
-            pass
+            number = float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = None
+        if number is not None:
+            if not math.isfinite(number):
+                raise InputError(f"{where}: {key} must be a finite number, not {value!r}")
+            return number
     elif isinstance(default, (tuple, list)) and not isinstance(value, (dict, type(None))):
         if isinstance(value, str):
             value = [part for part in value.split(",") if part]
@@ -109,6 +138,8 @@ def _coerce(default, value, key, where):
             value = [_coerce(default[0], entry, key, where) for entry in value]
         return type(default)(value)
     elif isinstance(default, str) and not isinstance(value, (list, tuple, dict, type(None), bool)):
+        if "\0" in str(value):
+            raise InputError(f"{where}: {key} has a zero byte in it: {value!r}")
         return str(value)
     elif default is None or type(value) is type(default):
         return value

@@ -8,9 +8,10 @@ from torch.utils.data import Dataset as TorchDataset
 from torchvision.transforms import Compose, Normalize, Resize, ToTensor
 
 from dassl.data.datasets import build_dataset
+from dassl.data.pictures import leave_out_unreadable
 from dassl.data.samplers import EpochBatchSampler, build_sampler
 from dassl.data.transforms import INTERPOLATION_MODES, build_transform
-from dassl.utils import InputError, derive_seed, isolated_rng, read_image
+from dassl.utils import InputError, derive_seed, isolated_rng, leave_signals_to_the_parent, read_image
 
 
 def build_data_loader(cfg, sampler_type="SequentialSampler", data_source=None, batch_size=64, n_domain=0, n_ins=2,
@@ -37,6 +38,7 @@ def build_data_loader(cfg, sampler_type="SequentialSampler", data_source=None, b
         persistent_workers=is_train and workers > 0,
         pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
         generator=generator,
+        worker_init_fn=leave_signals_to_the_parent,
     )
 
 
@@ -108,10 +110,11 @@ def build_plain_transform(cfg):
 
 class DataManager:
     """The dataset of a config and its loaders: train_loader_x, train_loader_u, val_loader, test_loader (None where
-    the dataset has no such part)."""
+    the dataset has no such part). `skipped_images` is {path: fault} of what DATASET.SKIP_BAD_IMAGES left out."""
 
     def __init__(self, cfg, custom_tfm_train=None, custom_tfm_test=None, dataset_wrapper=None):
         dataset = build_dataset(cfg)
+        self.skipped_images = leave_out_unreadable(dataset) if cfg.DATASET.SKIP_BAD_IMAGES else {}
         tfm_train = custom_tfm_train or build_transform(cfg, is_train=True)
         tfm_test = custom_tfm_test or build_transform(cfg, is_train=False)
 

@@ -1,11 +1,12 @@
 """What a run folder says about the run in it: whether it is whole, and whether it is the one that is asked for."""
+import contextlib
 import hashlib
 import os
 import re
 
 import yaml
 
-from dassl.utils import InputError, read_json
+from dassl.utils import BEST, INTERRUPTED, InputError, read_json
 
 # What may differ between two runs that count as the same: places, and what changes no number.
 NOT_COMPARED = ("OUTPUT_DIR", "RESUME", "VERBOSE", "DATASET.ROOT", "DATALOADER.NUM_WORKERS", "TRAIN.PRINT_FREQ",
@@ -39,9 +40,10 @@ def finished_results(cfg, defaults, evaluation):
     """
     folder = cfg.OUTPUT_DIR
     results, config = os.path.join(folder, "results.json"), os.path.join(folder, "config.yaml")
-    if os.path.isfile(results):
-        stored = read_json(results)
-        if not isinstance(stored, dict) or not {"config", "evaluation", "metrics"} <= set(stored):
+    stored = _whole_json(results)
+    if stored is not None:
+        parts = ("config", "evaluation", "metrics")
+        if not isinstance(stored, dict) or not all(isinstance(stored.get(part), dict) for part in parts):
             raise InputError(f"{results} is not a run's results; choose another --output-dir or move it away")
         _require_same(folder, stored["config"], cfg, defaults)
         for key in ("eval_only", "load_epoch"):
@@ -55,19 +57,32 @@ def finished_results(cfg, defaults, evaluation):
         try:
             with open(config, encoding="utf-8") as file:
                 stored = yaml.safe_load(file)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
             stored = None
         if not isinstance(stored, dict):
             raise InputError(f"{config} is damaged; delete the folder to run again")
-        _require_same(folder, stored, cfg, defaults)
+        # A test image that turns out unreadable after the training may be left out for the evaluation.
+        _require_same(folder, stored, cfg, defaults, free=("DATASET.SKIP_BAD_IMAGES",))
     return None
 
 
-def _require_same(folder, stored, cfg, defaults):
+def _whole_json(path):
+    """What a results.json holds; None, with a warning, for a torn one: a run that has that is not finished."""
+    if not os.path.isfile(path):
+        return None
+    try:
+        stored = read_json(path)
+        return {} if stored is None else stored
+    except InputError as error:
+        print(f"Warning: {error}; the run is taken for unfinished")
+        return None
+
+
+def _require_same(folder, stored, cfg, defaults, free=()):
     here, there, default = flat(plain(cfg)), flat(stored), flat(plain(defaults))
     for key, value in here.items():
         other = there.get(key, default.get(key))
-        if value != other:
+        if value != other and key not in free:
             raise InputError(f"{folder} holds a run of another config ({key} is {other!r} there, {value!r} here); "
                              "choose another --output-dir or delete that folder")
 
@@ -78,18 +93,18 @@ def _checkpoints(folder):
         return []
     return [path for name in sorted(os.listdir(folder))
             if os.path.isfile(os.path.join(path := os.path.join(folder, name), "checkpoint"))
-            or os.path.isfile(os.path.join(path, "model-best.pth.tar"))]
+            or os.path.isfile(os.path.join(path, BEST)) or os.path.isfile(os.path.join(path, INTERRUPTED))]
 
 
 def newest_epoch(folder):
     """The epoch (from 1) of a run's newest checkpoint, None if only the best or none is there."""
     for path in _checkpoints(folder):
-        if os.path.isfile(os.path.join(path, "model-best.pth.tar")):
+        if os.path.isfile(os.path.join(path, BEST)):
             return None
-        with open(os.path.join(path, "checkpoint"), encoding="utf-8") as file:
-            found = re.fullmatch(r"model\.pth\.tar-(\d+)", file.readline().strip())
-        if found:
-            return int(found[1])
+        with contextlib.suppress(OSError, UnicodeDecodeError), \
+                open(os.path.join(path, "checkpoint"), encoding="utf-8") as file:
+            if found := re.fullmatch(r"model\.pth\.tar-(\d+)", file.readline().strip()):
+                return int(found[1])
     return None
 
 
@@ -97,7 +112,7 @@ def checkpoint_digest(folder, epoch=None):
     """SHA-256 over the checkpoints that an evaluation of the run in `folder` loads; None if there are none."""
     digest = hashlib.sha256()
     for path in _checkpoints(folder):
-        names = [f"model.pth.tar-{epoch}"] if epoch is not None else ["model-best.pth.tar"]
+        names = [f"model.pth.tar-{epoch}"] if epoch is not None else [BEST]
         if epoch is None and not os.path.isfile(os.path.join(path, names[0])):
             names = [f"model.pth.tar-{newest_epoch(folder)}"]
         for name in names:

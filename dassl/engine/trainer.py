@@ -1,5 +1,6 @@
 """The epoch loop. TrainerBase keeps models, optimizers and checkpoints; SimpleTrainer adds data and evaluation;
 TrainerX runs epochs over labelled batches. A method is a subclass with `build_model` and `forward_backward`."""
+import contextlib
 import datetime
 import inspect
 import math
@@ -13,17 +14,22 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from dassl.data import DataManager
+from dassl.data.pictures import require_readable
 from dassl.evaluation import build_evaluator
 from dassl.utils import (
+    BEST,
+    INTERRUPTED,
     AverageMeter,
     InputError,
     MetricMeter,
     NonFiniteError,
+    StopRequest,
     check_availability,
+    checkpoints_newest_first,
     get_rng_state,
     load_checkpoint,
     mkdir_if_missing,
-    resume_from_checkpoint,
+    note_checkpoint,
     save_checkpoint,
     set_rng_state,
     tolist_if_not,
@@ -41,6 +47,8 @@ class TrainerBase:
         self.epoch = self.start_epoch = 0
         self.batch_idx = 0
         self.first_batch = 0  # batches of the starting epoch that an interrupted run has consumed
+        self.batches_done = 0  # batches of the current epoch that are trained on, 0 once its checkpoint is due
+        self.stop = None  # the StopRequest of a training that can be ended by a signal
         self.results = OrderedDict()  # split -> the numbers of its last evaluation
 
     # ---- models ----
@@ -74,6 +82,7 @@ class TrainerBase:
             state = {
                 "state_dict": self._models[name].state_dict(),
                 "epoch": epoch + 1,
+                "step": self.batches_done if model_name == INTERRUPTED else 0,
                 "optimizer": optim.state_dict() if optim is not None else None,
                 "scheduler": sched.state_dict() if sched is not None else None,
                 "val_result": val_result,
@@ -83,20 +92,39 @@ class TrainerBase:
             save_checkpoint(state, os.path.join(directory, name), is_best=is_best, model_name=model_name)
 
     def resume_model_if_exist(self, directory):
-        """Load the newest checkpoint of every model, if there is one. Returns the epoch (from 0) to start with."""
+        """Load the checkpoint that is furthest on and whole for every model, if there is one.
+
+        Returns the epoch (from 0) to start with; `first_batch` says how many of its batches are done."""
         names = self.get_model_names()
-        if not names or not all(os.path.isfile(os.path.join(directory, n, "checkpoint")) for n in names):
+        states = self._common_states([os.path.join(directory, name) for name in names]) if names else None
+        if states is None:
             return 0
         print(f"Found a checkpoint in {directory} (training goes on from it)")
-        for name in names:
-            path = os.path.join(directory, name)
-            start_epoch = resume_from_checkpoint(path, self._models[name], self._optims[name], self._scheds[name])
-        with open(os.path.join(path, "checkpoint"), encoding="utf-8") as file:
-            state = load_checkpoint(os.path.join(path, file.readline().strip()))
-        self.best_result = state.get("best_result", -math.inf)
-        if "rng" in state:
-            set_rng_state(state["rng"])
-        return start_epoch
+        for name, state in zip(names, states):
+            self._models[name].load_state_dict(state["state_dict"])
+            for part, key in ((self._optims[name], "optimizer"), (self._scheds[name], "scheduler")):
+                if part is not None and state.get(key) is not None:
+                    part.load_state_dict(state[key])
+        self.best_result = states[-1].get("best_result", -math.inf)
+        self.first_batch = states[-1].get("step", 0)
+        if "rng" in states[-1]:
+            set_rng_state(states[-1]["rng"])
+        return states[-1]["epoch"]
+
+    @staticmethod
+    def _common_states(folders):
+        """The checkpoints, one a folder, of the furthest point that every folder has: a run may be killed between two
+        models' checkpoints. None if there is no such point."""
+        for path, first in checkpoints_newest_first(folders[0]):
+            states = [first]
+            for folder in folders[1:]:
+                found = (state for other, state in checkpoints_newest_first(folder)
+                         if os.path.basename(other) == os.path.basename(path)
+                         and (state["epoch"], state.get("step", 0)) == (first["epoch"], first.get("step", 0)))
+                states.append(next(found, None))
+            if all(state is not None for state in states):
+                return states
+        return None
 
     def load_model(self, directory, epoch=None):
         """Load `model-best.pth.tar`, or the checkpoint of `epoch` (from 1), for evaluation.
@@ -107,7 +135,7 @@ class TrainerBase:
         if not directory:
             print("Note: load_model() is skipped, no folder was given")
             return
-        model_file = f"model.pth.tar-{epoch}" if epoch is not None else "model-best.pth.tar"
+        model_file = f"model.pth.tar-{epoch}" if epoch is not None else BEST
         for name in self.get_model_names():
             path = os.path.join(directory, name, model_file)
             checkpoint = load_checkpoint(path)
@@ -137,9 +165,11 @@ class TrainerBase:
                 if hasattr(getattr(loader, "batch_sampler", None), "set_epoch"):
                     loader.batch_sampler.set_epoch(self.epoch, self.first_batch)
             self.before_epoch()
+            self.batches_done = self.first_batch
             self.run_epoch()
             self.first_batch = 0
             self.after_epoch()
+            self.batches_done = 0
         self.after_train()
 
     def before_train(self):
@@ -171,6 +201,29 @@ class TrainerBase:
 
     def model_inference(self, input):
         raise NotImplementedError
+
+    # ---- ending early ----
+    def stop_if_asked(self):
+        """If a signal has asked for it, write a checkpoint of this point and end the run.
+
+        Raises:
+            KeyboardInterrupt, Terminated: SIGINT or SIGTERM came.
+        """
+        if self.stop is None or self.stop.number is None:
+            return
+        place = "the training is done"
+        if self.batches_done:
+            self.save_model(self.epoch - 1, self.output_dir, model_name=INTERRUPTED)
+            place = f"epoch {self.epoch + 1}, {self.batches_done} batches done"
+        print(f"Stopped by {self.stop.name}: {place}; the same command goes on from there")
+        self.stop.end()
+
+    def forget_interruption(self):
+        """Remove the checkpoint of a point within an epoch, once an epoch's own is further on."""
+        for name in self.get_model_names():
+            path = os.path.join(self.output_dir, name, INTERRUPTED)
+            if os.path.lexists(path):
+                os.remove(path)
 
     # ---- steps ----
     def update_lr(self, names=None):
@@ -256,9 +309,13 @@ class SimpleTrainer(TrainerBase):
 
     def train(self):
         try:
-            super().train(self.start_epoch, self.max_epoch)
+            self.check_images()
+            with StopRequest() as self.stop:
+                super().train(self.start_epoch, self.max_epoch)
+                self.stop_if_asked()  # during the last evaluation: what would come next must not run
         except BaseException:
-            self.close_writer()
+            with contextlib.suppress(OSError):  # the disk may be what ended the run
+                self.close_writer()
             for loader in (getattr(self, "train_loader_x", None), getattr(self, "train_loader_u", None)):
                 # Left to the garbage collector, workers that persist are waited for in vain, five seconds each.
                 iterator = getattr(loader, "_iterator", None)
@@ -266,10 +323,18 @@ class SimpleTrainer(TrainerBase):
                     iterator._shutdown_workers()
             raise
 
+    def check_images(self):
+        """Raise InputError for an image to train or validate on that cannot be read, before hours are spent."""
+        dm = getattr(self, "dm", None)
+        if dm is not None and self.max_epoch > self.start_epoch:
+            require_readable([*dm.dataset.train_x, *(dm.dataset.val or ())])
+
     def before_train(self):
         self.start_epoch = self.resume_model_if_exist(self.output_dir)
         if self.cfg.RESUME and not (self.start_epoch or self.first_batch):
             self.start_epoch = self.resume_from(self.cfg.RESUME)
+        for name in self.get_model_names():  # a kill may have come between a checkpoint and the note of it
+            note_checkpoint(os.path.join(self.output_dir, name), f"model.pth.tar-{self.start_epoch}")
         writer_dir = os.path.join(self.output_dir, "tensorboard")
         mkdir_if_missing(writer_dir)
         self.init_writer(writer_dir)
@@ -283,7 +348,7 @@ class SimpleTrainer(TrainerBase):
         if not (start_epoch or self.first_batch):
             raise InputError(f"--resume {directory}: there is no checkpoint in that folder")
         for name in self.get_model_names():
-            best = os.path.join(directory, name, "model-best.pth.tar")
+            best = os.path.join(directory, name, BEST)
             if os.path.isfile(best):
                 mkdir_if_missing(os.path.join(self.output_dir, name))
                 shutil.copy(best, os.path.join(self.output_dir, name))
@@ -309,9 +374,10 @@ class SimpleTrainer(TrainerBase):
             result = self.test(split="val")
             if result > self.best_result:
                 self.best_result = result
-                self.save_model(self.epoch, self.output_dir, val_result=result, model_name="model-best.pth.tar")
+                self.save_model(self.epoch, self.output_dir, val_result=result, model_name=BEST)
         if last_epoch or (freq > 0 and (self.epoch + 1) % freq == 0):
             self.save_model(self.epoch, self.output_dir)
+            self.forget_interruption()
 
     @torch.no_grad()
     def test(self, split=None):
@@ -329,6 +395,7 @@ class SimpleTrainer(TrainerBase):
         wanted &= set(inspect.signature(self.evaluator.process).parameters)
         print(f"Evaluate on the *{split}* set")
         for batch in tqdm(loader, desc=split, leave=False, disable=None):
+            self.stop_if_asked()
             input, label = self.parse_batch_test(batch)
             output = self.model_inference(input)
             self.evaluator.process(output, label, **{name: batch[name] for name in wanted if name in batch})
@@ -357,6 +424,7 @@ class TrainerX(SimpleTrainer):
             data_time.update(time.time() - end)
             self.batch, lr = batch, self.get_current_lr()
             summary = self.forward_backward(batch)
+            self.batches_done = self.batch_idx + 1
             batch_time.update(time.time() - end)
             losses.update(summary)
 
@@ -372,6 +440,7 @@ class TrainerX(SimpleTrainer):
             for name, meter in losses.meters.items():
                 self.write_scalar(f"train/{name}", meter.val, step)
             self.write_scalar("train/lr", lr, step)
+            self.stop_if_asked()
             end = time.time()
 
     def parse_batch_train(self, batch):

@@ -1,17 +1,26 @@
 """What the rest of the engine stands on: errors, registries, logging, randomness, meters, checkpoints."""
 from dassl.utils.checkpoint import (
+    BEST,
+    INTERRUPTED,
+    checkpoints_newest_first,
     load_checkpoint,
     load_pretrained_weights,
+    note_checkpoint,
+    noted_checkpoint,
+    remove_torn_files,
     resume_from_checkpoint,
     save_checkpoint,
     write_atomically,
 )
-from dassl.utils.errors import InputError, NonFiniteError
+from dassl.utils.errors import InputError, NonFiniteError, surroundings
+from dassl.utils.images import read_image
+from dassl.utils.lock import FolderLock
 from dassl.utils.logger import Logger, setup_logger
 from dassl.utils.meters import AverageMeter, MetricMeter
 from dassl.utils.plugins import import_package_modules, load_entry_points, load_plugin
 from dassl.utils.random import derive_seed, get_rng_state, isolated_rng, set_random_seed, set_rng_state
 from dassl.utils.registry import Registry
+from dassl.utils.signals import StopRequest, Terminated, leave_signals_to_the_parent, sigterm_raises
 from dassl.utils.tools import (
     check_availability,
     check_isfile,
@@ -19,17 +28,17 @@ from dassl.utils.tools import (
     count_num_param,
     listdir_nohidden,
     mkdir_if_missing,
-    read_image,
     read_json,
     tolist_if_not,
     write_json,
 )
 
 __all__ = [
-    "AverageMeter", "InputError", "Logger", "MetricMeter", "NonFiniteError", "Registry", "check_availability",
-    "check_isfile", "collect_env_info", "count_num_param", "derive_seed", "get_rng_state", "import_package_modules",
-    "isolated_rng", "listdir_nohidden", "load_checkpoint", "load_entry_points", "load_plugin",
-    "load_pretrained_weights", "mkdir_if_missing", "read_image", "read_json", "resume_from_checkpoint",
-    "save_checkpoint", "set_random_seed", "set_rng_state", "setup_logger", "tolist_if_not", "write_atomically",
-    "write_json",
+    "AverageMeter", "BEST", "FolderLock", "INTERRUPTED", "InputError", "Logger", "MetricMeter", "NonFiniteError",
+    "Registry", "StopRequest", "Terminated", "check_availability", "check_isfile", "checkpoints_newest_first",
+    "collect_env_info", "count_num_param", "derive_seed", "get_rng_state", "import_package_modules", "isolated_rng",
+    "leave_signals_to_the_parent", "listdir_nohidden", "load_checkpoint", "load_entry_points", "load_plugin",
+    "load_pretrained_weights", "mkdir_if_missing", "note_checkpoint", "noted_checkpoint", "read_image", "read_json",
+    "remove_torn_files", "resume_from_checkpoint", "save_checkpoint", "set_random_seed", "set_rng_state",
+    "setup_logger", "sigterm_raises", "surroundings", "tolist_if_not", "write_atomically", "write_json",
 ]

@@ -1,10 +1,16 @@
 """Checkpoints: written whole or not at all, read without running code."""
+import contextlib
+import io
 import os
-import pickle
+import re
+import warnings
 
 import torch
 
 from dassl.utils.errors import InputError
+
+BEST = "model-best.pth.tar"
+INTERRUPTED = "model-interrupted.pth.tar"  # of the point within an epoch where a signal ended the run
 
 
 def write_atomically(fpath, write):
@@ -21,6 +27,30 @@ def write_atomically(fpath, write):
         if os.path.exists(temporary):
             os.remove(temporary)
         raise
+    flush_folder(os.path.dirname(fpath) or ".")
+
+
+def flush_folder(folder):
+    """Make a rename in `folder` survive a power cut, where the system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def remove_torn_files(folder):
+    """Remove what writers that were killed left in a run folder and in its models' folders, not in other runs' folders
+    that may lie below. Call it as the folder's one writer."""
+    for name in os.listdir(folder):
+        path = os.path.join(folder, name)
+        if os.path.isdir(path):
+            torn = [inner for inner in os.listdir(path) if re.fullmatch(r"(checkpoint|model.*\.tar.*)\.tmp\d+", inner)]
+            for inner in torn:
+                os.remove(os.path.join(path, inner))
+        elif re.search(r"\.tmp\d+$", name):
+            os.remove(path)
 
 
 def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True, model_name=""):
@@ -30,17 +60,19 @@ def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True
         state: dict with "state_dict" and "epoch" (1-based); tensors, numbers, strings and containers of them.
         is_best: also write `model-best.pth.tar`.
         remove_module_from_keys: drop the "module." that DataParallel puts before each name.
-        model_name: file name; `model-best.pth.tar` is not noted as the newest.
+        model_name: file name; the best and the interrupted model are not noted as the newest.
     """
     if remove_module_from_keys:
         state = dict(state, state_dict={k.removeprefix("module."): v for k, v in state["state_dict"].items()})
     name = model_name or f"model.pth.tar-{state['epoch']}"
     fpath = os.path.join(save_dir, name)
-    write_atomically(fpath, lambda file: torch.save(state, file))
-    if name != "model-best.pth.tar":
-        write_atomically(os.path.join(save_dir, "checkpoint"), lambda file: file.write(f"{name}\n".encode()))
+    whole = io.BytesIO()  # torch.save into a file hides what went wrong with the file
+    torch.save(state, whole)
+    write_atomically(fpath, lambda file: file.write(whole.getbuffer()))
+    if name not in (BEST, INTERRUPTED):
+        note_checkpoint(save_dir, name)
     if is_best:
-        write_atomically(os.path.join(save_dir, "model-best.pth.tar"), lambda file: torch.save(state, file))
+        write_atomically(os.path.join(save_dir, BEST), lambda file: file.write(whole.getbuffer()))
     print(f"Checkpoint saved to {fpath}")
 
 
@@ -56,14 +88,85 @@ def load_checkpoint(fpath):
     if not os.path.exists(fpath):
         raise FileNotFoundError(f'File is not found at "{fpath}"')
     try:
-        loaded = torch.load(fpath, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch finds odd in a file is either refused or harmless
+            loaded = torch.load(fpath, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can fail anywhere in the unpickler
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{fpath} is not a checkpoint that can be loaded safely ({reason[:120]}); "
                          "delete it or train again") from None
     if not isinstance(loaded, dict):
         raise InputError(f"{fpath} is not a checkpoint: it holds a {type(loaded).__name__} instead of named tensors")
     return loaded
+
+
+def checkpoints_newest_first(folder):
+    """Yields (path, contents) of the checkpoints that a run in `folder` can go on from, furthest first.
+
+    A damaged or missing one is passed over with a warning.
+
+    Raises:
+        InputError: there are checkpoints, and none can be read.
+    """
+    if not os.path.isdir(folder):
+        return
+    numbers = sorted((int(found[1]) for name in os.listdir(folder)
+                      if (found := re.fullmatch(r"model\.pth\.tar-(\d+)", name))), reverse=True)
+    names = [f"model.pth.tar-{number}" for number in numbers]
+    noted = noted_checkpoint(folder)
+    if noted and noted not in names:
+        names.insert(0, noted)
+    if os.path.lexists(os.path.join(folder, INTERRUPTED)):
+        names.insert(0, INTERRUPTED)
+    whole, first_complaint = 0, None
+    waiting = None  # the interrupted one, until it is clear that no epoch's checkpoint is further on
+    for name in names:
+        path = os.path.join(folder, name)
+        try:
+            state = _resumable(path)
+        except (InputError, OSError) as error:
+            first_complaint = first_complaint or error
+            print(f"Warning: passed over a checkpoint: {error}")
+            continue
+        whole += 1
+        if name == INTERRUPTED:
+            waiting = path, state
+            continue
+        if waiting and _point(waiting[1]) > _point(state):
+            yield waiting
+            waiting = None
+        yield path, state
+    if waiting:
+        yield waiting
+    if first_complaint and not whole:
+        raise InputError(f"no checkpoint in {folder} can be read, first: {first_complaint}")
+
+
+def note_checkpoint(folder, name):
+    """Let the folder's file `checkpoint` name its newest one, if there is such a checkpoint."""
+    if os.path.isfile(os.path.join(folder, name)) and noted_checkpoint(folder) != name:
+        write_atomically(os.path.join(folder, "checkpoint"), lambda file: file.write(f"{name}\n".encode()))
+
+
+def noted_checkpoint(folder):
+    """The file name that the folder's file `checkpoint` holds, None if there is none."""
+    with contextlib.suppress(OSError, UnicodeDecodeError), \
+            open(os.path.join(folder, "checkpoint"), encoding="utf-8") as file:
+        return os.path.basename(file.readline().strip()) or None
+
+
+def _resumable(path):
+    state = load_checkpoint(path)
+    point = (state.get("epoch"), state.get("step", 0))
+    if not all(isinstance(number, int) and number >= 0 for number in point) or \
+            not isinstance(state.get("state_dict"), dict):
+        raise InputError(f"{path} is not a checkpoint to go on from: it lacks the epoch or the trained tensors")
+    return state
+
+
+def _point(state):
+    """How far a checkpoint is: (finished epochs, batches of the next one)."""
+    return state["epoch"], state.get("step", 0)
 
 
 def resume_from_checkpoint(fdir, model, optimizer=None, scheduler=None):

@@ -1,4 +1,17 @@
 """Errors that are the user's to mend. Everything else that is raised is a bug and keeps its traceback."""
+import errno
+
+GOES_ON = "the same command then goes on from the last checkpoint"
+ADVICE = {
+    errno.ENOSPC: f"free some space; {GOES_ON}",
+    errno.EDQUOT: f"free some of your quota; {GOES_ON}",
+    errno.EACCES: "check owner and permissions, or choose another folder",
+    errno.EPERM: "check owner and permissions, or choose another folder",
+    errno.EROFS: "choose a folder that can be written",
+    errno.EMFILE: "raise the limit of open files (ulimit -n) or lower DATALOADER.NUM_WORKERS",
+    errno.ELOOP: "a symbolic link leads to itself; mend or remove it",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
 
 
 class InputError(ValueError):
@@ -14,3 +27,22 @@ class InputError(ValueError):
 
 class NonFiniteError(InputError, FloatingPointError):
     """The loss became infinite or NaN."""
+
+
+def surroundings(error):
+    """One line for an error that comes from the machine and not from the code: its disk, its memory, its workers.
+    None for any other."""
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError):
+        advice = ADVICE.get(error.errno)
+        return f"{text}; {advice}" if advice else text
+    if type(error).__name__ == "OutOfMemoryError" and "CUDA" in text:
+        return (f"the GPU is out of memory ({text.split('. ')[0]}); lower DATALOADER.TRAIN_X.BATCH_SIZE or "
+                f"DATALOADER.TEST.BATCH_SIZE, use PREC amp or fp16, or free the GPU; {GOES_ON}")
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
+        return ("out of memory; lower the batch sizes or whatever number of this run is very large "
+                f"({text[-160:] or 'MemoryError'})")
+    if isinstance(error, RuntimeError) and "DataLoader worker" in text and "Original Traceback" not in text:
+        return (f"a loader worker died ({text[:120]}); it may have run out of memory: lower DATALOADER.NUM_WORKERS; "
+                f"{GOES_ON}")
+    return None

@@ -33,6 +33,8 @@ def load_plugin(spec, registries=()):
         for registry in registries:
             stack.enter_context(registry.replacing())
         if not (spec.endswith(".py") or os.path.isfile(spec)):
+            if not all(part.isidentifier() for part in spec.split(".")):
+                raise InputError(f"--plugin {spec}: neither a file nor a module that can be imported")
             try:
                 return importlib.import_module(spec)
             except ModuleNotFoundError as error:

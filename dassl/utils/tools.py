@@ -7,7 +7,6 @@ import sys
 import numpy as np
 import PIL
 import torch
-from PIL import Image
 
 from dassl.utils.checkpoint import write_atomically
 from dassl.utils.errors import InputError
@@ -46,7 +45,7 @@ def read_json(fpath):
             return json.load(file)
     except OSError as error:
         raise InputError(f"cannot read {fpath}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{fpath} is not valid JSON: {error}") from None
 
 
@@ -54,18 +53,6 @@ def write_json(obj, fpath):
     """Write JSON under a temporary name, then rename: the file is whole or not there."""
     text = json.dumps(obj, indent=2)
     write_atomically(fpath, lambda file: file.write(text.encode()))
-
-
-def read_image(path):
-    """The RGB picture at `path`. Raises InputError, naming the path, when there is none or it does not decode."""
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except FileNotFoundError:
-        raise InputError(f"no image at {path}; check DATASET.ROOT and the dataset's split file") from None
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise InputError(f"cannot decode the image {path} ({error}); replace the file or take it out of the split"
-                         ) from None
 
 
 def count_num_param(model=None, params=None):

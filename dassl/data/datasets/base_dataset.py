@@ -38,11 +38,16 @@ class DatasetBase:
         if lowest < 0:
             raise InputError(f"{type(self).__name__}: an image has the label {lowest}; labels start at 0 "
                              "(at 1 in lists that count from 1)")
-        self.lab2cname = dict(sorted({item.label: item.classname for item in train_x}.items()))
+        names = {}
+        for item in train_x:
+            if names.setdefault(item.label, item.classname) != item.classname:
+                raise InputError(f"{type(self).__name__}: label {item.label} is called '{names[item.label]}' and "
+                                 f"'{item.classname}' ({item.impath}); a class has one name")
+        self.lab2cname = dict(sorted(names.items()))
         self.num_classes = max(self.lab2cname) + 1
         if len(self.lab2cname) != self.num_classes:
-            missing = sorted(set(range(self.num_classes)) - set(self.lab2cname))
-            raise InputError(f"{type(self).__name__}: no training image has label {missing[0]} "
+            missing = next(number for number, label in enumerate(self.lab2cname) if number != label)
+            raise InputError(f"{type(self).__name__}: no training image has label {missing} "
                              f"(labels run to {self.num_classes - 1}); every class needs training images")
         self.classnames = list(self.lab2cname.values())
 

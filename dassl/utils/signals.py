@@ -1,0 +1,73 @@
+"""SIGINT and SIGTERM. In training they ask for a stop between two batches; elsewhere they end the run at once."""
+import contextlib
+import signal
+import threading
+
+
+class Terminated(SystemExit):
+    """SIGTERM came; the exit status is 143."""
+
+    def __init__(self):
+        super().__init__(128 + signal.SIGTERM)
+
+
+def end_by(number):
+    """Raise what stands for the signal: KeyboardInterrupt (exit status 130) or Terminated (143)."""
+    raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+
+
+def _handled(number):
+    """Whether the signal's handler may be replaced: not where it is ignored (nohup), foreign, or not this thread's."""
+    in_main = threading.current_thread() is threading.main_thread()
+    return in_main and signal.getsignal(number) not in (signal.SIG_IGN, None)
+
+
+@contextlib.contextmanager
+def sigterm_raises():
+    """Within it SIGTERM raises Terminated, so that what is open is closed. SIGINT raises KeyboardInterrupt anyway."""
+    if not _handled(signal.SIGTERM) or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    former = signal.signal(signal.SIGTERM, lambda number, frame: end_by(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+class StopRequest:
+    """Within it SIGINT and SIGTERM are noted in `number`; whoever loops looks at it and calls `end()`. A second signal
+    ends at once. Outside the main thread, where no handler can be set, nothing is noted."""
+
+    def __init__(self):
+        self.number = None
+        self._former = {}
+
+    def __enter__(self):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if _handled(number):
+                self._former[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *exception):
+        for number, former in self._former.items():
+            signal.signal(number, former)
+
+    def _note(self, number, frame):
+        if self.number is not None:
+            end_by(number)
+        self.number = number
+
+    @property
+    def name(self):
+        return signal.Signals(self.number).name
+
+    def end(self):
+        end_by(self.number)
+
+
+def leave_signals_to_the_parent(worker_id=0):
+    """For a loader's worker: Ctrl-C and a batch system's SIGTERM reach the whole process group, and a worker that dies
+    of them breaks the step the parent is in."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
