@@ -270,18 +270,22 @@ def measured(trainer):
     return {split: {name: float(value) for name, value in numbers.items()} for split, numbers in found.items()}
 
 
+def mendable(error):
+    """One line for an error that the user can mend, None for a bug."""
+    if isinstance(error, (InputError, PromptingError)):
+        return " ".join(str(error).split())
+    return surroundings(error)
+
+
 def command_line(function):
     """Call `function()`; what the user can mend becomes one line and exit status 2."""
     try:
         function()
-    except (InputError, PromptingError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
     except (KeyboardInterrupt, Terminated) as stop:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130 if isinstance(stop, KeyboardInterrupt) else stop.code
     except Exception as error:
-        line = surroundings(error)
+        line = mendable(error)
         if line is None:
             raise
         print(f"error: {line}", file=sys.stderr)

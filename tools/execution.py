@@ -12,14 +12,7 @@ import torch
 
 import train
 from dassl.engine.run_folder import finished_results
-from dassl.utils import InputError
-from prompting import PromptingError
-
-MENDABLE = (InputError, PromptingError, OSError)  # what ends one run and lets the others go on
-
-
-def one_line(error):
-    return " ".join(str(error).split()) or type(error).__name__
+from dassl.utils import InputError, sigterm_raises
 
 
 def finished(run):
@@ -102,7 +95,7 @@ def execute(runs, clips, jobs=1):
         run.check()
     outcome = Outcome(list(runs))
     try:
-        with _termination_raises():
+        with sigterm_raises():
             if jobs > 1:
                 _side_by_side(outcome, jobs)
             else:
@@ -113,30 +106,16 @@ def execute(runs, clips, jobs=1):
     return outcome
 
 
-@contextlib.contextmanager
-def _termination_raises():
-    """SIGTERM, which ends a process silently, ends it as an exception does: with what is done and what remains."""
-    def interrupt(*_):
-        raise SystemExit(128 + signal.SIGTERM)
-
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not the main thread, which alone may handle signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _one_by_one(outcome, clips):
     for run in outcome.runs:
         if outcome.ready(run):
             try:
                 outcome.results[run.folder] = train.main(list(run.argv), clips=clips)
-            except MENDABLE as error:
-                outcome.fail(run, one_line(error))
+            except Exception as error:
+                reason = train.mendable(error)
+                if reason is None:
+                    raise
+                outcome.fail(run, reason)
 
 
 # ---- several processes ----
@@ -146,7 +125,6 @@ class Worker:
     Args:
         device: number of its GPU, or None.
         threads: CPU threads it may use.
-        plugins: as the runs name them.
     """
 
     def __init__(self, device, threads):
@@ -207,10 +185,9 @@ def _work(pipe, threads):
             argv = pipe.recv()
             try:
                 answer = "results", train.main(argv, clips=clips)
-            except MENDABLE as error:
-                answer = "failed", one_line(error)
-            except Exception:
-                answer = "broken", traceback.format_exc()
+            except Exception as error:
+                reason = train.mendable(error)
+                answer = ("broken", traceback.format_exc()) if reason is None else ("failed", reason)
             pipe.send(answer)
 
 

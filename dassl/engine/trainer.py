@@ -272,6 +272,15 @@ class TrainerBase:
         self.model_update(names)
 
 
+def end_workers(loader):
+    """End the workers that a loader keeps between epochs; its next pass starts new ones. Left to the garbage collector
+    they are waited for in vain, five seconds each."""
+    iterator = getattr(loader, "_iterator", None)
+    if hasattr(iterator, "_shutdown_workers"):
+        iterator._shutdown_workers()
+        loader._iterator = None
+
+
 class SimpleTrainer(TrainerBase):
     """A trainer with a dataset, an evaluator and one kind of run: train, then test."""
 
@@ -316,12 +325,10 @@ class SimpleTrainer(TrainerBase):
         except BaseException:
             with contextlib.suppress(OSError):  # the disk may be what ended the run
                 self.close_writer()
-            for loader in (getattr(self, "train_loader_x", None), getattr(self, "train_loader_u", None)):
-                # Left to the garbage collector, workers that persist are waited for in vain, five seconds each.
-                iterator = getattr(loader, "_iterator", None)
-                if hasattr(iterator, "_shutdown_workers"):
-                    iterator._shutdown_workers()
             raise
+        finally:
+            for loader in (getattr(self, "train_loader_x", None), getattr(self, "train_loader_u", None)):
+                end_workers(loader)
 
     def check_images(self):
         """Raise InputError for an image to train or validate on that cannot be read, before hours are spent."""
