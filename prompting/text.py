@@ -13,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from prompting.blocks import Block
 from prompting.errors import PromptingError
 
-KEPT_PER_TOKEN = 16  # vectors of the tower's width that a token of a layer keeps for the backward pass, at most
+KEPT_PER_TOKEN = 10  # vectors of the tower's width that a token of a layer keeps for the backward pass, and
+KEPT_PER_KEY = 2  # that each of a class's keys does (its own tokens and a copy of the prefix)
 PADDING_ON_GPU = 512  # tokens that may be padded to spare a piece
 
 SOS, EOS = tokenizer.encoder["<|startoftext|>"], tokenizer.encoder["<|endoftext|>"]
@@ -121,15 +122,16 @@ class TextTower:
         """The sorted classes in as few pieces as `activation_bytes` allows; one piece where nothing is kept."""
         if self.activation_bytes is None or not torch.is_grad_enabled():
             return [order]
-        token = KEPT_PER_TOKEN * self.width * self.layers * self.model.text_projection.element_size()
-        room = max(1, self.activation_bytes // (token * groups) - shared)  # in own tokens a group
+        vector = self.width * self.layers * self.model.text_projection.element_size() * groups
+        room = self.activation_bytes // vector - (KEPT_PER_TOKEN + KEPT_PER_KEY) * shared
         chunks, used = [[]], 0
         for index in order:
-            if chunks[-1] and used + lengths[index] > room:
+            kept = KEPT_PER_TOKEN * lengths[index] + KEPT_PER_KEY * (shared + lengths[index])
+            if chunks[-1] and used + kept > room:
                 chunks.append([])
                 used = 0
             chunks[-1].append(index)
-            used += lengths[index]
+            used += kept
         return chunks
 
     def _buckets(self, order, lengths):
