@@ -1,5 +1,52 @@
-"""Data time against step time."""
+"""What a training batch of pictures costs, with and without the cache of decoded ones."""
+import contextlib
+import io
+import os
+import tempfile
+import time
+
+import numpy as np
+from PIL import Image
+
+from dassl.config import get_cfg_default
+from dassl.data.data_manager import build_data_loader
+from dassl.data.datasets import Datum
+from dassl.data.transforms import build_transform
+
+PICTURES, SIZE, BATCH, EPOCHS = 96, (500, 375), 32, 3  # the size of most pictures of ImageNet and Caltech101
+
+
+def draw_pictures(folder):
+    """JPEG files of smooth noise, whose size on disk is that of a photograph's."""
+    rng = np.random.RandomState(0)
+    items = []
+    for number in range(PICTURES):
+        coarse = Image.fromarray(rng.randint(0, 256, (SIZE[1] // 8, SIZE[0] // 8, 3), dtype=np.uint8))
+        fine = rng.randint(0, 24, (SIZE[1], SIZE[0], 3))
+        pixels = np.asarray(coarse.resize(SIZE, Image.BICUBIC)) * 0.9 + fine
+        path = os.path.join(folder, f"{number:03d}.jpg")
+        Image.fromarray(pixels.astype(np.uint8)).save(path, quality=90)
+        items.append(Datum(path, number % 10, 0, str(number % 10)))
+    return items
 
 
 def measure_loader():
-    return {}
+    """{"without" and "with": seconds a batch, one an epoch, decoded and augmented in the process itself}."""
+    found = {"pictures": PICTURES, "size": list(SIZE), "batch": BATCH}
+    with tempfile.TemporaryDirectory() as folder:
+        items = draw_pictures(folder)
+        for name, megabytes in (("without", 0), ("with", 2048)):
+            cfg = get_cfg_default()
+            cfg.SEED, cfg.DATALOADER.NUM_WORKERS, cfg.DATALOADER.CACHE_MB = 1, 0, megabytes
+            cfg.INPUT.INTERPOLATION = "bicubic"
+            cfg.INPUT.TRANSFORMS = ("random_resized_crop", "random_flip", "normalize")
+            with contextlib.redirect_stdout(io.StringIO()):
+                transform = build_transform(cfg, is_train=True)
+            loader = build_data_loader(cfg, "RandomSampler", items, BATCH, tfm=transform, is_train=True)
+            found[name] = []
+            for epoch in range(EPOCHS):
+                loader.batch_sampler.set_epoch(epoch)
+                start = time.process_time()
+                batches = sum(1 for _ in loader)
+                found[name].append((time.process_time() - start) / batches)
+    return found
