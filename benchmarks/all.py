@@ -15,6 +15,7 @@ import torch
 
 from benchmarks import page
 from benchmarks.loader import measure_loader
+from benchmarks.rest import measure_rest
 from benchmarks.step import alone, check_equal, measure, report
 from benchmarks.suite import CURVES, ROWS
 from dassl.utils import InputError, mkdir_if_missing, read_json, write_json
@@ -31,6 +32,7 @@ def items():
             found[f"{curve.name}_{value}"] = (
                 lambda stored, pairs, work=work, side=curve.side: stored or alone(work, side, repeats=2))
     found["loader"] = lambda stored, pairs: stored or measure_loader()
+    found["rest"] = lambda stored, pairs: stored or measure_rest(2)
     return found
 
 
@@ -76,7 +78,7 @@ def main(argv=None):
         stored = read_json(path) if os.path.isfile(path) else None
         found = function(stored, args.pairs)
         if found is not stored:
-            write_json(found, path)
+            write_json({**found, "machine": page.machine()}, path)
     stored = {name: read_json(path) for name in items()
               if os.path.isfile(path := os.path.join(args.output, f"{name}.json"))}
     mkdir_if_missing(args.docs)

@@ -1,10 +1,10 @@
 """The benchmark's two sides give the same numbers; what makes ours fast or small changes none of them."""
 import json
 
+import drawn
 import pytest
 import torch
 
-import drawn
 from benchmarks import all as benchmarks_all
 from benchmarks import step
 from benchmarks.measure import TOLERANCE, CountOperations, alternate, peak_above, relative_difference
