@@ -1,6 +1,4 @@
 """What a training batch of pictures costs, with and without the cache of decoded ones."""
-import contextlib
-import io
 import os
 import tempfile
 import time
@@ -30,23 +28,34 @@ def draw_pictures(folder):
     return items
 
 
-def measure_loader():
-    """{"without" and "with": seconds a batch, one an epoch, decoded and augmented in the process itself}."""
-    found = {"pictures": PICTURES, "size": list(SIZE), "batch": BATCH}
+def loader_of(items, workers, megabytes):
+    cfg = get_cfg_default()
+    cfg.VERBOSE, cfg.SEED, cfg.DATALOADER.NUM_WORKERS, cfg.DATALOADER.CACHE_MB = False, 1, workers, megabytes
+    cfg.INPUT.INTERPOLATION = "bicubic"
+    cfg.INPUT.TRANSFORMS = ("random_resized_crop", "random_flip", "normalize")
+    return build_data_loader(cfg, "RandomSampler", items, BATCH, tfm=build_transform(cfg, is_train=True), is_train=True)
+
+
+def measure_loader(step=1.0):
+    """{"without" and "with" the cache: seconds of processor time a batch, one an epoch, in the process itself;
+    "waits": seconds on the clock that a step of `step` seconds waits for a worker's batch, after the first}."""
+    found = {"pictures": PICTURES, "size": list(SIZE), "batch": BATCH, "step": step, "waits": []}
     with tempfile.TemporaryDirectory() as folder:
         items = draw_pictures(folder)
         for name, megabytes in (("without", 0), ("with", 2048)):
-            cfg = get_cfg_default()
-            cfg.SEED, cfg.DATALOADER.NUM_WORKERS, cfg.DATALOADER.CACHE_MB = 1, 0, megabytes
-            cfg.INPUT.INTERPOLATION = "bicubic"
-            cfg.INPUT.TRANSFORMS = ("random_resized_crop", "random_flip", "normalize")
-            with contextlib.redirect_stdout(io.StringIO()):
-                transform = build_transform(cfg, is_train=True)
-            loader = build_data_loader(cfg, "RandomSampler", items, BATCH, tfm=transform, is_train=True)
-            found[name] = []
+            loader, found[name] = loader_of(items, 0, megabytes), []
             for epoch in range(EPOCHS):
                 loader.batch_sampler.set_epoch(epoch)
                 start = time.process_time()
                 batches = sum(1 for _ in loader)
                 found[name].append((time.process_time() - start) / batches)
+        loader = loader_of(items, 1, 2048)
+        for epoch in range(EPOCHS):
+            loader.batch_sampler.set_epoch(epoch)
+            start = time.perf_counter()
+            for number, _ in enumerate(loader):
+                if number:
+                    found["waits"].append(time.perf_counter() - start)
+                time.sleep(step)
+                start = time.perf_counter()
     return found

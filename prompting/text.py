@@ -102,6 +102,8 @@ class TextTower:
                 (C, n, W) gives each class its own; the prompts' prefix must then be the start token alone.
         Returns:
             (G, C, E), not normalised.
+        Raises:
+            PromptingError: shared deep prompts that are more than the prefix's context vectors.
         """
         groups, shared = prompts.prefix.shape[:2]
         lengths = [end - shared + 1 for end in prompts.eot.tolist()]
@@ -177,6 +179,9 @@ class TextTower:
     def _replace(self, x, shared, buckets, deep):
         """Put the deep prompts in the places 1..n of the sequence."""
         if deep.dim() == 2:
+            if len(deep) >= shared:
+                raise PromptingError(f"{len(deep)} deep prompts of all classes need as many context vectors in front "
+                                     f"of the class names; there are {shared - 1}")
             return torch.cat([x[:, :1], deep.expand(len(x), -1, -1), x[:, 1 + len(deep):]], dim=1)
         first, own = self._take_apart(x, shared, buckets)  # class by class, in the suffix
         n = deep.shape[1]

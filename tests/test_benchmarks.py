@@ -1,12 +1,14 @@
 """The benchmark's two sides give the same numbers; what makes ours fast or small changes none of them."""
 import json
+from dataclasses import replace
 
 import drawn
 import pytest
 import torch
 
 from benchmarks import all as benchmarks_all
-from benchmarks import step
+from benchmarks import step, suite
+from benchmarks.loader import measure_loader
 from benchmarks.measure import TOLERANCE, CountOperations, alternate, peak_above, relative_difference
 from benchmarks.models import class_names, random_clip
 from benchmarks.sides import Work, both_sides
@@ -76,7 +78,8 @@ def test_peak_memory_is_what_a_function_needs():
     assert 60 * 2**20 < peak_above(needs, "cpu") < 100 * 2**20
 
 
-def test_all_stores_each_measurement_and_measures_it_once(tmp_path, capsys):
+def test_all_stores_each_measurement_and_measures_it_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmarks_all, "measure_loader", lambda: measure_loader(step=0.01))
     words = ["--output", str(tmp_path / "out"), "--docs", str(tmp_path / "docs"), "--only", "loader"]
     benchmarks_all.main(words)
     stored = tmp_path / "out" / "loader.json"
@@ -87,10 +90,24 @@ def test_all_stores_each_measurement_and_measures_it_once(tmp_path, capsys):
     assert (tmp_path / "docs" / "SPEED.md").is_file()
 
 
-@pytest.mark.parametrize("words", [["--only", "nothing"]])
-def test_unknown_measurements_are_named(tmp_path, words):
-    with pytest.raises(InputError, match="known: "):
-        benchmarks_all.main(["--output", str(tmp_path), *words])
+def test_unknown_measurements_are_named(tmp_path):
+    with pytest.raises(InputError, match="known: cocoop_train"):
+        benchmarks_all.main(["--output", str(tmp_path), "--only", "nothing"])
+
+
+def test_pairs_add_up_and_the_page_tells_of_all(tmp_path, monkeypatch):
+    tiny = [replace(row, work=replace(row.work, classes=6, batch=4, backbone="tiny", domains=min(row.work.domains, 2)),
+                    memory=False) for row in suite.ROWS if row.name in ("coop", "dg_5")]
+    monkeypatch.setattr(benchmarks_all, "ROWS", tiny)
+    monkeypatch.setattr("benchmarks.page.ROWS", tiny)
+    words = ["--output", str(tmp_path), "--docs", str(tmp_path), "--only", "coop", "dg_5"]
+    benchmarks_all.main([*words, "--pairs", "1"])
+    benchmarks_all.main([*words, "--pairs", "3"])
+    found = json.loads((tmp_path / "coop.json").read_text())
+    assert found["pairs"] == 3 == len(found["plain"]["clock"]) == len(found["ours"]["processor"])
+    page = (tmp_path / "SPEED.md").read_text()
+    assert page.count("| MetaPrompt DG, 5 domains") == 2 and "host" not in page
+    assert "nan" not in page
 
 
 # ---- the text tower ----
