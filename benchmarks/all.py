@@ -2,6 +2,7 @@
 
     python -m benchmarks.all                       # about an hour on one core
     python -m benchmarks.all --only b2n_50 coop    # these rows; what is stored is not measured again
+    python -m benchmarks.all --pairs 5             # adds to what is stored until there are five
     python -m benchmarks.all --page-only           # the page of what is stored
 
 Each measurement is stored as JSON in the output folder, so that the command can be stopped and run again.
@@ -14,6 +15,7 @@ import torch
 
 from benchmarks import page
 from benchmarks.loader import measure_loader
+from benchmarks.rest import measure_rest
 from benchmarks.step import alone, check_equal, measure, report
 from benchmarks.suite import CURVES, ROWS
 from dassl.utils import InputError, mkdir_if_missing, read_json, write_json
@@ -21,22 +23,39 @@ from train import command_line
 
 
 def items():
-    """{name: function -> the measurement}, in the order they are made."""
+    """{name: function (stored, pairs) -> the measurement}, in the order they are made."""
     found = {}
     for row in ROWS:
-        found[row.name] = lambda pairs, row=row: measured_row(row, pairs)
+        found[row.name] = lambda stored, pairs, row=row: measured_row(row, stored, pairs)
     for curve in CURVES:
         for value, work in curve.works.items():
-            found[f"{curve.name}_{value}"] = lambda pairs, work=work, side=curve.side: alone(work, side)
-    found["loader"] = lambda pairs: measure_loader()
+            found[f"{curve.name}_{value}"] = (
+                lambda stored, pairs, work=work, side=curve.side: stored or alone(work, side, repeats=2))
+    found["loader"] = lambda stored, pairs: stored or measure_loader()
+    found["rest"] = lambda stored, pairs: stored or measure_rest(2)
     return found
 
 
-def measured_row(row, pairs):
-    found = measure(row.work, pairs)
-    print(report(row.work, found), end="\n\n", flush=True)
+def measured_row(row, stored, pairs):
+    """A row's measurement with `pairs` pairs; those that are stored count."""
+    missing = pairs - (stored["pairs"] if stored else 0)
+    if missing < 1:
+        return stored
+    found = measure(row.work, missing, memory=row.memory and not stored)
     check_equal(row.work, found)
+    found = merged(stored, found) if stored else found
+    print(report(row.work, found), end="\n\n", flush=True)
     return found
+
+
+def merged(stored, found):
+    """Two measurements of one work as one."""
+    both = {**stored, "pairs": stored["pairs"] + found["pairs"], "peak": max(stored["peak"], found["peak"]),
+            "differences": [max(pair) for pair in zip(stored["differences"], found["differences"])]}
+    for name in ("plain", "ours"):
+        both[name] = {**stored[name], **{kind: stored[name][kind] + found[name][kind]
+                                         for kind in ("clock", "processor")}}
+    return both
 
 
 def main(argv=None):
@@ -53,11 +72,13 @@ def main(argv=None):
         raise InputError(f"no measurement is called {', '.join(sorted(unknown))}; known: {', '.join(items())}")
     mkdir_if_missing(args.output)
     for name, function in items().items():
-        path = os.path.join(args.output, f"{name}.json")
-        if args.page_only or os.path.isfile(path) or (args.only and name not in args.only):
+        if args.page_only or (args.only and name not in args.only):
             continue
-        print(f"== {name}", flush=True)
-        write_json(function(args.pairs), path)
+        path = os.path.join(args.output, f"{name}.json")
+        stored = read_json(path) if os.path.isfile(path) else None
+        found = function(stored, args.pairs)
+        if found is not stored:
+            write_json({**found, "machine": page.machine()}, path)
     stored = {name: read_json(path) for name in items()
               if os.path.isfile(path := os.path.join(args.output, f"{name}.json"))}
     mkdir_if_missing(args.docs)

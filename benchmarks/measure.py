@@ -1,4 +1,5 @@
 """Time, memory, operations and equality of two sides."""
+import contextlib
 import json
 import statistics
 import subprocess
@@ -72,7 +73,7 @@ def relative_difference(ours, plain):
 
 
 def alternate(ours, plain, pairs, device):
-    """Run both once, counted and compared, then in turn: plain, ours, plain, ours, ...
+    """Run the sides in turn, plain, ours, plain, ours, ...; the results of the first pair are compared.
 
     Args:
         ours, plain: functions -> lists of lists of tensors to compare ([losses, gradients]).
@@ -81,17 +82,18 @@ def alternate(ours, plain, pairs, device):
         {"plain" and "ours": {"clock", "processor": [seconds], "flop"}, "differences": one a list compared}.
     """
     found, results = {"pairs": pairs}, {}
-    for name, function in (("plain", plain), ("ours", ours)):
-        with CountOperations() as counter:
-            results[name] = function()
-        found[name] = {"clock": [], "processor": [], "flop": counter.flop}
-    found["differences"] = [relative_difference(a, b) for a, b in zip(results["ours"], results["plain"])]
-    del results
-    for _ in range(pairs):
+    for name in ("plain", "ours"):
+        found[name] = {"clock": [], "processor": []}
+    for pair in range(pairs):
         for name, function in (("plain", plain), ("ours", ours)):
-            _, clock, processor = timed(function, device)
+            # Counting costs microseconds an operation; steps take seconds.
+            with CountOperations() if pair == 0 else contextlib.nullcontext() as counter:
+                result, clock, processor = timed(function, device)
+            if pair == 0:
+                results[name], found[name]["flop"] = result, counter.flop
             found[name]["clock"].append(clock)
             found[name]["processor"].append(processor)
+    found["differences"] = [relative_difference(a, b) for a, b in zip(results["ours"], results["plain"])]
     return found
 
 

@@ -4,7 +4,7 @@ A side has
     train_step()   one training step from the start -> (losses, gradients that were applied)
     evaluate()     one test batch -> logits; `new_evaluation()` forgets what an evaluation remembers
 """
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
@@ -44,6 +44,10 @@ class Work:
             raise InputError("batch, n_ctx and domains must be at least 1")
         if self.method == "MetaPrompt" and self.stage == "train" and (self.batch < 2 or self.classes < 4):
             raise InputError("a training step of MetaPrompt needs a batch of 2 and 4 classes at least")
+
+    def smallest(self):
+        """The same with few classes and images, to warm up with."""
+        return replace(self, classes=min(self.classes, 4), batch=min(self.batch, 2 * self.domains))
 
     def words(self):
         """The words of a command line that name this work."""
@@ -148,8 +152,8 @@ class Plain:
         return self.method.evaluate(self.batch["img"])
 
 
-def both_sides(work):
-    """(Ours, Plain) on one CLIP."""
-    model = random_clip(work.backbone).to(work.device)
+def both_sides(work, model=None):
+    """(Ours, Plain) on one CLIP, by default a new one."""
+    model = random_clip(work.backbone).to(work.device) if model is None else model
     ours = Ours(work, model)
     return ours, Plain(work, model, ours)

@@ -20,6 +20,7 @@ from benchmarks.measure import (
     seconds,
     timed,
 )
+from benchmarks.models import random_clip
 from benchmarks.sides import METHODS, Work, both_sides
 from train import command_line
 
@@ -61,7 +62,10 @@ def runs_of(work, ours, plain):
 def measure(work, pairs=3, memory=True):
     """One work on both sides -> a dict of plain numbers, for JSON."""
     peak = matrix_peak(work.device)
-    ours, plain = both_sides(work)
+    model = random_clip(work.backbone).to(work.device)
+    for run in runs_of(work, *both_sides(work.smallest(), model)):  # to warm up
+        run()
+    ours, plain = both_sides(work, model)
     found = alternate(*runs_of(work, ours, plain), pairs, work.device)
     if work.stage == "eval" and work.method != "CoCoOp":
         # Static prompts are encoded with the first batch of an evaluation; shared by all batches of a test set.
@@ -111,9 +115,9 @@ def report(work, found):
                      f"{side['memory'] / 2**20:.0f} MiB" if "memory" in side else "-"])
     table = tabulate(rows, ["", unit, "spread", "GFLOP", "GFLOP/s", "of the peak", "memory above the weights"],
                      disable_numparse=True)
-    all_ratios = ratios(found, work.device)
+    of_pairs = ratios(found, work.device)
     lines = [title(work), table,
-             f"ratio {median(all_ratios):.2f} ({min(all_ratios):.2f} to {max(all_ratios):.2f}, {found['pairs']} pairs); "
+             f"ratio {median(of_pairs):.2f} ({min(of_pairs):.2f} to {max(of_pairs):.2f}, {found['pairs']} pairs); "
              f"on the clock {median(ratios(found, work.device, 'clock')):.2f}; "
              f"in operations {found['plain']['flop'] / found['ours']['flop']:.2f}"]
     if "once" in found:

@@ -30,8 +30,9 @@ class ImageTower:
 
         Args:
             embedded: what `embed` gave.
-            prompts: visual prompts, (n, W) or each image's own (B, n, W), of the layers 0, 1, ...: the first are appended to the patches before ln_pre,
-                the others replace the last n tokens before their layer. Later layers carry the outputs on.
+            prompts: visual prompts of the layers 0, 1, ..., (n, W) or each image's own (B, n, W): the first are
+                appended to the patches before ln_pre, the others replace the last n tokens before their layer. Later
+                layers carry the outputs on.
         Returns:
             (B, E), not normalised.
         """

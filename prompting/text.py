@@ -13,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from prompting.blocks import Block
 from prompting.errors import PromptingError
 
-KEPT_PER_TOKEN = 16  # vectors of the tower's width that a token of a layer keeps for the backward pass, at most
+KEPT_PER_TOKEN = 10  # vectors of the tower's width that a token of a layer keeps for the backward pass, and
+KEPT_PER_KEY = 2  # that each of a class's keys does (its own tokens and a copy of the prefix)
 PADDING_ON_GPU = 512  # tokens that may be padded to spare a piece
 
 SOS, EOS = tokenizer.encoder["<|startoftext|>"], tokenizer.encoder["<|endoftext|>"]
@@ -101,6 +102,8 @@ class TextTower:
                 (C, n, W) gives each class its own; the prompts' prefix must then be the start token alone.
         Returns:
             (G, C, E), not normalised.
+        Raises:
+            PromptingError: shared deep prompts that are more than the prefix's context vectors.
         """
         groups, shared = prompts.prefix.shape[:2]
         lengths = [end - shared + 1 for end in prompts.eot.tolist()]
@@ -121,15 +124,16 @@ class TextTower:
         """The sorted classes in as few pieces as `activation_bytes` allows; one piece where nothing is kept."""
         if self.activation_bytes is None or not torch.is_grad_enabled():
             return [order]
-        token = KEPT_PER_TOKEN * self.width * self.layers * self.model.text_projection.element_size()
-        room = max(1, self.activation_bytes // (token * groups) - shared)  # in own tokens a group
+        vector = self.width * self.layers * self.model.text_projection.element_size() * groups
+        room = self.activation_bytes // vector - (KEPT_PER_TOKEN + KEPT_PER_KEY) * shared
         chunks, used = [[]], 0
         for index in order:
-            if chunks[-1] and used + lengths[index] > room:
+            kept = KEPT_PER_TOKEN * lengths[index] + KEPT_PER_KEY * (shared + lengths[index])
+            if chunks[-1] and used + kept > room:
                 chunks.append([])
                 used = 0
             chunks[-1].append(index)
-            used += lengths[index]
+            used += kept
         return chunks
 
     def _buckets(self, order, lengths):
@@ -175,6 +179,9 @@ class TextTower:
     def _replace(self, x, shared, buckets, deep):
         """Put the deep prompts in the places 1..n of the sequence."""
         if deep.dim() == 2:
+            if len(deep) >= shared:
+                raise PromptingError(f"{len(deep)} deep prompts of all classes need as many context vectors in front "
+                                     f"of the class names; there are {shared - 1}")
             return torch.cat([x[:, :1], deep.expand(len(x), -1, -1), x[:, 1 + len(deep):]], dim=1)
         first, own = self._take_apart(x, shared, buckets)  # class by class, in the suffix
         n = deep.shape[1]

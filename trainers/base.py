@@ -28,6 +28,7 @@ from dassl.utils import (
     set_rng_state,
 )
 from prompting.backbone import Towers, load_clip
+from prompting.memory import activation_budget
 from prompting.precision import GradientOverflow, Precision, all_finite
 
 CHECKPOINTS_KEPT = 2
@@ -166,6 +167,7 @@ class PromptTrainer(TrainerX):
                     self.clips[name] = load_clip(name)
             clip_model = self.clips[name]
         self.towers = Towers(clip_model, self.device, half=self.precision.half)
+        self.towers.text.activation_bytes = cfg.TRAIN.TEXT_MEMORY_MB * 2**20 or activation_budget(self.device)
         size = self.towers.resolution
         if tuple(cfg.INPUT.SIZE) != (size, size):
             raise InputError(f"INPUT.SIZE is {tuple(cfg.INPUT.SIZE)}, but the backbone {cfg.MODEL.BACKBONE.NAME} takes "
@@ -292,6 +294,7 @@ class PromptTrainer(TrainerX):
             "schedules": [sched.state_dict() for _, sched in self.optimizers],
             "precision": self.precision.state_dict(),
             "threads": torch.get_num_threads(),
+            "activation_bytes": self.towers.text.activation_bytes,
             "rng": get_rng_state(),
             "extra": self.extra_state(),
             "best_result": float(self.best_result),
@@ -322,7 +325,8 @@ class PromptTrainer(TrainerX):
             optim.load_state_dict(optim_state)
             sched.load_state_dict(sched_state)
         self.precision.load_state_dict(state["precision"])
-        torch.set_num_threads(state["threads"])  # another number rounds differently
+        torch.set_num_threads(state["threads"])  # another number rounds differently; so do other chunks
+        self.towers.text.activation_bytes = state["activation_bytes"]
         self.best_result = state["best_result"]
         self.first_batch = state["step"]
         set_rng_state(state["rng"])

@@ -53,6 +53,7 @@ def get_cfg_default():
 
     cfg.DATALOADER = CN()
     cfg.DATALOADER.NUM_WORKERS = 4
+    cfg.DATALOADER.CACHE_MB = 2048  # decoded training pictures kept in memory; 0: none
     cfg.DATALOADER.K_TRANSFORMS = 1
     cfg.DATALOADER.RETURN_IMG0 = False
     cfg.DATALOADER.TRAIN_X = CN()
@@ -109,6 +110,9 @@ def get_cfg_default():
     cfg.TRAIN.CHECKPOINT_FREQ = 0  # also keep every Nth epoch's checkpoint
     cfg.TRAIN.PRINT_FREQ = 10
     cfg.TRAIN.COUNT_ITER = "train_x"
+    # What the text tower may keep for a backward pass; where that is less than all classes need, they are run in chunks
+    # and computed again on the way back. 0: half of the memory that is free when a run starts.
+    cfg.TRAIN.TEXT_MEMORY_MB = 0
 
     cfg.TEST = CN()
     cfg.TEST.EVALUATOR = "Classification"

@@ -8,6 +8,7 @@ from torch.utils.data import Dataset as TorchDataset
 from torchvision.transforms import Compose, Normalize, Resize, ToTensor
 
 from dassl.data.datasets import build_dataset
+from dassl.data.image_cache import ImageCache
 from dassl.data.pictures import leave_out_unreadable
 from dassl.data.samplers import EpochBatchSampler, build_sampler
 from dassl.data.transforms import INTERPOLATION_MODES, build_transform
@@ -68,6 +69,8 @@ class DatasetWrapper(TorchDataset):
     - img: (3, H, W) float tensor; with DATALOADER.K_TRANSFORMS = k > 1 a list of k views; with a list of transforms
       img, img2, ...: a view (or list of views) each;
     - img0 with DATALOADER.RETURN_IMG0: the picture resized and normalised only.
+
+    Training pictures are decoded once and kept, up to DATALOADER.CACHE_MB.
     """
 
     def __init__(self, cfg, data_source, transform=None, is_train=False):
@@ -79,6 +82,10 @@ class DatasetWrapper(TorchDataset):
         self.k_tfm = cfg.DATALOADER.K_TRANSFORMS if is_train else 1
         self.return_img0 = cfg.DATALOADER.RETURN_IMG0
         self.to_tensor = build_plain_transform(cfg) if self.return_img0 else None
+        if cfg.DATALOADER.CACHE_MB < 0:
+            raise InputError(f"DATALOADER.CACHE_MB must be 0 or more, not {cfg.DATALOADER.CACHE_MB}")
+        budget = cfg.DATALOADER.CACHE_MB * 2**20 if is_train else 0
+        self.cache = ImageCache([item.impath for item in data_source], budget) if budget else None
         if self.k_tfm > 1 and transform is None:
             raise InputError("DATALOADER.K_TRANSFORMS above 1 needs a transform; leave INPUT.NO_TRANSFORM off")
 
@@ -87,7 +94,7 @@ class DatasetWrapper(TorchDataset):
 
     def __getitem__(self, index):
         item = self.data_source[index]
-        image = read_image(item.impath)
+        image = self.cache.read(index) if self.cache else read_image(item.impath)
         output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": index}
         if self.transform is None:
             output["img"] = image

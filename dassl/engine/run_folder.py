@@ -10,7 +10,7 @@ from dassl.utils import BEST, INTERRUPTED, InputError, read_json
 
 # What may differ between two runs that count as the same: places, and what changes no number.
 NOT_COMPARED = ("OUTPUT_DIR", "RESUME", "VERBOSE", "DATASET.ROOT", "DATALOADER.NUM_WORKERS", "TRAIN.PRINT_FREQ",
-                "TRAIN.CHECKPOINT_FREQ")
+                "TRAIN.CHECKPOINT_FREQ", "DATALOADER.CACHE_MB")
 
 
 def plain(cfg):

@@ -1,0 +1,74 @@
+"""Decoded pictures of a small training set, so that an epoch only augments."""
+import mmap
+
+import numpy as np
+from PIL import Image
+
+from dassl.utils import read_image
+
+
+class ImageCache:
+    """Pictures by their place in a list, read from their files once.
+
+    Each is decoded when it is first asked for and kept as it is, (H, W, 3) uint8, in memory that the workers of a
+    loader share with the process that forked them: what one has decoded, none decodes again. Where workers are started
+    afresh instead of forked, each fills a memory of its own.
+
+    Args:
+        paths: the files.
+        budget: bytes to keep at most. Pictures are taken in the order of the list while they fit; the others are
+            decoded every time.
+    """
+
+    def __init__(self, paths, budget):
+        self.paths, self.budget = list(paths), budget
+        self._reserve()
+
+    def _reserve(self):
+        """Give each picture its place, by the size that its file's header tells."""
+        self.places = {}  # index -> (first byte, (width, height))
+        used = len(self.paths)  # a byte each in front of all says whether the picture is there
+        for index, path in enumerate(self.paths):
+            size = _size_of(path)
+            if size is None:
+                continue
+            length = 3 * size[0] * size[1]
+            if used + length > self.budget:
+                break
+            self.places[index] = used, size
+            used += length
+        # Pages of anonymous memory are taken as they are written to, and do not count as files in /dev/shm.
+        self.memory = mmap.mmap(-1, used) if self.places else None
+
+    def __len__(self):
+        """How many pictures have a place."""
+        return len(self.places)
+
+    def __getstate__(self):
+        return {"paths": self.paths, "budget": self.budget}
+
+    def __setstate__(self, state):
+        self.__init__(**state)
+
+    def read(self, index):
+        """The RGB picture of `paths[index]`. Raises InputError when there is none or it does not decode."""
+        if index not in self.places:
+            return read_image(self.paths[index])
+        start, (width, height) = self.places[index]
+        length = 3 * width * height
+        if not self.memory[index]:
+            pixels = np.asarray(read_image(self.paths[index]))
+            if pixels.nbytes != length:  # the file has changed
+                return Image.fromarray(pixels)
+            self.memory[start:start + length] = pixels.tobytes()
+            self.memory[index] = 1  # last: who sees it, sees the whole picture
+        return Image.frombytes("RGB", (width, height), self.memory[start:start + length])
+
+
+def _size_of(path):
+    """(width, height) of the picture in a file; None when there is none (reading it says what is wrong)."""
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError):
+        return None
