@@ -171,7 +171,9 @@ class Chaos:
             before = len(journal(output))
             way = self.rng.choice(["any moment"] * (kills > 0) * 3 + ["in a write"] * (kills > 0) * 3
                                   + ["stop"] * (stops > 0) or ["none"])
-            death = (self.rng.choice(IN_A_WRITE), self.rng.randint(1, 9)) if way == "in a write" else None
+            where = self.rng.choice(IN_A_WRITE)
+            # a life has up to ten renames and two removals
+            death = (where, self.rng.randint(1, 2 if "pruning" in where else 9)) if way == "in a write" else None
             pid = self.start(kind, output, death)
             number = None
             if way in ("any moment", "stop"):
@@ -202,9 +204,9 @@ class Chaos:
     def look_at_journal(self, output, losses, before, stopped):
         """Every loss is the undisturbed run's, no finished epoch is trained again, a stop loses no batch."""
         reached, lines = (0, 0), journal(output)
+        self.counts["losses"] += sum(line[0] == "loss" for line in lines[before:])
         for kind, epoch, number, *value in lines:
             if kind == "loss":
-                self.counts["losses"] += 1
                 if losses.get((epoch, number)) != value[0]:
                     self.wrong.append(f"{output.name}: another loss in epoch {epoch + 1}, batch {number + 1}")
                 if (epoch, number) < reached:
