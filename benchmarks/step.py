@@ -66,13 +66,13 @@ def measure(work, pairs=3, memory=True):
     for run in runs_of(work, *both_sides(work.smallest(), model)):  # to warm up
         run()
     ours, plain = both_sides(work, model)
-    found = alternate(*runs_of(work, ours, plain), pairs, work.device)
-    if work.stage == "eval" and work.method != "CoCoOp":
-        # Static prompts are encoded with the first batch of an evaluation; shared by all batches of a test set.
-        ours.new_evaluation()
+    remembers = work.stage == "eval" and work.method != "CoCoOp"
+    if remembers:  # static prompts are encoded with the first batch of an evaluation
         first = dict(zip(("clock", "processor"), timed(ours.evaluate, work.device)[1:]))
+    found = alternate(*runs_of(work, ours, plain), pairs, work.device)
+    if remembers:
         found["once"] = {kind: first[kind] - median(found["ours"][kind]) for kind in first}
-        for kind in first:
+        for kind in first:  # and shared by all batches of a test set
             found["ours"][kind] = [s + found["once"][kind] * work.batch / TEST_SET for s in found["ours"][kind]]
     found["peak"] = max(peak, matrix_peak(work.device))
     if memory:
