@@ -30,7 +30,7 @@ def items():
     for curve in CURVES:
         for value, work in curve.works.items():
             found[f"{curve.name}_{value}"] = (
-                lambda stored, pairs, work=work, side=curve.side: stored or alone(work, side, repeats=2))
+                lambda stored, pairs, work=work, side=curve.side: stored or alone(work, side, repeats=1))
     found["loader"] = lambda stored, pairs: stored or measure_loader()
     found["rest"] = lambda stored, pairs: stored or measure_rest(2)
     return found

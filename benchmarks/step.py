@@ -66,13 +66,13 @@ def measure(work, pairs=3, memory=True):
     for run in runs_of(work, *both_sides(work.smallest(), model)):  # to warm up
         run()
     ours, plain = both_sides(work, model)
-    found = alternate(*runs_of(work, ours, plain), pairs, work.device)
-    if work.stage == "eval" and work.method != "CoCoOp":
-        # Static prompts are encoded with the first batch of an evaluation; shared by all batches of a test set.
-        ours.new_evaluation()
+    remembers = work.stage == "eval" and work.method != "CoCoOp"
+    if remembers:  # static prompts are encoded with the first batch of an evaluation
         first = dict(zip(("clock", "processor"), timed(ours.evaluate, work.device)[1:]))
+    found = alternate(*runs_of(work, ours, plain), pairs, work.device)
+    if remembers:
         found["once"] = {kind: first[kind] - median(found["ours"][kind]) for kind in first}
-        for kind in first:
+        for kind in first:  # and shared by all batches of a test set
             found["ours"][kind] = [s + found["once"][kind] * work.batch / TEST_SET for s in found["ours"][kind]]
     found["peak"] = max(peak, matrix_peak(work.device))
     if memory:
@@ -90,8 +90,9 @@ def measure_alone(work, name, repeats):
     """{"memory": bytes above the weights, "clock", "processor": [seconds]} of a step or batch of one side."""
     ours, plain = both_sides(work)
     run = dict(zip(("ours", "plain"), runs_of(work, ours, plain)))[name]
-    memory = peak_above(run, work.device)
-    times = [timed(run, work.device)[1:] for _ in range(repeats)]
+    times = []
+    memory = peak_above(lambda: times.append(timed(run, work.device)[1:]), work.device)
+    times += [timed(run, work.device)[1:] for _ in range(repeats)]
     return {"memory": memory, "clock": [t[0] for t in times], "processor": [t[1] for t in times]}
 
 

@@ -55,14 +55,14 @@ def _curve(name, label, axis, values, side="ours", **fixed):
 
 
 CURVES = (
-    _curve("classes_coop", "CoOp, batch 8", "classes", (10, 100, 1000), method="CoOp", batch=8),
-    _curve("classes_coop_plain", "CoOp plain, batch 8", "classes", (10, 100), "plain", method="CoOp", batch=8),
-    _curve("classes_metaprompt", "MetaPrompt, batch 8", "classes", (10, 100, 1000), method="MetaPrompt", batch=8,
+    _curve("classes_coop", "CoOp, batch 2", "classes", (10, 100, 1000), method="CoOp", batch=2),
+    _curve("classes_coop_plain", "CoOp plain, batch 2", "classes", (10, 100), "plain", method="CoOp", batch=2),
+    _curve("classes_metaprompt", "MetaPrompt, batch 4", "classes", (10, 100, 1000), method="MetaPrompt", batch=4,
            n_ctx=2),
-    _curve("batch_metaprompt", "MetaPrompt, 50 classes", "batch", (4, 8, 16, 32), method="MetaPrompt", classes=50,
-           batch=8, n_ctx=2),
-    _curve("n_ctx_metaprompt", "MetaPrompt, 50 classes, batch 8", "n_ctx", (2, 4, 8, 16), method="MetaPrompt",
-           classes=50, batch=8),
-    _curve("layers_metaprompt", "MetaPrompt, 50 classes, batch 8", "layers", (1, 3, 6, 12), method="MetaPrompt",
-           classes=50, batch=8, n_ctx=2),
+    _curve("batch_metaprompt", "MetaPrompt, 50 classes", "batch", (2, 4, 8, 16), method="MetaPrompt", classes=50,
+           n_ctx=2),
+    _curve("n_ctx_metaprompt", "MetaPrompt, 50 classes, batch 4", "n_ctx", (2, 4, 8, 16), method="MetaPrompt",
+           classes=50, batch=4),
+    _curve("layers_metaprompt", "MetaPrompt, 50 classes, batch 4", "layers", (1, 3, 6, 12), method="MetaPrompt",
+           classes=50, batch=4, n_ctx=2),
 )

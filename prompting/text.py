@@ -60,7 +60,8 @@ class TextTower:
 
     Attributes: width W, embed_dim E, layers, context_length (77 tokens);
         activation_bytes: how much a pass may keep for its backward pass. One that would need more runs its classes in
-        chunks and computes them again on the way back. None: no limit. Chunks change rounding, so set it once a run.
+        chunks and computes them again on the way back. None: no limit. Chunks change rounding, so set it once a run;
+        padding: how many tokens may pad classes to one length, to run them in one piece.
     """
 
     def __init__(self, clip_model):
@@ -71,6 +72,7 @@ class TextTower:
         self.embed_dim = clip_model.text_projection.shape[1]
         self.context_length = clip_model.context_length
         self.activation_bytes = None
+        self.padding = PADDING_ON_GPU if self.device.type == "cuda" else 0
 
     @property
     def device(self):
@@ -137,13 +139,12 @@ class TextTower:
         return chunks
 
     def _buckets(self, order, lengths):
-        """Classes of one length together. A GPU runs few large pieces faster than many small ones: there a shorter
-        length joins a longer one as long as the tokens that pad it are few."""
-        allowance = PADDING_ON_GPU if self.device.type == "cuda" else 0
+        """Classes of one length together. A GPU runs few large pieces faster than many small ones: there shorter
+        classes join longer ones as long as the tokens that pad them are few."""
         pieces, longest, padding = [], 0, 0
         for index in reversed(order):
             shorter = longest - lengths[index]
-            if not pieces or padding + shorter > allowance:
+            if not pieces or padding + shorter > self.padding:
                 pieces.append([])
                 longest, shorter, padding = lengths[index], 0, 0
             pieces[-1].append(index)

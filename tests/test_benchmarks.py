@@ -31,6 +31,11 @@ WORKS = {
 }
 
 
+@pytest.fixture(scope="module")
+def tiny():
+    return random_clip("tiny")
+
+
 # ---- the twin ----
 @pytest.mark.parametrize("work", WORKS.values(), ids=WORKS)
 def test_both_sides_give_the_same_losses_gradients_and_logits(work):
@@ -56,12 +61,22 @@ def test_a_step_can_be_repeated():
 
 
 def test_step_reports_ratio_memory_and_equality(capsys):
-    train, evaluation = step.main(["--method", "CoOp", "--classes", "12", "--batch", "2", "--backbone", "tiny",
-                                   "--pairs", "2"])
+    found, = step.main(["--method", "CoOp", "--classes", "12", "--batch", "2", "--backbone", "tiny", "--pairs", "2",
+                        "--stage", "train"])
     printed = capsys.readouterr().out
-    assert train["plain"]["memory"] > 2 * train["ours"]["memory"] > 0
-    assert len(train["ours"]["clock"]) == 2 and "2 pairs" in printed
-    assert "relative difference: losses" in printed and "once" in evaluation
+    assert found["plain"]["memory"] > 2 * found["ours"]["memory"] > 0
+    assert len(found["ours"]["clock"]) == 2 and "2 pairs" in printed
+    assert "relative difference: losses" in printed
+
+
+def test_an_evaluation_encodes_static_prompts_once(tiny):
+    def operations(classes):
+        found = step.measure(Work("CoOp", classes, 2, stage="eval", backbone="tiny"), pairs=1, memory=False)
+        assert max(found["differences"]) < TOLERANCE
+        return found["ours"]["flop"]
+
+    # What a batch costs for twelve classes more is their logits.
+    assert operations(24) - operations(12) == 2 * 2 * 12 * tiny.text_projection.shape[1]
 
 
 def test_operations_are_counted_in_attention_too():
@@ -111,11 +126,6 @@ def test_pairs_add_up_and_the_page_tells_of_all(tmp_path, monkeypatch):
 
 
 # ---- the text tower ----
-@pytest.fixture(scope="module")
-def tiny():
-    return random_clip("tiny")
-
-
 @pytest.mark.parametrize("shape", [(3,), (11, 1, 3), (2, 3)], ids=["shared", "class-specific", "an image's own"])
 @pytest.mark.parametrize("position", ["end", "middle", "front"])
 def test_chunks_of_classes_change_nothing_but_rounding(tiny, shape, position):
@@ -133,6 +143,19 @@ def test_chunks_of_classes_change_nothing_but_rounding(tiny, shape, position):
     for a, b in zip(whole, pieces):
         assert relative_difference([a], [b]) < 1e-5
     assert all(torch.equal(a, b) for a, b in zip(pieces, run(200_000)))
+
+
+@pytest.mark.parametrize("padding", [5, 1000])
+@pytest.mark.parametrize("shape", [(3,), (11, 1, 3), (2, 3)], ids=["shared", "class-specific", "an image's own"])
+def test_padding_classes_to_one_length_changes_nothing_but_rounding(tiny, shape, padding):
+    tower = Towers(tiny).text
+    prompts = ClassPrompts(tower, class_names(11), 3)
+    ctx = torch.randn(*shape, tower.width, generator=torch.Generator().manual_seed(1)).mul(0.1).requires_grad_()
+    found = []
+    for tower.padding in (0, padding):
+        features = tower.encode(prompts(ctx))
+        found.append([features.detach(), *torch.autograd.grad(features.square().sum(), ctx)])
+    assert relative_difference(*found) < 1e-5
 
 
 def test_there_are_as_many_chunks_as_the_memory_demands(tiny, monkeypatch):

@@ -1196,9 +1196,8 @@ def test_a_file_system_without_locks_goes_by_the_file(tmp_path, monkeypatch):
         lambda path: path.write_bytes(b""),
         lambda path: path.unlink(),
         lambda path: torch.save({"epoch": 3}, path),
-        lambda path: (path.unlink(), path.mkdir()),
     ],
-    ids=range(5),
+    ids=["torn", "empty", "missing", "of another form"],
 )
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(damage, arguments, clips, tmp_path, capsys):
     words = ("OPTIM.MAX_EPOCH", 3)
@@ -1207,8 +1206,6 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(damage, arguments, cl
     (tmp_path / "out" / "results.json").unlink()
     newest = tmp_path / "out" / "prompt_learner" / "model.pth.tar-3"
     damage(newest)
-    if newest.is_dir():
-        pytest.skip("a folder in the checkpoint's place stays in the way") if not AS_ROOT else newest.rmdir()
     capsys.readouterr()
     resumed = train.main(arguments("MetaPrompt", tmp_path / "out", *words), clips=clips)
     printed = capsys.readouterr().out
