@@ -32,7 +32,7 @@ def build_data_loader(cfg, sampler_type="SequentialSampler", data_source=None, b
     generator = torch.Generator()
     generator.manual_seed(0)  # the loader draws from it at each pass; the global generator stays untouched
     dataset = (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train)
-    return DataLoader(
+    return EpochLoader(
         SeededDataset(dataset, cfg.SEED),
         batch_sampler=batches,
         num_workers=workers,
@@ -41,6 +41,16 @@ def build_data_loader(cfg, sampler_type="SequentialSampler", data_source=None, b
         generator=generator,
         worker_init_fn=leave_signals_to_the_parent,
     )
+
+
+class EpochLoader(DataLoader):
+    """A DataLoader that has its dataset reserve what workers share before they are started."""
+
+    def __iter__(self):
+        reserve = getattr(self.dataset, "reserve", None)
+        if reserve is not None:
+            reserve()
+        return super().__iter__()
 
 
 class SeededDataset(TorchDataset):
@@ -92,9 +102,14 @@ class DatasetWrapper(TorchDataset):
     def __len__(self):
         return len(self.data_source)
 
+    def reserve(self):
+        """Make room for the pictures that are kept."""
+        if self.cache is not None:
+            self.cache.reserve()
+
     def __getitem__(self, index):
         item = self.data_source[index]
-        image = self.cache.read(index) if self.cache else read_image(item.impath)
+        image = self.cache.read(index) if self.cache is not None else read_image(item.impath)
         output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": index}
         if self.transform is None:
             output["img"] = image

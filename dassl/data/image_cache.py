@@ -12,7 +12,7 @@ class ImageCache:
 
     Each is decoded when it is first asked for and kept as it is, (H, W, 3) uint8, in memory that the workers of a
     loader share with the process that forked them: what one has decoded, none decodes again. Where workers are started
-    afresh instead of forked, each fills a memory of its own.
+    afresh instead of forked, each fills a memory of its own. No file is opened before the first use, or `reserve`.
 
     Args:
         paths: the files.
@@ -22,11 +22,13 @@ class ImageCache:
 
     def __init__(self, paths, budget):
         self.paths, self.budget = list(paths), budget
-        self._reserve()
+        self.places = None  # index -> (first byte, (width, height))
 
-    def _reserve(self):
-        """Give each picture its place, by the size that its file's header tells."""
-        self.places = {}  # index -> (first byte, (width, height))
+    def reserve(self):
+        """Give each picture its place, by the size that its file's header tells; once, before workers are forked."""
+        if self.places is not None:
+            return
+        self.places = {}
         used = len(self.paths)  # a byte each in front of all says whether the picture is there
         for index, path in enumerate(self.paths):
             size = _size_of(path)
@@ -42,6 +44,7 @@ class ImageCache:
 
     def __len__(self):
         """How many pictures have a place."""
+        self.reserve()
         return len(self.places)
 
     def __getstate__(self):
@@ -52,6 +55,7 @@ class ImageCache:
 
     def read(self, index):
         """The RGB picture of `paths[index]`. Raises InputError when there is none or it does not decode."""
+        self.reserve()
         if index not in self.places:
             return read_image(self.paths[index])
         start, (width, height) = self.places[index]
