@@ -56,9 +56,9 @@ def rows_table(stored):
         if row.name not in stored:
             continue
         found, device = stored[row.name], row.work.device
-        asked = "-" if row.at_least is None else f"{row.at_least:.1f}"
+        goal = "-" if row.at_least is None else f"{row.at_least:.1f}"
         different = [f"{value:.0e}" for value in found["differences"]]
-        lines.append([row.what, asked, spread(ratios(found, device)), found["pairs"],
+        lines.append([row.what, goal, spread(ratios(found, device)), found["pairs"],
                       f"{median(ratios(found, device, 'clock')):.2f}",
                       f"{found['plain']['flop'] / found['ours']['flop']:.2f}", *(different + ["-"])[:2]])
     return table(lines, ["work", "goal, at least", "ratio", "pairs", "on the clock", "in operations", "losses (logits)",
