@@ -56,12 +56,12 @@ def rows_table(stored):
         if row.name not in stored:
             continue
         found, device = stored[row.name], row.work.device
-        asked = "-" if row.at_least is None else f"{row.at_least:.1f}"
+        goal = "-" if row.at_least is None else f"{row.at_least:.1f}"
         different = [f"{value:.0e}" for value in found["differences"]]
-        lines.append([row.what, asked, spread(ratios(found, device)), found["pairs"],
+        lines.append([row.what, goal, spread(ratios(found, device)), found["pairs"],
                       f"{median(ratios(found, device, 'clock')):.2f}",
                       f"{found['plain']['flop'] / found['ours']['flop']:.2f}", *(different + ["-"])[:2]])
-    return table(lines, ["work", "asked", "ratio", "pairs", "on the clock", "in operations", "losses (logits)",
+    return table(lines, ["work", "goal, at least", "ratio", "pairs", "on the clock", "in operations", "losses (logits)",
                          "gradients"])
 
 
@@ -95,9 +95,9 @@ def slope_text(stored):
             f"formulation {1000 * slope[0]:.1f} ms and this one {1000 * slope[1]:.2f} ms, "
             f"**{slope[0] / slope[1]:.1f}** times less; at {SLOPE_CLASSES} classes the lines are at {at[0]:.0f} s and "
             f"{at[1]:.1f} s, a ratio of "
-            f"**{at[0] / at[1]:.1f}** (asked: {SLOPE_AT_LEAST}). With {classes[-1]} classes a step needs "
+            f"**{at[0] / at[1]:.1f}** (goal: {SLOPE_AT_LEAST}). With {classes[-1]} classes a step needs "
             f"{last['ours']['memory'] / 2**20:.0f} MiB above the weights where the plain one needs "
-            f"{last['plain']['memory'] / 2**20:.0f} MiB, **{memory:.3f}** of it (asked: at most {MEMORY_AT_MOST:.2f}).")
+            f"{last['plain']['memory'] / 2**20:.0f} MiB, **{memory:.3f}** of it (goal: at most {MEMORY_AT_MOST:.2f}).")
 
 
 def tokens_table():

@@ -6,7 +6,7 @@ from benchmarks.sides import Work
 
 @dataclass
 class Row:
-    """A line of the table; `at_least` is the ratio plain / ours that is asked of it. `memory`: measure it, too (a run
+    """A line of the table; `at_least` is the ratio plain / ours that is the goal. `memory`: measure it, too (a run
     more of each side)."""
 
     name: str
