@@ -47,7 +47,7 @@ class Work:
 
     def smallest(self):
         """The same with few classes and images, to warm up with."""
-        return replace(self, classes=min(self.classes, 4), batch=min(self.batch, 2 * self.domains))
+        return replace(self, classes=min(self.classes, 4), batch=min(self.batch, max(2, self.domains)))
 
     def words(self):
         """The words of a command line that name this work."""
