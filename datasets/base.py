@@ -416,7 +416,7 @@ class SplitDataset(FewShotDataset):
     def read_parts(self):
         """[train, val, test], lists of Datum."""
         published = os.path.join(self.folder, self.split_file)
-        if os.path.isfile(published):
+        if os.path.lexists(published):  # a link that leads nowhere is a fault to be told, not a split to be drawn
             return read_split(published, self.images)
         drawn = os.path.join(self.folder, f"split_drawn_{type(self).__name__}.json")
         return kept_split(drawn, self.images, self.draw, self.split_file)

@@ -1,5 +1,6 @@
 """Shared fixtures: the tiny CLIP of the golden records, a drawn toy dataset, real images where TEST_DATA names them."""
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -32,6 +33,8 @@ TALLY = pytest.StashKey()
 
 
 def pytest_configure(config):
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background; runs then ignore it, too
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.stash[TALLY] = {"inputs": set(), "refused": set(), "kills": 0, "survived": 0}
 
 
