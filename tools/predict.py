@@ -233,7 +233,8 @@ def main(argv=None):
                 pictures[file] = read_image(file)
             except InputError as error:
                 bad.append(file)
-                print(f"not predicted: {error}", file=sys.stderr)
+                fault = str(error).partition(";")[0]  # what follows is advice for datasets
+                print(f"not predicted: {fault}", file=sys.stderr)
         found = run.predict(list(pictures.values()), classes, args.top) if pictures else []
         predictions += [replace(prediction, path=file) for file, prediction in zip(pictures, found)]
     print(as_json(predictions) if args.json else as_table(predictions))
