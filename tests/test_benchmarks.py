@@ -90,7 +90,8 @@ def test_peak_memory_is_what_a_function_needs():
     def needs():
         return torch.ones(64 * 2**20 // 4).sum().item()
 
-    assert 60 * 2**20 < peak_above(needs, "cpu") < 100 * 2**20
+    # What the system takes back from this process meanwhile is missing from a measurement.
+    assert 60 * 2**20 < max(peak_above(needs, "cpu") for _ in range(3)) < 100 * 2**20
 
 
 def test_all_stores_each_measurement_and_measures_it_once(tmp_path, monkeypatch):
