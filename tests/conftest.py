@@ -1,4 +1,5 @@
 """Shared fixtures: the tiny CLIP of the golden records, a drawn toy dataset, real images where TEST_DATA names them."""
+import multiprocessing
 import os
 import signal
 import sys
@@ -36,6 +37,12 @@ def pytest_configure(config):
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background; runs then ignore it, too
         signal.signal(signal.SIGINT, signal.default_int_handler)
     config.stash[TALLY] = {"inputs": set(), "refused": set(), "kills": 0, "survived": 0}
+
+
+def pytest_sessionfinish():
+    """Loaders that tests have dropped may still have workers; the exit would wait for them."""
+    for child in multiprocessing.active_children():
+        child.kill()
 
 
 def pytest_terminal_summary(terminalreporter, config):

@@ -195,6 +195,25 @@ def test_the_program_ends_with_the_signals_status(number, arguments, tmp_path, t
     tally["survived"] += 1
 
 
+HELD_LOADER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from torch.utils.data import DataLoader
+from dassl.utils import leave_signals_to_the_parent
+loader = DataLoader(range(20), num_workers=2, persistent_workers=True, worker_init_fn=leave_signals_to_the_parent)
+batches = iter(loader)
+print(next(batches).tolist())
+held = [batches]
+held.append(held)  # a cycle: at the exit the workers are still there
+"""
+
+
+def test_a_program_that_still_holds_a_loader_ends():
+    done = subprocess.run([sys.executable, "-c", HELD_LOADER, str(ROOT)], capture_output=True, text=True, check=False,
+                          timeout=90)
+    assert (done.returncode, done.stdout) == (0, "[0]\n"), done.stderr
+
+
 def chaos(tally, kills, stops, *words):
     """Run tests/chaos.py as a program and count what it counted."""
     argv = [sys.executable, ROOT / "tests" / "chaos.py", "--kills", kills, "--stops", stops, *words]

@@ -1,5 +1,6 @@
 """SIGINT and SIGTERM. In training they ask for a stop between two batches; elsewhere they end the run at once."""
 import contextlib
+import os
 import signal
 import threading
 
@@ -68,6 +69,15 @@ class StopRequest:
 
 def leave_signals_to_the_parent(worker_id=0):
     """For a loader's worker: Ctrl-C and a batch system's SIGTERM reach the whole process group, and a worker that dies
-    of them breaks the step the parent is in."""
+    of them breaks the step the parent is in. The parent's own SIGTERM ends it: whoever still has workers when it exits
+    sends them one and waits for them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # tells who has sent it
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_at_the_parents_word, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_at_the_parents_word(parent):
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
