@@ -6,6 +6,7 @@
 A run folder that is finished (it holds results.json) is not run again; one that was interrupted goes on.
 """
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -29,9 +30,14 @@ from dassl.utils import (
     InputError,
     Terminated,
     collect_env_info,
+    first_to_tell,
+    first_within,
+    from_first,
     import_package_modules,
+    joined,
     load_entry_points,
     load_plugin,
+    lost_another,
     remove_torn_files,
     set_random_seed,
     setup_logger,
@@ -163,7 +169,7 @@ def build_config(args):
     if cfg.SEED >= 2**63:
         raise InputError(f"the seed must be below 2^63, not {cfg.SEED}")
     if cfg.SEED < 0:
-        cfg.SEED = random.SystemRandom().randrange(2**31)
+        cfg.SEED = from_first(lambda: random.SystemRandom().randrange(2**31))
     if os.path.isfile(cfg.MODEL.BACKBONE.NAME):
         cfg.MODEL.BACKBONE.NAME = os.path.abspath(cfg.MODEL.BACKBONE.NAME)
     if issubclass(trainer, PromptTrainer):
@@ -199,20 +205,27 @@ def main(argv=None, clips=None):
     discover(args.plugin)
     cfg = build_config(args)
     evaluation = what_is_evaluated(args)
-    results = finished_results(cfg, default_config(), evaluation)
+    results = from_first(lambda: finished_results(cfg, default_config(), evaluation))
     if results is None or args.no_train:
-        with sigterm_raises(), FolderLock(cfg.OUTPUT_DIR):
+        with sigterm_raises(), first_within(lambda: FolderLock(cfg.OUTPUT_DIR)):
             # Asked again: the process that held the lock before may just have finished this very run.
-            results = finished_results(cfg, default_config(), evaluation)
+            results = from_first(lambda: finished_results(cfg, default_config(), evaluation))
             if results is None or args.no_train:
-                remove_torn_files(cfg.OUTPUT_DIR)
-                logger = setup_logger(cfg.OUTPUT_DIR)
-                try:
+                with first_within(lambda: logged(cfg.OUTPUT_DIR)):
                     return run(args, cfg, evaluation, {} if clips is None else clips)
-                finally:
-                    logger.close()
     print(f"Finished before: {cfg.OUTPUT_DIR}")
     return results
+
+
+@contextlib.contextmanager
+def logged(folder):
+    """Within it what is printed also goes to the run folder's log.txt, and nothing torn is left there."""
+    remove_torn_files(folder)
+    logger = setup_logger(folder)
+    try:
+        yield
+    finally:
+        logger.close()
 
 
 def what_is_evaluated(args):
@@ -233,7 +246,7 @@ def run(args, cfg, evaluation, clips):
     else:
         serve_foreign_code(cfg.MODEL.BACKBONE.NAME)
         trainer = build_trainer(cfg)
-    write_config(cfg, cfg.OUTPUT_DIR)
+    from_first(lambda: write_config(cfg, cfg.OUTPUT_DIR))
     if args.no_train:
         return {}
     if args.eval_only:
@@ -258,8 +271,12 @@ def run(args, cfg, evaluation, clips):
     if cfg.DATASET.SKIP_BAD_IMAGES:
         results["skipped_images"] = getattr(getattr(trainer, "dm", None), "skipped_images", {})
     results = json.loads(json.dumps(results))
-    write_predictions(trainer, cfg.OUTPUT_DIR)
-    write_json(results, os.path.join(cfg.OUTPUT_DIR, "results.json"))
+
+    def store():
+        write_predictions(trainer, cfg.OUTPUT_DIR)
+        write_json(results, os.path.join(cfg.OUTPUT_DIR, "results.json"))
+
+    from_first(store)
     return results
 
 
@@ -278,19 +295,34 @@ def mendable(error):
 
 
 def command_line(function):
-    """Call `function()`; what the user can mend becomes one line and exit status 2."""
+    """Call `function()`; what the user can mend becomes one line and exit status 2.
+
+    Where torchrun has started several processes, they make what `function` does together, and whichever is the first
+    to end early tells why."""
     try:
-        function()
+        with joined():
+            function()
     except (KeyboardInterrupt, Terminated) as stop:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        tell("interrupted; the same command goes on from the last checkpoint")
         return 130 if isinstance(stop, KeyboardInterrupt) else stop.code
     except Exception as error:
+        if lost_another(error):
+            tell("error: another process of this run has ended; the same command goes on from the last checkpoint")
+            return 1
         line = mendable(error)
         if line is None:
+            if not first_to_tell():
+                return 1
             raise
-        print(f"error: {line}", file=sys.stderr)
+        tell(f"error: {line}")
         return 2
     return 0
+
+
+def tell(line):
+    """Print a line that ends this run, once for all its processes."""
+    if first_to_tell():
+        print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from prompting.errors import PromptingError
 from prompting.image import ImageTower
+from prompting.ranks import Ranks
 from prompting.text import TextTower
 
 CACHE = "~/.cache/clip"
@@ -193,12 +194,13 @@ class Towers:
         model: `clip.model.CLIP`.
         device: where to run.
         half: frozen weights in float16 (PREC fp16).
+        ranks: the processes that divide the towers' work; by default this one alone.
     Attributes:
         text: TextTower; image: ImageTower, or None for a ResNet; resolution, embed_dim; logit_scale: float.
     """
 
-    def __init__(self, model, device="cpu", half=False):
-        device = torch.device(device)
+    def __init__(self, model, device="cpu", half=False, ranks=None):
+        device, self.ranks = torch.device(device), ranks or Ranks()
         wanted = torch.float16 if half else torch.float32
         weight = model.text_projection
         if (weight.device.type != device.type or weight.dtype != wanted or model.training
@@ -207,8 +209,8 @@ class Towers:
             if half:
                 convert_weights(model)
         self.model, self.device = model, device
-        self.text = TextTower(model)
-        self.image = ImageTower(model) if hasattr(model.visual, "transformer") else None
+        self.text = TextTower(model, self.ranks)
+        self.image = ImageTower(model, self.ranks) if hasattr(model.visual, "transformer") else None
         self.resolution = model.visual.input_resolution
         self.embed_dim = self.text.embed_dim
         self.logit_scale = model.logit_scale.exp().item()
@@ -223,8 +225,8 @@ class Towers:
     def encode_image(self, images):
         """Images (B, 3, H, W') -> frozen features (B, E), not normalised."""
         if self.image is not None:
-            return self.image.encode(self.image.embed(images))
-        return self.model.visual(images.to(self.model.dtype))
+            return self.image.encode_plain(images)
+        return self.ranks.divide(len(images), lambda rows: self.model.visual(images[rows].to(self.model.dtype)))
 
     @torch.no_grad()
     def frozen_text(self, classnames, templates):

@@ -2,16 +2,17 @@
 import torch
 
 from prompting.blocks import Block
+from prompting.ranks import Ranks
 
 
 class ImageTower:
     """CLIP's vision transformer; its weights stay as they are.
 
-    Attributes: width W, embed_dim E, layers, resolution (pixels a side).
+    Attributes: width W, embed_dim E, layers, resolution (pixels a side), ranks (the processes that share a pass).
     """
 
-    def __init__(self, clip_model):
-        self.model, self.visual = clip_model, clip_model.visual
+    def __init__(self, clip_model, ranks=None):
+        self.model, self.visual, self.ranks = clip_model, clip_model.visual, ranks or Ranks()
         self.blocks = [Block(block) for block in self.visual.transformer.resblocks]
         self.layers = len(self.blocks)
         self.width, self.embed_dim = self.visual.proj.shape
@@ -36,6 +37,18 @@ class ImageTower:
         Returns:
             (B, E), not normalised.
         """
+        def part(rows):
+            return self._encode_share(embedded[rows],
+                                      [prompt[rows] if prompt.dim() == 3 else prompt for prompt in prompts])
+
+        return self.ranks.divide(len(embedded), part)
+
+    def encode_plain(self, images):
+        """Images (B, 3, H, W') -> frozen features (B, E), not normalised."""
+        return self.ranks.divide(len(images), lambda rows: self._encode_share(self.embed(images[rows]), ()))
+
+    def _encode_share(self, embedded, prompts):
+        """What `encode` gives, on this rank."""
         x = self.visual.ln_pre(embedded)
         for layer, block in enumerate(self.blocks[:-1]):
             prompt = self._prompt(prompts, layer, x)

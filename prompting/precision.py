@@ -4,6 +4,7 @@ import contextlib
 import torch
 
 from prompting.errors import PromptingError
+from prompting.ranks import Ranks
 
 PRECISIONS = ("auto", "fp32", "amp", "fp16")
 
@@ -23,12 +24,12 @@ class Precision:
     The scale of the loss starts at 2^16, halves when a gradient overflows and doubles after 2,000 good updates.
     """
 
-    def __init__(self, name, device):
+    def __init__(self, name, device, ranks=None):
         if name not in PRECISIONS:
             raise PromptingError(f"PREC is one of {', '.join(PRECISIONS)}, not '{name}'")
         if name == "auto":
             name = "amp" if device.type == "cuda" else "fp32"
-        self.name, self.device = name, device
+        self.name, self.device, self.ranks = name, device, ranks or Ranks()
         self.half = name == "fp16"
         scaled = self.half or (name == "amp" and device.type == "cuda")
         self.scale, self.good_steps = (2.0 ** 16 if scaled else 1.0), 0
@@ -40,12 +41,13 @@ class Precision:
         return torch.autocast(self.device.type, torch.float16 if self.device.type == "cuda" else torch.bfloat16)
 
     def gradients(self, loss, tensors, create_graph=False, retain_graph=None):
-        """d loss / d tensors, unscaled; zeros for a tensor that the loss does not use.
+        """d loss / d tensors, unscaled, the mean over the ranks; zeros for a tensor that the loss does not use.
 
         Raises GradientOverflow when the scaled gradient is not finite; the scale has then been lowered."""
         found = torch.autograd.grad(loss * self.scale, tensors, create_graph=create_graph, retain_graph=retain_graph,
                                     allow_unused=True)
         found = [torch.zeros_like(t) if g is None else g / self.scale for g, t in zip(found, tensors)]
+        found = self.ranks.mean(found)
         if self.scaled and self.scale > 1 and not all_finite(found):
             self.scale, self.good_steps = self.scale / 2, 0
             raise GradientOverflow

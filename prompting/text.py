@@ -12,10 +12,14 @@ from torch.utils.checkpoint import checkpoint
 
 from prompting.blocks import Block
 from prompting.errors import PromptingError
+from prompting.ranks import Ranks
 
 KEPT_PER_TOKEN = 10  # vectors of the tower's width that a token of a layer keeps for the backward pass, and
 KEPT_PER_KEY = 2  # that each of a class's keys does (its own tokens and a copy of the prefix)
 PADDING_ON_GPU = 512  # tokens that may be padded to spare a piece
+# Tokens that dividing a pass must spare a rank: fewer take less time than exchanging the features. A GPU runs a small
+# pass hardly faster than one of a few thousand tokens.
+WORTH_DIVIDING = {"cpu": 16, "cuda": 2048}
 
 SOS, EOS = tokenizer.encoder["<|startoftext|>"], tokenizer.encoder["<|endoftext|>"]
 
@@ -61,11 +65,12 @@ class TextTower:
     Attributes: width W, embed_dim E, layers, context_length (77 tokens);
         activation_bytes: how much a pass may keep for its backward pass. One that would need more runs its classes in
         chunks and computes them again on the way back. None: no limit. Chunks change rounding, so set it once a run;
-        padding: how many tokens may pad classes to one length, to run them in one piece.
+        padding: how many tokens may pad classes to one length, to run them in one piece;
+        ranks: the processes that share a pass.
     """
 
-    def __init__(self, clip_model):
-        self.model = clip_model
+    def __init__(self, clip_model, ranks=None):
+        self.model, self.ranks = clip_model, ranks or Ranks()
         self.blocks = [Block(block) for block in clip_model.transformer.resblocks]
         self.layers = len(self.blocks)
         self.width = clip_model.ln_final.weight.shape[0]
@@ -109,6 +114,37 @@ class TextTower:
         """
         groups, shared = prompts.prefix.shape[:2]
         lengths = [end - shared + 1 for end in prompts.eot.tolist()]
+        divided = self._divided_by(groups, shared, lengths)
+        if divided == "groups":
+            def part(rows):
+                suffix = prompts.suffix[rows] if len(prompts.suffix) > 1 else prompts.suffix
+                return self._encode_share(Prompts(prompts.prefix[rows], suffix, prompts.eot), deep, lengths)
+
+            return self.ranks.divide(groups, part)
+        if divided == "classes":
+            def part(rows):
+                own = {layer: vectors[rows] if vectors.dim() == 3 else vectors
+                       for layer, vectors in (deep or {}).items()}
+                return self._encode_share(Prompts(prompts.prefix, prompts.suffix[:, rows], prompts.eot[rows]), own,
+                                          lengths[rows])
+
+            return self.ranks.divide(len(lengths), part, dim=1)
+        return self._encode_share(prompts, deep, lengths)
+
+    def _divided_by(self, groups, shared, lengths):
+        """What the ranks divide a pass by: groups, classes, or None where all run the whole."""
+        if self.ranks.size == 1:
+            return None
+        own, n_cls = sum(lengths), len(lengths)
+        tokens = {"groups": -(-groups // self.ranks.size) * (shared + own),
+                  "classes": groups * (shared + own * -(-n_cls // self.ranks.size) / n_cls)}  # the longest share
+        best = min(tokens, key=tokens.get)
+        spared = groups * (shared + own) - tokens[best]
+        return best if spared >= WORTH_DIVIDING.get(self.device.type, 0) else None
+
+    def _encode_share(self, prompts, deep, lengths):
+        """What `encode` gives, on this rank; `lengths`: numbers of the classes' own tokens."""
+        groups, shared = prompts.prefix.shape[:2]
         order = sorted(range(len(lengths)), key=lengths.__getitem__)
         features = []
         for chunk in self._chunks(order, lengths, groups, shared):

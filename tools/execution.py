@@ -12,7 +12,7 @@ import torch
 
 import train
 from dassl.engine.run_folder import finished_results
-from dassl.utils import InputError, sigterm_raises
+from dassl.utils import InputError, sigterm_raises, world_size
 
 
 def finished(run):
@@ -113,7 +113,7 @@ def _one_by_one(outcome, clips):
                 outcome.results[run.folder] = train.main(list(run.argv), clips=clips)
             except Exception as error:
                 reason = train.mendable(error)
-                if reason is None:
+                if reason is None or world_size() > 1:  # then the other processes may not know of it
                     raise
                 outcome.fail(run, reason)
 

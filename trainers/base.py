@@ -19,17 +19,21 @@ from dassl.utils import (
     checkpoints_newest_first,
     count_num_param,
     derive_seed,
+    from_first,
     get_rng_state,
     isolated_rng,
     load_checkpoint,
     load_pretrained_weights,
     noted_checkpoint,
+    of_all,
+    one_machine_first,
     save_checkpoint,
     set_rng_state,
 )
 from prompting.backbone import Towers, load_clip
 from prompting.memory import activation_budget
 from prompting.precision import GradientOverflow, Precision, all_finite
+from prompting.ranks import Ranks
 
 CHECKPOINTS_KEPT = 2
 
@@ -156,7 +160,8 @@ class PromptTrainer(TrainerX):
 
     def prepare_model(self):
         cfg = self.cfg
-        self.precision = Precision(self.node.get("PREC", "auto"), self.device)
+        self.ranks = Ranks.of_this_run()
+        self.precision = Precision(self.node.get("PREC", "auto"), self.device, self.ranks)
         if cfg.VERBOSE:
             backbone = cfg.MODEL.BACKBONE.NAME or "as given"
             print(f"Backbone: {backbone}, precision {self.precision.name}, on {self.device}")
@@ -164,14 +169,16 @@ class PromptTrainer(TrainerX):
         if clip_model is None:
             if name not in self.clips:
                 with isolated_rng(0):  # loading draws numbers, and a run that is handed a loaded CLIP does not load
-                    self.clips[name] = load_clip(name)
+                    self.clips[name] = one_machine_first(lambda: load_clip(name))
             clip_model = self.clips[name]
-        self.towers = Towers(clip_model, self.device, half=self.precision.half)
+        self.towers = Towers(clip_model, self.device, half=self.precision.half, ranks=self.ranks)
         self.towers.text.activation_bytes = cfg.TRAIN.TEXT_MEMORY_MB * 2**20 or activation_budget(self.device)
         size = self.towers.resolution
         if tuple(cfg.INPUT.SIZE) != (size, size):
             raise InputError(f"INPUT.SIZE is {tuple(cfg.INPUT.SIZE)}, but the backbone {cfg.MODEL.BACKBONE.NAME} takes "
                              f"images of {size} x {size}; set INPUT.SIZE \"({size},{size})\"")
+        if self.train_loader_x is not None:
+            self.train_loader_x.batch_sampler.divide(self.ranks.rank, self.ranks.size)
         with isolated_rng(derive_seed("init", cfg.SEED)):
             self.model = self.build_model(self.towers, self.dm.dataset.classnames).to(self.device)
         if cfg.MODEL.INIT_WEIGHTS:
@@ -190,7 +197,7 @@ class PromptTrainer(TrainerX):
         super().train()
 
     def forward_backward(self, batch):
-        batch = {key: self.to_device(value) for key, value in batch.items()}
+        batch = self.whole({key: self.to_device(value) for key, value in batch.items()})
         try:
             with self.precision.autocast():
                 summary = self.training_step(batch)
@@ -205,6 +212,28 @@ class PromptTrainer(TrainerX):
         if isinstance(value, list) and value and torch.is_tensor(value[0]):
             return [self.to_device(entry) for entry in value]
         return value.to(self.device, non_blocking=True) if torch.is_tensor(value) else value
+
+    def whole(self, batch):
+        """The batch of one process from those that the ranks have read."""
+        if self.ranks.size == 1:
+            return batch
+        size = self.train_loader_x.batch_sampler.size_of(self.batch_idx)
+        share = self.ranks.share(size)
+        own = share.stop - share.start  # a rank without a share has read an image that does not count
+
+        def gathered(value):
+            if torch.is_tensor(value):
+                return self.ranks.gather(value[:own], size)
+            if value and torch.is_tensor(value[0]):
+                return [gathered(view) for view in value]
+            return [entry for part in of_all(value[:own]) for entry in part]
+
+        return {key: gathered(value) for key, value in batch.items()}
+
+    @torch.no_grad()
+    def test(self, split=None):
+        with self.ranks.apart():  # each rank has test images of its own
+            return super().test(split)
 
     def model_inference(self, images):
         with self.precision.autocast():
@@ -269,7 +298,7 @@ class PromptTrainer(TrainerX):
     def prune_checkpoints(self, done):
         """Keep the checkpoints of the last two of `done` epochs, and every CHECKPOINT_FREQ-th."""
         freq = self.cfg.TRAIN.CHECKPOINT_FREQ
-        for name in self.get_model_names():
+        for name in self.get_model_names() if self.ranks.rank == 0 else ():
             folder = os.path.join(self.output_dir, name)
             for file in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
                 found = re.fullmatch(r"model\.pth\.tar-(\d+)", file)
@@ -282,8 +311,10 @@ class PromptTrainer(TrainerX):
         return {n: p.detach().cpu().clone() for n, p in self.model.named_parameters() if p.requires_grad}
 
     def save_model(self, epoch, directory, is_best=False, val_result=None, model_name=""):
-        if not self.trains:
-            return
+        if self.trains:
+            from_first(lambda: self._write_model(epoch, directory, is_best, val_result, model_name))
+
+    def _write_model(self, epoch, directory, is_best, val_result, model_name):
         state = {
             "trainer": type(self).__name__,
             "classnames": list(self.dm.dataset.classnames),
@@ -293,6 +324,7 @@ class PromptTrainer(TrainerX):
             "optimizers": [optim.state_dict() for optim, _ in self.optimizers],
             "schedules": [sched.state_dict() for _, sched in self.optimizers],
             "precision": self.precision.state_dict(),
+            "ranks": self.ranks.size,
             "threads": torch.get_num_threads(),
             "activation_bytes": self.towers.text.activation_bytes,
             "rng": get_rng_state(),
@@ -325,8 +357,9 @@ class PromptTrainer(TrainerX):
             optim.load_state_dict(optim_state)
             sched.load_state_dict(sched_state)
         self.precision.load_state_dict(state["precision"])
-        torch.set_num_threads(state["threads"])  # another number rounds differently; so do other chunks
-        self.towers.text.activation_bytes = state["activation_bytes"]
+        if state.get("ranks", 1) == self.ranks.size:  # with another number all is rounded differently anyway
+            torch.set_num_threads(state["threads"])  # another number rounds differently; so do other chunks
+            self.towers.text.activation_bytes = state["activation_bytes"]
         self.best_result = state["best_result"]
         self.first_batch = state["step"]
         set_rng_state(state["rng"])

@@ -14,7 +14,7 @@ import torch
 import torchvision
 
 from dassl.data.datasets import dataset_digest, relative_path
-from dassl.utils import count_num_param, write_atomically
+from dassl.utils import count_num_param, world_size, write_atomically
 
 PREDICTIONS = "predictions.csv.gz"
 COLUMNS = ("path", "label", "prediction", "confidence")
@@ -25,7 +25,7 @@ def describe_run(trainer):
 
     Returns:
         dict of classes and domains (accuracies of the test part), dataset_digest, trained_parameters, device,
-        device_name, peak_memory (bytes), versions.
+        device_name, peak_memory (bytes), processes, versions.
     """
     facts = {}
     if test_predictions(trainer) is not None and hasattr(trainer.evaluator, "breakdown"):
@@ -39,6 +39,7 @@ def describe_run(trainer):
         "device": str(trainer.device),
         "device_name": device_name(trainer.device),
         "peak_memory": peak_memory(trainer.device),
+        "processes": world_size(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__,
                      "torchvision": torchvision.__version__, "numpy": np.__version__, "Pillow": PIL.__version__,
                      "cuda": torch.version.cuda if trainer.device.type == "cuda" else None},

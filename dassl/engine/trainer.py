@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from dassl.data import DataManager
 from dassl.data.pictures import require_readable
+from dassl.data.samplers import EpochBatchSampler
 from dassl.evaluation import build_evaluator
 from dassl.utils import (
     BEST,
@@ -26,13 +27,21 @@ from dassl.utils import (
     StopRequest,
     check_availability,
     checkpoints_newest_first,
+    from_first,
     get_rng_state,
+    highest,
     load_checkpoint,
     mkdir_if_missing,
     note_checkpoint,
+    of_all,
+    one_machine_first,
+    rank,
+    require_own_gpu,
     save_checkpoint,
     set_rng_state,
+    share_of,
     tolist_if_not,
+    world_size,
 )
 
 
@@ -76,7 +85,12 @@ class TrainerBase:
 
     # ---- checkpoints ----
     def save_model(self, epoch, directory, is_best=False, val_result=None, model_name=""):
-        """Write a checkpoint of each registered model to `directory/<name>/`; `epoch` counts from 0."""
+        """Write a checkpoint of each registered model to `directory/<name>/`; `epoch` counts from 0.
+
+        Of a run's processes the first writes; all call it, and go on when it is written."""
+        from_first(lambda: self._write_models(epoch, directory, is_best, val_result, model_name))
+
+    def _write_models(self, epoch, directory, is_best, val_result, model_name):
         for name in self.get_model_names():
             optim, sched = self._optims[name], self._scheds[name]
             state = {
@@ -144,7 +158,7 @@ class TrainerBase:
 
     # ---- TensorBoard ----
     def init_writer(self, log_dir):
-        if self._writer is None:
+        if self._writer is None and rank() == 0:
             self._writer = SummaryWriter(log_dir=log_dir)
 
     def close_writer(self):
@@ -209,7 +223,10 @@ class TrainerBase:
         Raises:
             KeyboardInterrupt, Terminated: SIGINT or SIGTERM came.
         """
-        if self.stop is None or self.stop.number is None:
+        if self.stop is None:
+            return
+        self.stop.number = highest(self.stop.number or 0) or None  # a signal may have come to some of the ranks only
+        if self.stop.number is None:
             return
         place = "the training is done"
         if self.batches_done:
@@ -220,7 +237,7 @@ class TrainerBase:
 
     def forget_interruption(self):
         """Remove the checkpoint of a point within an epoch, once an epoch's own is further on."""
-        for name in self.get_model_names():
+        for name in self.get_model_names() if rank() == 0 else ():
             path = os.path.join(self.output_dir, name, INTERRUPTED)
             if os.path.lexists(path):
                 os.remove(path)
@@ -281,6 +298,37 @@ def end_workers(loader):
         loader._iterator = None
 
 
+@contextlib.contextmanager
+def divided(loader):
+    """Within it a rank's pass over a loader for evaluation gives it batches of its own, of the loader's size; yields
+    number of such a step -> how many images all ranks have in it. A loader with batches of another kind gives all of
+    them to every rank."""
+    batches = loader.batch_sampler
+    if world_size() == 1 or not isinstance(batches, EpochBatchSampler):
+        yield lambda number: None
+        return
+    size = batches.batch_size
+    batches.batch_size = size * world_size()
+    batches.divide(rank(), world_size())
+    try:
+        yield batches.size_of
+    finally:
+        batches.batch_size = size
+        batches.divide(0, 1)
+
+
+def of_all_ranks(output, label, more, size):
+    """A step's (logits, labels, more about the images) of each rank in turn, which is the order of the images.
+
+    size: how many images all ranks have in the step; None: what is given already is all."""
+    if size is None:
+        return [(output, label, more)]
+    share = share_of(size, rank(), world_size())
+    own = share.stop - share.start  # a rank without images has computed one, which does not count
+    return [part for part in of_all((output[:own].cpu(), label[:own].cpu(), {k: v[:own] for k, v in more.items()}))
+            if len(part[1])]
+
+
 class SimpleTrainer(TrainerBase):
     """A trainer with a dataset, an evaluator and one kind of run: train, then test."""
 
@@ -290,6 +338,8 @@ class SimpleTrainer(TrainerBase):
         check_availability(cfg.TEST.SPLIT, ("val", "test"), "TEST.SPLIT")
         self.check_cfg(cfg)
         self.device = torch.device("cuda" if torch.cuda.is_available() and cfg.USE_CUDA else "cpu")
+        if self.device.type == "cuda":
+            require_own_gpu()
         self.max_epoch = cfg.OPTIM.MAX_EPOCH
         self.output_dir = cfg.OUTPUT_DIR
         self.cfg = cfg
@@ -302,7 +352,7 @@ class SimpleTrainer(TrainerBase):
         """Raise for a config the method cannot run with."""
 
     def build_data_loader(self):
-        dm = DataManager(self.cfg)
+        dm = one_machine_first(lambda: DataManager(self.cfg))
         self.train_loader_x, self.train_loader_u = dm.train_loader_x, dm.train_loader_u
         self.val_loader, self.test_loader = dm.val_loader, dm.test_loader
         self.num_classes, self.num_source_domains = dm.num_classes, dm.num_source_domains
@@ -334,14 +384,18 @@ class SimpleTrainer(TrainerBase):
         """Raise InputError for an image to train or validate on that cannot be read, before hours are spent."""
         dm = getattr(self, "dm", None)
         if dm is not None and self.max_epoch > self.start_epoch:
-            require_readable([*dm.dataset.train_x, *(dm.dataset.val or ())])
+            from_first(lambda: require_readable([*dm.dataset.train_x, *(dm.dataset.val or ())]))
 
     def before_train(self):
         self.start_epoch = self.resume_model_if_exist(self.output_dir)
         if self.cfg.RESUME and not (self.start_epoch or self.first_batch):
             self.start_epoch = self.resume_from(self.cfg.RESUME)
+        if len(set(of_all((self.start_epoch, self.first_batch)))) > 1:
+            raise InputError(f"the processes of this run find different checkpoints in {self.output_dir}; it must lie "
+                             "on a disk that all machines see")
         for name in self.get_model_names():  # a kill may have come between a checkpoint and the note of it
-            note_checkpoint(os.path.join(self.output_dir, name), f"model.pth.tar-{self.start_epoch}")
+            if rank() == 0:
+                note_checkpoint(os.path.join(self.output_dir, name), f"model.pth.tar-{self.start_epoch}")
         writer_dir = os.path.join(self.output_dir, "tensorboard")
         mkdir_if_missing(writer_dir)
         self.init_writer(writer_dir)
@@ -356,7 +410,7 @@ class SimpleTrainer(TrainerBase):
             raise InputError(f"--resume {directory}: there is no checkpoint in that folder")
         for name in self.get_model_names():
             best = os.path.join(directory, name, BEST)
-            if os.path.isfile(best):
+            if rank() == 0 and os.path.isfile(best):
                 mkdir_if_missing(os.path.join(self.output_dir, name))
                 shutil.copy(best, os.path.join(self.output_dir, name))
         return start_epoch
@@ -401,11 +455,15 @@ class SimpleTrainer(TrainerBase):
         wanted = {"impath"} | ({"domain"} if len(self.cfg.DATASET.TARGET_DOMAINS) > 1 and split == "test" else set())
         wanted &= set(inspect.signature(self.evaluator.process).parameters)
         print(f"Evaluate on the *{split}* set")
-        for batch in tqdm(loader, desc=split, leave=False, disable=None):
-            self.stop_if_asked()
-            input, label = self.parse_batch_test(batch)
-            output = self.model_inference(input)
-            self.evaluator.process(output, label, **{name: batch[name] for name in wanted if name in batch})
+        with divided(loader) as size_of:
+            for number, batch in enumerate(tqdm(loader, desc=split, leave=False, disable=True if rank() else None)):
+                self.stop_if_asked()
+                input, label = self.parse_batch_test(batch)
+                output = self.model_inference(input)
+                more = {name: batch[name] for name in wanted if name in batch}
+                for part in of_all_ranks(output, label, more, size_of(number)):
+                    output, label, more = part
+                    self.evaluator.process(output, label, **more)
         results = self.evaluator.evaluate()
         self.results[split] = results
         for name, value in results.items():

@@ -19,6 +19,20 @@ from dassl.utils.logger import Logger, setup_logger
 from dassl.utils.meters import AverageMeter, MetricMeter
 from dassl.utils.plugins import import_package_modules, load_entry_points, load_plugin
 from dassl.utils.random import derive_seed, get_rng_state, isolated_rng, set_random_seed, set_rng_state
+from dassl.utils.ranks import (
+    first_to_tell,
+    first_within,
+    from_first,
+    highest,
+    joined,
+    lost_another,
+    of_all,
+    one_machine_first,
+    rank,
+    require_own_gpu,
+    share_of,
+    world_size,
+)
 from dassl.utils.registry import Registry
 from dassl.utils.signals import StopRequest, Terminated, leave_signals_to_the_parent, sigterm_raises
 from dassl.utils.tools import (
@@ -36,9 +50,11 @@ from dassl.utils.tools import (
 __all__ = [
     "AverageMeter", "BEST", "FolderLock", "INTERRUPTED", "InputError", "Logger", "MetricMeter", "NonFiniteError",
     "Registry", "StopRequest", "Terminated", "check_availability", "check_isfile", "checkpoints_newest_first",
-    "collect_env_info", "count_num_param", "derive_seed", "get_rng_state", "import_package_modules", "isolated_rng",
-    "leave_signals_to_the_parent", "listdir_nohidden", "load_checkpoint", "load_entry_points", "load_plugin",
-    "load_pretrained_weights", "mkdir_if_missing", "note_checkpoint", "noted_checkpoint", "read_image", "read_json",
-    "remove_torn_files", "resume_from_checkpoint", "save_checkpoint", "set_random_seed", "set_rng_state",
-    "setup_logger", "sigterm_raises", "surroundings", "tolist_if_not", "write_atomically", "write_json",
+    "collect_env_info", "count_num_param", "derive_seed", "first_to_tell", "first_within", "from_first",
+    "get_rng_state", "highest", "import_package_modules", "isolated_rng", "joined", "leave_signals_to_the_parent",
+    "listdir_nohidden", "load_checkpoint", "load_entry_points", "load_plugin", "load_pretrained_weights",
+    "lost_another", "mkdir_if_missing", "note_checkpoint", "noted_checkpoint", "of_all", "one_machine_first", "rank",
+    "read_image", "read_json", "remove_torn_files", "require_own_gpu", "resume_from_checkpoint", "save_checkpoint",
+    "set_random_seed", "set_rng_state", "setup_logger", "share_of", "sigterm_raises", "surroundings", "tolist_if_not",
+    "world_size", "write_atomically", "write_json",
 ]

@@ -1,0 +1,147 @@
+"""One run in one, two and three processes: is it the same run?
+
+    python tests/ranks.py                           # a table: every trainer, in 2 and 3 processes against one
+    python tests/ranks.py --ranks 2 --only CoOp     # these
+    python tests/ranks.py --write FOLDER            # what each of the processes started by torchrun does
+
+Each trainer trains for one epoch on a small Shapes with the CLIP that comes along, on the CPU in float32, and is
+tested. Compared are the losses of all steps, what is learned (each tensor by its largest difference, in units of its
+largest entry where that is above 1), and which test images were counted.
+"""
+import argparse
+import csv
+import gzip
+import sys
+import tempfile
+from pathlib import Path
+from unittest import mock
+
+import torch
+from tabulate import tabulate
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import train  # noqa: E402
+from dassl.engine import TRAINER_REGISTRY, build_trainer  # noqa: E402
+from dassl.utils import rank  # noqa: E402
+from datasets import shapes  # noqa: E402
+
+PART_SIZES = dict.fromkeys(shapes.DOMAINS, (3, 1, 2))  # images a class; 24 test images of base classes
+BASE = ("DATASET.NUM_SHOTS", 2, "DATASET.SUBSAMPLE_CLASSES", "base")
+VARIANTS = {  # what the trainers' configs leave out
+    "CoOp, own context a class": ("CoOp", (*BASE, "TRAINER.COOP.CSC", True)),
+    "MetaPrompt, second order": ("MetaPrompt", (*BASE, "TRAINER.METAPROMPT.ORDER", 2)),
+    "MetaPrompt, released": ("MetaPrompt", (*BASE, "TRAINER.METAPROMPT.VARIANT", "released")),
+    "MetaPrompt, domain split": ("MetaPrompt", ("DATASET.NUM_SHOTS", 1)),
+    "MetaPrompt, domain split, second order": (
+        "MetaPrompt", ("DATASET.NUM_SHOTS", 1, "TRAINER.METAPROMPT.ORDER", 2)),
+    "ProMetaR, first order": ("ProMetaR", (*BASE, "TRAINER.PROMETAR.ORDER", 1)),
+}
+
+
+def cases():
+    """{name: (trainer, options)}"""
+    train.discover()
+    return {**{name: (name, BASE) for name in TRAINER_REGISTRY.registered_names()}, **VARIANTS}
+
+
+def make_run(folder, trainer, options):
+    """What a run gives: losses (steps,), learned {name: tensor}, tested: the rows of predictions.csv.gz, accuracy."""
+    summaries = []
+
+    def watched(cfg, **context):
+        built = build_trainer(cfg, **context)
+        step = built.forward_backward
+
+        def forward_backward(batch):
+            summaries.append(step(batch))
+            return summaries[-1]
+
+        built.forward_backward = forward_backward
+        return built
+
+    domains = ("--source-domains", "painting", "cartoon", "sketch", "--target-domains", "photo")
+    with mock.patch.object(shapes, "PART_SIZES", PART_SIZES), mock.patch.object(train, "build_trainer", watched):
+        results = train.main([str(word) for word in (
+            "--root", folder.parent / "data", "--seed", 1, "--trainer", trainer, "--backbone", "tiny",
+            "--dataset-config-file", ROOT / "configs" / "datasets" / "shapes.yaml",
+            "--config-file", ROOT / "configs" / "trainers" / trainer / "tiny.yaml", "--output-dir", folder,
+            *(domains if "DATASET.SUBSAMPLE_CLASSES" not in options else ()),
+            *options, "OPTIM.MAX_EPOCH", 1, "OPTIM.WARMUP_EPOCH", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", 7,
+            "DATALOADER.TEST.BATCH_SIZE", 5, "DATALOADER.NUM_WORKERS", 0, "VERBOSE", False, "USE_CUDA", False)])
+    checkpoint = folder / "prompt_learner" / "model.pth.tar-1"
+    with gzip.open(folder / "predictions.csv.gz", "rt", newline="") as file:
+        tested = list(csv.reader(file))
+    return {"losses": [summary["loss"] for summary in summaries],
+            "learned": torch.load(checkpoint, weights_only=True)["state_dict"] if checkpoint.exists() else {},
+            "tested": tested[1:], "accuracy": results["metrics"]["test"]["accuracy"]}
+
+
+def write(folder, names):
+    """Make the runs and, as the process that writes, store what they gave."""
+    torch.set_num_threads(1)
+    chosen = cases()
+    found = {name: make_run(folder / name.replace(" ", "_"), *chosen[name]) for name in names or chosen}
+    if rank() == 0:
+        torch.save(found, folder / "found.pt")
+
+
+def spawn(ranks, folder, names=(), timeout=600):
+    """The runs in so many processes -> {name: what it gave}. Raises RuntimeError, with their output, where one fails.
+    """
+    import subprocess
+
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks, __file__,
+             "--write", folder, *(("--only", *names) if names else ())]
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False, timeout=timeout)
+    if done.returncode:
+        raise RuntimeError(done.stdout + done.stderr)
+    return torch.load(Path(folder) / "found.pt", weights_only=True)
+
+
+def difference(first, second):
+    """The largest difference of two lists of tensors or numbers, relative to what is larger than 1."""
+    pairs = [(torch.as_tensor(a, dtype=torch.float64), torch.as_tensor(b, dtype=torch.float64))
+             for a, b in zip(first, second, strict=True)]
+    return max([float((a - b).abs().max() / max(1.0, float(a.abs().max()))) for a, b in pairs], default=0.0)
+
+
+def compare(one, several):
+    """(difference of the losses, of what is learned, images counted by one and by several, the same images)."""
+    names = sorted(one["learned"])
+    assert names == sorted(several["learned"])
+    return (difference(one["losses"], several["losses"]),
+            difference(*([run["learned"][name] for name in names] for run in (one, several))),
+            len(one["tested"]), len(several["tested"]),
+            [row[:2] for row in one["tested"]] == [row[:2] for row in several["tested"]])
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="tests/ranks.py", description=__doc__.splitlines()[0])
+    parser.add_argument("--ranks", nargs="+", type=int, default=[2, 3], help="numbers of processes")
+    parser.add_argument("--only", nargs="+", metavar="NAME", default=[], help="trainers")
+    parser.add_argument("--write", metavar="FOLDER", type=Path, help="make the runs there, as one of the processes")
+    args = parser.parse_args(argv)
+    if args.write:
+        write(args.write, args.only)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        one = spawn(1, Path(folder, "1"), args.only)
+        several = {ranks: spawn(ranks, Path(folder, str(ranks)), args.only) for ranks in args.ranks}
+    rows = []
+    for name in one:
+        row = [name, len(one[name]["losses"])]
+        for ranks in args.ranks:
+            losses, learned, counted, counted_here, same = compare(one[name], several[ranks][name])
+            row += [f"{losses:.1e}", f"{learned:.1e}", f"{counted_here} of {counted}" + ("" if same else ", others")]
+        rows.append(row)
+    headers = ["trainer", "steps"]
+    for ranks in args.ranks:
+        headers += [f"{ranks}: losses", "learned", "tested"]
+    print(tabulate(rows, headers=headers))
+
+
+if __name__ == "__main__":
+    sys.exit(train.command_line(main))
