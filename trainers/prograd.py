@@ -16,14 +16,21 @@ from trainers.base import PromptTrainer
 from trainers.coop import CoOpCLIP
 
 
+ROUNDING = 1e-5  # of the domain gradient: a general gradient below it is rounding and has no direction
+
+
 def without_conflict(domain, general, weight):
     """The domain gradient, less `weight` times its part along the general direction where they disagree.
+
+    A context that starts as the zero-shot prompt agrees with zero-shot CLIP: there is no general direction yet.
 
     Args:
         domain, general: gradients of one tensor, any shape.
         weight: 1 removes all that goes against the general direction, 0 nothing.
     """
-    direction = general.flatten() / general.norm().clamp_min(torch.finfo(general.dtype).tiny)
+    length = general.norm()
+    direction = general.flatten() / length.clamp_min(torch.finfo(general.dtype).tiny) * (
+        length > ROUNDING * domain.norm())
     along = domain.flatten() @ direction
     return domain - weight * along.clamp(max=0) * direction.view_as(domain)
 
