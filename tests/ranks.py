@@ -11,6 +11,7 @@ largest entry where that is above 1), and which test images were counted.
 import argparse
 import csv
 import gzip
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -37,7 +38,11 @@ VARIANTS = {  # what the trainers' configs leave out
     "MetaPrompt, domain split, second order": (
         "MetaPrompt", ("DATASET.NUM_SHOTS", 1, "TRAINER.METAPROMPT.ORDER", 2)),
     "ProMetaR, first order": ("ProMetaR", (*BASE, "TRAINER.PROMETAR.ORDER", 1)),
+    # Last: it takes the place of this project's CoOp. Its ranks all do the same work but for the evaluation.
+    "CoOp as written for Dassl": ("CoOp", (*BASE, "TRAINER.COOP.N_CTX", 3, "TRAINER.COOP.PREC", "fp32",
+                                           "TRAINER.COOP.INIT.STD", 0.02)),
 }
+FOREIGN = {"CoOp as written for Dassl": ("--plugin", ROOT / "tests" / "plugins" / "coop_style.py")}
 
 
 def cases():
@@ -46,7 +51,7 @@ def cases():
     return {**{name: (name, BASE) for name in TRAINER_REGISTRY.registered_names()}, **VARIANTS}
 
 
-def make_run(folder, trainer, options):
+def make_run(folder, trainer, options, words=()):
     """What a run gives: losses (steps,), learned {name: tensor}, tested: the rows of predictions.csv.gz, accuracy."""
     summaries = []
 
@@ -66,7 +71,7 @@ def make_run(folder, trainer, options):
         results = train.main([str(word) for word in (
             "--root", folder.parent / "data", "--seed", 1, "--trainer", trainer, "--backbone", "tiny",
             "--dataset-config-file", ROOT / "configs" / "datasets" / "shapes.yaml",
-            "--config-file", ROOT / "configs" / "trainers" / trainer / "tiny.yaml", "--output-dir", folder,
+            "--config-file", ROOT / "configs" / "trainers" / trainer / "tiny.yaml", "--output-dir", folder, *words,
             *(domains if "DATASET.SUBSAMPLE_CLASSES" not in options else ()),
             *options, "OPTIM.MAX_EPOCH", 1, "OPTIM.WARMUP_EPOCH", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", 7,
             "DATALOADER.TEST.BATCH_SIZE", 5, "DATALOADER.NUM_WORKERS", 0, "VERBOSE", False, "USE_CUDA", False)])
@@ -82,7 +87,8 @@ def write(folder, names):
     """Make the runs and, as the process that writes, store what they gave."""
     torch.set_num_threads(1)
     chosen = cases()
-    found = {name: make_run(folder / name.replace(" ", "_"), *chosen[name]) for name in names or chosen}
+    found = {name: make_run(folder / name.replace(" ", "_"), *chosen[name], FOREIGN.get(name, ()))
+             for name in names or chosen}
     if rank() == 0:
         torch.save(found, folder / "found.pt")
 
@@ -90,8 +96,6 @@ def write(folder, names):
 def spawn(ranks, folder, names=(), timeout=600):
     """The runs in so many processes -> {name: what it gave}. Raises RuntimeError, with their output, where one fails.
     """
-    import subprocess
-
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks, __file__,
              "--write", folder, *(("--only", *names) if names else ())]
     Path(folder).mkdir(parents=True, exist_ok=True)

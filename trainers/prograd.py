@@ -15,7 +15,6 @@ from prompting.text import readable
 from trainers.base import PromptTrainer
 from trainers.coop import CoOpCLIP
 
-
 ROUNDING = 1e-5  # of the domain gradient: a general gradient below it is rounding and has no direction
 
 

@@ -1,0 +1,181 @@
+"""A run in several processes is the run of one: the same losses, prompts and counts, one writer, one message, stops and
+resumes with another number of processes. `python tests/ranks.py` prints the table of every trainer."""
+import csv
+import gzip
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import ranks
+import torch
+from conftest import ROOT
+
+import train
+from prompting.ranks import Ranks
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+ENDED = "error: another process of this run has ended; the same command goes on from the last checkpoint\n"
+SUBSET = ("CoCoOp", "CoPrompt", "MetaPrompt", "MetaPrompt, second order", "MetaPrompt, domain split", "ProMetaR",
+          "TipAdapterF", "CoOp as written for Dassl")
+TOLERANCE = 1e-5
+
+
+def check(one, several):
+    losses, learned, counted, counted_here, same = ranks.compare(one, several)
+    assert losses < TOLERANCE and learned < TOLERANCE
+    assert same and counted == counted_here
+    assert one["accuracy"] == several["accuracy"]
+
+
+@pytest.fixture(scope="module")
+def of_one(tmp_path_factory):
+    return ranks.spawn(1, tmp_path_factory.mktemp("one") / "1", SUBSET)
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_several_processes_give_the_numbers_of_one(number, of_one, tmp_path):
+    several = ranks.spawn(number, tmp_path / str(number), SUBSET)
+    assert list(several) == list(of_one) == list(SUBSET)
+    for name in SUBSET:
+        check(of_one[name], several[name])
+        assert len(several[name]["tested"]) in (24, 48)
+    for folder in (tmp_path / str(number)).iterdir():
+        if (folder / "results.json").exists():
+            assert json.loads((folder / "results.json").read_text())["processes"] == number
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [2, 3])
+def test_every_trainer(number, tmp_path):
+    one, several = (ranks.spawn(count, tmp_path / str(count), timeout=1800) for count in (1, number))
+    assert set(one) == set(ranks.cases()) == set(several)
+    for name in one:
+        check(one[name], several[name])
+
+
+def test_shares_are_neighbours_and_cover_all():
+    for size in range(1, 6):
+        for n in range(1, 12):
+            shares = [Ranks(rank, size).share(n) for rank in range(size)]
+            assert [row for share in shares for row in range(n)[share]] == list(range(n))
+            assert max(s.stop - s.start for s in shares) - min(s.stop - s.start for s in shares) <= 1
+
+
+@pytest.fixture
+def words(arguments, shapes_root, tmp_path):
+    """The words of a run of CoOp on Shapes, long enough to be killed."""
+    def build(output="out", *more):
+        return [str(word) for word in (
+            "--root", shapes_root, "--seed", 1, "--trainer", "CoOp", "--output-dir", tmp_path / output,
+            "--dataset-config-file", ROOT / "configs" / "datasets" / "shapes.yaml",
+            "--config-file", ROOT / "configs" / "trainers" / "CoOp" / "tiny.yaml",
+            "DATASET.NUM_SHOTS", 8, "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", 12, "TRAIN.PRINT_FREQ", 1,
+            "DATALOADER.TRAIN_X.BATCH_SIZE", 12, *more)]
+
+    return build
+
+
+class Torchrun:
+    """A run under torchrun that is still going on."""
+
+    def __init__(self, number, words):
+        self.process = subprocess.Popen([*TORCHRUN, str(number), str(ROOT / "train.py"), *words], text=True,
+                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+
+    def wait_for(self, beginning):
+        for line in self.process.stdout:
+            if line.startswith(beginning):
+                return
+        raise AssertionError(self.process.stderr.read())
+
+    def pids(self):
+        """{rank: process}"""
+        found = {}
+        for pid in subprocess.run(["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True,
+                                  check=True).stdout.split():
+            with open(f"/proc/{pid}/environ", encoding="utf-8") as file:
+                entries = dict(entry.split("=", 1) for entry in file.read().split("\0") if "=" in entry)
+            if "RANK" in entries:
+                found[int(entries["RANK"])] = int(pid)
+        return found
+
+    def end(self, timeout=60):
+        """(what was printed, to stderr too)"""
+        try:
+            return self.process.communicate(timeout=timeout)
+        finally:
+            self.process.kill()
+
+
+def told(err):
+    """What the run itself says in the end; the rest is torchrun's report."""
+    return re.findall(r"^(?:error: .*|interrupted; .*)\n", err, re.MULTILINE)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/environ"), reason="finds the ranks in /proc")
+@pytest.mark.robustness
+@pytest.mark.parametrize(("victim", "number", "next_number"), [
+    (1, 2, 3), pytest.param(0, 2, 1, marks=pytest.mark.slow)])
+def test_a_rank_that_dies_ends_the_others(victim, number, next_number, words, tmp_path, tally):
+    expected = train.main(words("whole"))
+    tally["kills"] += 1
+    run = Torchrun(number, words())
+    run.wait_for("epoch [4/")
+    pids = run.pids()
+    assert sorted(pids) == list(range(number))
+    started = time.time()
+    os.kill(pids[victim], signal.SIGKILL)
+    out, err = run.end()
+    assert time.time() - started < 60
+    assert told(err) == [ENDED], err
+    assert run.process.returncode
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in pids.values())
+
+    if next_number > 1:
+        out, err = Torchrun(next_number, words()).end(timeout=300)
+        assert "Resuming from" in out and out.count("=> result") == 1, err
+    results = train.main(words())  # finished by torchrun, or now
+    assert results["processes"] == next_number
+    assert results["metrics"]["test"]["accuracy"] == expected["metrics"]["test"]["accuracy"]
+    assert ranks.difference(learned(tmp_path / "whole"), learned(tmp_path / "out")) < TOLERANCE
+    tally["survived"] += 1
+
+
+def learned(folder):
+    state = torch.load(folder / "prompt_learner" / "model.pth.tar-12", weights_only=True)["state_dict"]
+    return [state[name] for name in sorted(state)]
+
+
+@pytest.mark.robustness
+def test_a_stop_is_made_by_all_ranks_at_one_batch(words, tmp_path, tally):
+    tally["kills"] += 1
+    run = Torchrun(2, words())
+    run.wait_for("epoch [3/")
+    os.kill(run.process.pid, signal.SIGTERM)  # torchrun hands it on
+    out, err = run.end()
+    assert told(err) == ["interrupted; the same command goes on from the last checkpoint\n"], err
+    epoch, step = map(int, re.search(r"Stopped by SIGTERM: epoch (\d+), (\d+) batches done", out).groups())
+    state = torch.load(tmp_path / "out" / "prompt_learner" / "model-interrupted.pth.tar", weights_only=True)
+    assert (state["epoch"], state["step"]) == (epoch - 1, step)
+    tally["survived"] += 1
+
+
+def test_an_error_of_one_rank_is_told_once(arguments, drawn_root, tmp_path):
+    """A test picture that only the second of two ranks reads."""
+    root = tmp_path / "data"
+    subprocess.run(["cp", "-r", str(drawn_root), str(root)], check=True)
+    results = train.main(arguments("ZeroshotCLIP", tmp_path / "one", root=root))
+    with gzip.open(tmp_path / "one" / "predictions.csv.gz", "rt", newline="") as file:
+        last = list(csv.reader(file))[-1][0]
+    assert results["processes"] == 1
+    (root / last).write_text("no picture")
+    out, err = Torchrun(2, arguments("ZeroshotCLIP", tmp_path / "two", root=root)).end(timeout=120)
+    (line,) = told(err)
+    assert last in line and "cannot decode" in line
+    assert not (tmp_path / "two" / "results.json").exists()
+    assert out.count("** ZeroshotCLIP on") == 1
