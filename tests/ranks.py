@@ -14,6 +14,7 @@ import gzip
 import subprocess
 import sys
 import tempfile
+import types
 from pathlib import Path
 from unittest import mock
 
@@ -31,6 +32,7 @@ from datasets import shapes  # noqa: E402
 PART_SIZES = dict.fromkeys(shapes.DOMAINS, (3, 1, 2))  # images a class; 24 test images of base classes
 BASE = ("DATASET.NUM_SHOTS", 2, "DATASET.SUBSAMPLE_CLASSES", "base")
 VARIANTS = {  # what the trainers' configs leave out
+    "CoOp, by loss.backward()": ("CoOp", BASE),
     "CoOp, own context a class": ("CoOp", (*BASE, "TRAINER.COOP.CSC", True)),
     "MetaPrompt, second order": ("MetaPrompt", (*BASE, "TRAINER.METAPROMPT.ORDER", 2)),
     "MetaPrompt, released": ("MetaPrompt", (*BASE, "TRAINER.METAPROMPT.VARIANT", "released")),
@@ -45,19 +47,31 @@ VARIANTS = {  # what the trainers' configs leave out
 FOREIGN = {"CoOp as written for Dassl": ("--plugin", ROOT / "tests" / "plugins" / "coop_style.py")}
 
 
+def by_backward(self, batch):
+    """A step as trainers for Dassl make it."""
+    loss, _ = self.compute_loss(batch)
+    self.model_backward_and_update(loss)
+    return {"loss": loss.item()}
+
+
+STEPS = {"CoOp, by loss.backward()": by_backward}
+
+
 def cases():
     """{name: (trainer, options)}"""
     train.discover()
     return {**{name: (name, BASE) for name in TRAINER_REGISTRY.registered_names()}, **VARIANTS}
 
 
-def make_run(folder, trainer, options, words=()):
+def make_run(folder, trainer, options, words=(), training_step=None):
     """What a run gives: losses (steps,), learned {name: tensor}, tested: the rows of predictions.csv.gz, accuracy."""
     summaries = []
 
     def watched(cfg, **context):
         built = build_trainer(cfg, **context)
         step = built.forward_backward
+        if training_step is not None:
+            built.training_step = types.MethodType(training_step, built)
 
         def forward_backward(batch):
             summaries.append(step(batch))
@@ -87,7 +101,8 @@ def write(folder, names):
     """Make the runs and, as the process that writes, store what they gave."""
     torch.set_num_threads(1)
     chosen = cases()
-    found = {name: make_run(folder / name.replace(" ", "_"), *chosen[name], FOREIGN.get(name, ()))
+    found = {name: make_run(folder / name.replace(" ", "_"), *chosen[name], FOREIGN.get(name, ()),
+                            STEPS.get(name))
              for name in names or chosen}
     if rank() == 0:
         torch.save(found, folder / "found.pt")

@@ -12,7 +12,7 @@ import torch
 
 import train
 from dassl.engine.run_folder import finished_results
-from dassl.utils import InputError, sigterm_raises, world_size
+from dassl.utils import InputError, rank, sigterm_raises, world_size
 
 
 def finished(run):
@@ -91,6 +91,9 @@ def execute(runs, clips, jobs=1):
     Returns:
         Outcome.
     """
+    if jobs > 1 and world_size() > 1:
+        raise InputError(f"--jobs {jobs} makes several runs at a time, torchrun one run in several processes; choose "
+                         "one of them")
     for run in runs:
         run.check()
     outcome = Outcome(list(runs))
@@ -101,7 +104,8 @@ def execute(runs, clips, jobs=1):
             else:
                 _one_by_one(outcome, clips)
     except BaseException:
-        print(f"\n{outcome.describe()}\nThe same command goes on from here.", file=sys.stderr)
+        if rank() == 0:
+            print(f"\n{outcome.describe()}\nThe same command goes on from here.", file=sys.stderr)
         raise
     return outcome
 

@@ -27,6 +27,7 @@ from dassl.utils import (
     noted_checkpoint,
     of_all,
     one_machine_first,
+    processes_here,
     save_checkpoint,
     set_rng_state,
 )
@@ -172,7 +173,8 @@ class PromptTrainer(TrainerX):
                     self.clips[name] = one_machine_first(lambda: load_clip(name))
             clip_model = self.clips[name]
         self.towers = Towers(clip_model, self.device, half=self.precision.half, ranks=self.ranks)
-        self.towers.text.activation_bytes = cfg.TRAIN.TEXT_MEMORY_MB * 2**20 or activation_budget(self.device)
+        self.towers.text.activation_bytes = cfg.TRAIN.TEXT_MEMORY_MB * 2**20 or activation_budget(
+            self.device, processes_here())
         size = self.towers.resolution
         if tuple(cfg.INPUT.SIZE) != (size, size):
             raise InputError(f"INPUT.SIZE is {tuple(cfg.INPUT.SIZE)}, but the backbone {cfg.MODEL.BACKBONE.NAME} takes "
@@ -267,6 +269,13 @@ class PromptTrainer(TrainerX):
         self.precision.good_step()
         for tensor in tensors:
             tensor.grad = None
+
+    def model_update(self, names=None):
+        """A step from what `loss.backward()` has left in the gradients, for methods written that way."""
+        tensors = [tensor for tensor in self.trainables if tensor.grad is not None]
+        for tensor, gradient in zip(tensors, self.ranks.mean([tensor.grad for tensor in tensors])):
+            tensor.grad = gradient
+        super().model_update(names)
 
     def update_lr(self, names=None):
         with warnings.catch_warnings():

@@ -31,6 +31,11 @@ def local_rank():
     return int(os.environ.get("LOCAL_RANK", 0)) if distributed.is_initialized() else 0
 
 
+def processes_here():
+    """How many processes of this run are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if distributed.is_initialized() else 1
+
+
 def share_of(n, rank, ranks):
     """A rank's part of n rows, a slice: parts are neighbours and differ by one row at most."""
     return slice(rank * n // ranks, (rank + 1) * n // ranks)
