@@ -117,11 +117,17 @@ def without_data(cls, classnames):
         self.num_classes, self.num_source_domains = len(classnames), len(self.cfg.DATASET.SOURCE_DOMAINS)
         self.lab2cname, self.dm, self.applied = dict(enumerate(classnames)), Data, []
 
+    def whole(self, batch):
+        """Of several processes each has read its share of the images; here they have all, and exchange them alike."""
+        share = self.ranks.share(len(batch["img"]))
+        return {**batch, "img": self.ranks.gather(batch["img"][share], len(batch["img"]))}
+
     def apply_gradients(self, gradients, *args, **kwargs):
         self.applied.extend(gradient.detach().clone() for gradient in gradients)
         return cls.apply_gradients(self, gradients, *args, **kwargs)
 
-    return type(cls.__name__, (cls,), {"build_data_loader": build_data_loader, "apply_gradients": apply_gradients})
+    return type(cls.__name__, (cls,), {"build_data_loader": build_data_loader, "whole": whole,
+                                       "apply_gradients": apply_gradients})
 
 
 class Plain:

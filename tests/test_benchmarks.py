@@ -10,7 +10,8 @@ import torch
 from conftest import ROOT
 
 from benchmarks import all as benchmarks_all
-from benchmarks import step, suite
+from benchmarks import ranks as benchmarks_ranks
+from benchmarks import step, suite, table_cost
 from benchmarks.loader import measure_loader
 from benchmarks.measure import TOLERANCE, CountOperations, alternate, relative_difference
 from benchmarks.models import class_names, random_clip
@@ -107,6 +108,24 @@ def test_all_stores_each_measurement_and_measures_it_once(tmp_path, monkeypatch)
     benchmarks_all.main(words)
     assert stored.stat().st_mtime_ns == before
     assert (tmp_path / "docs" / "SPEED.md").is_file()
+
+
+def test_steps_are_timed_in_one_process_as_in_several(monkeypatch, tiny):
+    works = {"train": Work("CoOp", 4, 2, backbone="tiny"), "test": Work("CoOp", 4, 3, stage="eval", backbone="tiny")}
+    monkeypatch.setattr(benchmarks_ranks, "WORKS", works)
+    monkeypatch.setattr(benchmarks_ranks, "random_clip", lambda name: tiny)
+    found = benchmarks_ranks.measure(repeats=2)
+    assert list(found) == list(works)
+    assert all(len(times[kind]) == 2 and min(times[kind]) > 0 for times in found.values() for kind in times)
+
+
+def test_the_tables_cost_is_what_its_steps_cost(tiny):
+    """A method's line through two counts says what a third count says, and a run's training is its steps."""
+    one = table_cost.line("CoCoOp", "train", 1, 4, tiny)
+    assert one(16) == pytest.approx(table_cost.counted(Work("CoCoOp", 16, 1, backbone="tiny"), tiny), rel=0.1)
+    runs = table_cost.runs_of("CoCoOp", tiny)
+    assert runs["eurosat"][0] == pytest.approx(16 * 5 * 10 * one(5))  # 16 images of 5 base classes, 10 epochs
+    assert runs["imagenet"][1] / runs["oxford_pets"][1] > 50000 / 3669  # more images, and more classes for each
 
 
 def test_unknown_measurements_are_named(tmp_path):
@@ -211,7 +230,7 @@ def test_second_order_gradients_pass_through_chunks(tiny):
 def test_a_run_keeps_the_chunks_it_was_started_with(arguments, tmp_path, monkeypatch):
     """Stopped after an epoch and gone on with where less memory is free: the same numbers."""
     def budget(value):
-        monkeypatch.setattr("trainers.base.activation_budget", lambda device: value)
+        monkeypatch.setattr("trainers.base.activation_budget", lambda device, processes: value)
 
     def final(folder):
         path = folder / "prompt_learner" / "model.pth.tar-2"

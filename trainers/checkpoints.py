@@ -1,0 +1,167 @@
+"""Checkpoints of what is trained, and of what a resumed run needs to give the same numbers."""
+import os
+import re
+
+import torch
+
+from dassl.engine import TrainerX
+from dassl.utils import (
+    BEST,
+    INTERRUPTED,
+    InputError,
+    checkpoints_newest_first,
+    from_first,
+    get_rng_state,
+    load_checkpoint,
+    noted_checkpoint,
+    save_checkpoint,
+    set_rng_state,
+)
+
+CHECKPOINTS_KEPT = 2
+
+
+class PromptCheckpoints(TrainerX):
+    """The part of PromptTrainer that stores and restores: trained tensors only, with optimizers, schedules, loss scale,
+    generators and position."""
+
+    def after_epoch(self):
+        super().after_epoch()
+        done, freq = self.epoch + 1, self.cfg.TRAIN.CHECKPOINT_FREQ
+        if done != self.max_epoch and not (freq > 0 and done % freq == 0):
+            self.save_model(self.epoch, self.output_dir)
+            self.forget_interruption()
+        self.prune_checkpoints(done)
+
+    def before_train(self):
+        super().before_train()
+        if self.start_epoch:  # a kill may have come between a checkpoint and the removal of what it makes useless
+            self.prune_checkpoints(self.start_epoch)
+            if not self.first_batch:
+                self.forget_interruption()
+
+    def prune_checkpoints(self, done):
+        """Keep the checkpoints of the last two of `done` epochs, and every CHECKPOINT_FREQ-th."""
+        freq = self.cfg.TRAIN.CHECKPOINT_FREQ
+        for name in self.get_model_names() if self.ranks.rank == 0 else ():
+            folder = os.path.join(self.output_dir, name)
+            for file in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
+                found = re.fullmatch(r"model\.pth\.tar-(\d+)", file)
+                epoch = int(found[1]) if found else done
+                if epoch <= done - CHECKPOINTS_KEPT and not (freq > 0 and epoch % freq == 0):
+                    os.remove(os.path.join(folder, file))
+
+    def trained_state(self):
+        """{name: tensor} of what is trained, on the CPU."""
+        return {n: p.detach().cpu().clone() for n, p in self.model.named_parameters() if p.requires_grad}
+
+    def save_model(self, epoch, directory, is_best=False, val_result=None, model_name=""):
+        if self.trains:
+            from_first(lambda: self._write_model(epoch, directory, is_best, val_result, model_name))
+
+    def _write_model(self, epoch, directory, is_best, val_result, model_name):
+        state = {
+            "trainer": type(self).__name__,
+            "classnames": list(self.dm.dataset.classnames),
+            "state_dict": self.trained_state(),
+            "epoch": epoch + 1,
+            "step": self.batches_done if model_name == INTERRUPTED else 0,
+            "optimizers": [optim.state_dict() for optim, _ in self.optimizers],
+            "schedules": [sched.state_dict() for _, sched in self.optimizers],
+            "precision": self.precision.state_dict(),
+            "ranks": self.ranks.size,
+            "threads": torch.get_num_threads(),
+            "activation_bytes": self.towers.text.activation_bytes,
+            "rng": get_rng_state(),
+            "extra": self.extra_state(),
+            "best_result": float(self.best_result),
+            "val_result": val_result,
+        }
+        save_checkpoint(state, os.path.join(directory, "prompt_learner"), is_best=is_best, model_name=model_name,
+                        remove_module_from_keys=False)
+
+    def resume_model_if_exist(self, directory):
+        folder = os.path.join(directory, "prompt_learner")
+        path, state = next(checkpoints_newest_first(folder), (None, None)) if self.trains else (None, None)
+        if state is None:
+            return 0
+        self._load_state(path)
+        try:
+            self._go_on_from(state)
+        except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise InputError(f"{path} lacks what a run needs to go on ({type(error).__name__}: {error}); delete it"
+                             ) from None
+        step = f", batch {state['step']}" if state["step"] else ""
+        print(f"Resuming from {folder} after epoch {state['epoch']}{step}")
+        return state["epoch"]
+
+    def _go_on_from(self, state):
+        """Optimizers, schedules, loss scale, threads, generators and position as a checkpoint holds them."""
+        for (optim, sched), optim_state, sched_state in zip(self.optimizers, state["optimizers"], state["schedules"],
+                                                            strict=True):
+            optim.load_state_dict(optim_state)
+            sched.load_state_dict(sched_state)
+        self.precision.load_state_dict(state["precision"])
+        if state.get("ranks", 1) == self.ranks.size:  # with another number all is rounded differently anyway
+            torch.set_num_threads(state["threads"])  # another number rounds differently; so do other chunks
+            self.towers.text.activation_bytes = state["activation_bytes"]
+        self.best_result = state["best_result"]
+        self.first_batch = state["step"]
+        set_rng_state(state["rng"])
+
+    def load_model(self, directory, epoch=None):
+        """Take the prompts of a trained run: of `epoch` (from 1), else the best on validation if kept, else the last.
+
+        Raises:
+            InputError: there is no such checkpoint, or it is another method's or of another shape.
+        """
+        if not directory or not self.trains:
+            return
+        folder = os.path.join(directory, "prompt_learner")
+        best = os.path.join(folder, BEST)
+        if epoch is not None:
+            path = os.path.join(folder, f"model.pth.tar-{epoch}")
+        elif os.path.isfile(best) or self.cfg.TEST.FINAL_MODEL == "best_val":
+            path = best
+        else:
+            path = self._newest(folder)
+        if not os.path.isfile(path):
+            raise InputError(f"no checkpoint at {path}; check --model-dir and --load-epoch")
+        state = self._load_state(path)
+        print(f"Loaded {path} (epoch {state['epoch']})")
+
+    @staticmethod
+    def _newest(folder):
+        name = noted_checkpoint(folder)
+        if name is None:
+            raise InputError(f"no trained prompts in {folder}; check --model-dir")
+        return os.path.join(folder, name)
+
+    def _load_state(self, path):
+        """Put a checkpoint's trained tensors in their places and return its other contents."""
+        state = load_checkpoint(path)
+        tensors, own = state.get("state_dict", {}), dict(self.model.named_parameters())
+        own = {n: p for n, p in own.items() if p.requires_grad}
+        if not isinstance(tensors, dict) or not all(torch.is_tensor(tensor) for tensor in tensors.values()):
+            raise InputError(f"{path} is not a checkpoint of prompts: its state_dict does not hold named tensors")
+        if self.class_tensors and state.get("classnames") != list(self.dm.dataset.classnames):
+            own, tensors = ({n: t for n, t in named.items() if not n.startswith(self.class_tensors)}
+                            for named in (own, tensors))
+        if state.get("trainer") != type(self).__name__ or set(tensors) != set(own):
+            raise InputError(f"{path} holds {state.get('trainer', 'another kind of trainer')} with "
+                             f"{', '.join(sorted(tensors))}; {type(self).__name__} needs {', '.join(sorted(own))}")
+        for name, tensor in tensors.items():
+            if tensor.shape != own[name].shape:
+                hint = ("it belongs to the classes it was trained on" if self.class_bound else
+                        "use the config it was trained with")
+                raise InputError(f"{path}: {name} has shape {tuple(tensor.shape)}, this run needs "
+                                 f"{tuple(own[name].shape)}; {hint}")
+            if not tensor.isfinite().all():
+                raise InputError(f"{path}: {name} holds numbers that are not finite; train again")
+            own[name].data.copy_(tensor)
+        trained_on = state.get("classnames", [])
+        if self.class_bound and trained_on != list(self.dm.dataset.classnames):
+            raise InputError(f"{path} was trained on other classes ({', '.join(trained_on[:3])}, ...), and "
+                             f"what {type(self).__name__} learns with this config belongs to its classes")
+        self.load_extra_state(state.get("extra", {}))
+        return state
