@@ -78,7 +78,8 @@ def give_back_options(args, *flags):
 
 def parse_arguments(argv):
     parser = ArgumentParser(description="Train or evaluate one run.",
-                            epilog="Words after the flags are config options: KEY VALUE ...")
+                            epilog="Words after the flags are config options: KEY VALUE ... Started by torchrun, "
+                                   "several processes make one run together; see docs/SCALING.md.")
     parser.add_argument("--root", default="", help="folder that holds the datasets (DATASET.ROOT)")
     parser.add_argument("--output-dir", default="", help="run folder (OUTPUT_DIR)")
     parser.add_argument("--resume", default="", help="run folder to go on from, when it is not --output-dir")

@@ -16,6 +16,9 @@ import torch
 from conftest import ROOT
 
 import train
+from dassl.config import get_cfg_default
+from dassl.data.data_manager import build_data_loader
+from dassl.data.datasets import Datum
 from prompting.ranks import Ranks
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
@@ -64,6 +67,20 @@ def test_shares_are_neighbours_and_cover_all():
             shares = [Ranks(rank, size).share(n) for rank in range(size)]
             assert [row for share in shares for row in range(n)[share]] == list(range(n))
             assert max(s.stop - s.start for s in shares) - min(s.stop - s.start for s in shares) <= 1
+
+
+def test_processes_on_one_machine_share_its_cores_for_reading(monkeypatch):
+    cfg = get_cfg_default()
+    cfg.DATALOADER.NUM_WORKERS = 2
+    items = [Datum("a.png", 0)]
+
+    def workers():
+        return build_data_loader(cfg, data_source=items, batch_size=1).num_workers
+
+    cores = len(os.sched_getaffinity(0))
+    assert workers() == min(2, cores)
+    monkeypatch.setattr("dassl.data.data_manager.processes_here", lambda: cores)
+    assert workers() == 1
 
 
 @pytest.fixture

@@ -12,7 +12,14 @@ from dassl.data.image_cache import ImageCache
 from dassl.data.pictures import leave_out_unreadable
 from dassl.data.samplers import EpochBatchSampler, build_sampler
 from dassl.data.transforms import INTERPOLATION_MODES, build_transform
-from dassl.utils import InputError, derive_seed, isolated_rng, leave_signals_to_the_parent, read_image
+from dassl.utils import (
+    InputError,
+    derive_seed,
+    isolated_rng,
+    leave_signals_to_the_parent,
+    processes_here,
+    read_image,
+)
 
 
 def build_data_loader(cfg, sampler_type="SequentialSampler", data_source=None, batch_size=64, n_domain=0, n_ins=2,
@@ -28,7 +35,7 @@ def build_data_loader(cfg, sampler_type="SequentialSampler", data_source=None, b
     if cfg.DATALOADER.NUM_WORKERS < 0:
         raise InputError(f"DATALOADER.NUM_WORKERS must be 0 or more, not {cfg.DATALOADER.NUM_WORKERS}")
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(cfg.DATALOADER.NUM_WORKERS, usable)
+    workers = min(cfg.DATALOADER.NUM_WORKERS, max(1, usable // processes_here()))
     generator = torch.Generator()
     generator.manual_seed(0)  # the loader draws from it at each pass; the global generator stays untouched
     dataset = (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train)
