@@ -98,6 +98,12 @@ def test_prograd_takes_out_what_conflicts_and_nothing_else(domain, general, weig
         assert removed.norm() < 1e-5 or parallel > 0.999
 
 
+def test_prograd_follows_no_rounding_error():
+    domain, general = torch.tensor([1.0, 0.5]), torch.tensor([-1.0, 0.0])
+    assert torch.equal(without_conflict(domain, 1e-7 * general, 1.0), domain)
+    assert torch.equal(without_conflict(domain, 1e-4 * general, 1.0), torch.tensor([0.0, 0.5]))
+
+
 def test_prograd_without_lambda_is_coop(clip_model):
     prograd = make_trainer("ProGrad", clip_model, NAMES, {"N_CTX": 4, "LAMBDA": 0.0})
     coop = make_trainer("CoOp", clip_model, NAMES, {"N_CTX": 4})

@@ -15,13 +15,15 @@ from prompting.text import readable
 from trainers.base import PromptTrainer
 from trainers.coop import CoOpCLIP
 
-ROUNDING = 1e-5  # of the domain gradient: a general gradient below it is rounding and has no direction
+# A general gradient that is shorter, in units of the domain gradient, is a float32 rounding error: it has no direction.
+ROUNDING = 16 * torch.finfo(torch.float32).eps
 
 
 def without_conflict(domain, general, weight):
     """The domain gradient, less `weight` times its part along the general direction where they disagree.
 
-    A context that starts as the zero-shot prompt agrees with zero-shot CLIP: there is no general direction yet.
+    A context that starts as the zero-shot prompt agrees with zero-shot CLIP, and has no general direction yet. Its
+    rounding error has one, another with every number of threads; it is left out.
 
     Args:
         domain, general: gradients of one tensor, any shape.
