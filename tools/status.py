@@ -147,7 +147,7 @@ def _state(run, job, holder, queue, output):
     except InputError as error:
         return State(run, "refused", detail=str(error))
     log = last_line_of(os.path.join(run.folder, "log.txt"))
-    if lives_here(holder) and holder.get("job", "") != job:
+    if lives_here(holder) and (not job or holder.get("job") != job):
         return State(run, "running", holder.get("job", ""), log)
     jobs = [each for each in (job, holder.get("job", "")) if each]
     for each in jobs:
