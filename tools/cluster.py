@@ -173,17 +173,20 @@ class Task:
         requeue = signal.getsignal(ending)  # submitit's: count the time limits, store the task, scontrol requeue, exit
         came = []
 
+        def stop(number, frame):
+            raise Terminated
+
         def end(number, frame):
             came.append(number)
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)  # whoever handles that now: `stop`, or the training at its next batch
 
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit's passes over it, and `sigterm_raises` respects that
+        signal.signal(signal.SIGTERM, stop)  # submitit's passes over it
         signal.signal(ending, end)
         try:
-            with sigterm_raises():
-                train.discover(train.parse_arguments(list(self.runs[0].argv)).plugin)
-                execute(self.runs, clips={}).require_all()
+            train.discover(train.parse_arguments(list(self.runs[0].argv)).plugin)
+            execute(self.runs, clips={}).require_all()
         except Terminated:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it often comes more than once
             if came or _still_wanted():
                 requeue(ending, None)
             raise

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 START = ROOT / "tests" / "slurm" / "start.sh"
-EPOCHS = 60
+EPOCHS = 120
 SWEEP = ["fewshot", "--trainer", "CoOp", "--dataset", "shapes", "--shots", "1", "2", "--seeds", "1", "2", "3"]
 OPTIONS = ["OPTIM.MAX_EPOCH", str(EPOCHS), "TRAIN.PRINT_FREQ", "1"]
 SLURM = ["--launcher", "slurm", "--gpus", "0", "--cpus", "1", "--time", "60", "--array-parallelism", "2"]
@@ -46,8 +46,8 @@ def protocol(slurm, shapes_root):
     """(output, *flags) -> what tools/protocol.py prints."""
 
     def protocol(output, *flags):
-        argv = [sys.executable, ROOT / "tools" / "protocol.py", *SWEEP, "--root", shapes_root, "--output", output, *flags,
-                *OPTIONS]
+        argv = [sys.executable, ROOT / "tools" / "protocol.py", *SWEEP, "--root", shapes_root, "--output", output,
+                *flags, *OPTIONS]
         done = subprocess.run([str(word) for word in argv], env=slurm, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -87,7 +87,9 @@ def test_six_runs_with_a_kill_a_preemption_and_a_requeue(slurm, protocol, tmp_pa
         return file.read_text() if file.exists() else ""
 
     def in_training(job):
-        return re.search(rf"epoch \[([3-9]|1\d)/{EPOCHS}\]", log(job))
+        """Some epochs after the start of the training, and long before its end."""
+        epochs = re.findall(rf"^epoch \[(\d+)/{EPOCHS}\]", log(job), re.M)
+        return bool(epochs) and 3 <= int(epochs[-1]) <= EPOCHS // 2
 
     said = protocol(out, *SLURM)
     array = re.search(r"Submitted 6 tasks as Slurm job (\d+)", said)[1]
@@ -96,20 +98,25 @@ def test_six_runs_with_a_kill_a_preemption_and_a_requeue(slurm, protocol, tmp_pa
     assert "Nothing to submit; of 6 runs: 0 done, 6 queued or running" in protocol(out, *SLURM)
 
     killed, preempted, requeued = (f"{array}_{task}" for task in range(3))
-    wait_for(lambda: in_training(killed), 240, "training")
-    ask("scancel", "--signal=KILL", f"{killed}.0")  # of the job without its step it would be a cancellation
-    wait_for(lambda: states()[killed] == "FAILED", 60, "the kill")
+    disturbances = {
+        killed: ("scancel", "--signal=KILL", f"{killed}.0"),  # of the job without its step it would be a cancellation
+        preempted: ("scancel", "--signal=TERM", f"{preempted}.0"),  # what a preemption begins with
+        requeued: ("scontrol", "requeue", requeued),
+    }
+
+    def disturbed():
+        for job in [job for job in disturbances if in_training(job)]:
+            ask(*disturbances.pop(job))
+        return not disturbances
+
+    wait_for(disturbed, 240, "training of the first three")
+    wait_for(lambda: [states()[job] for job in (killed, preempted, requeued)] == ["FAILED", "PENDING", "PENDING"], 60,
+             "a kill and two requeues")
     found = protocol(out, "--status")
     assert re.search(rf"failed .*\(job {killed}\): FAILED; last log line: .", found), found
+    assert all(re.search(rf"queued .*\(job {job}\)", found) for job in (preempted, requeued)), found
     assert "Stopped by" not in log(killed)
     ask("scontrol", "requeue", killed)
-
-    wait_for(lambda: in_training(preempted), 240, "training")
-    ask("scancel", "--signal=TERM", preempted)  # what a preemption begins with
-    wait_for(lambda: states()[preempted] == "PENDING", 60, "the task's own requeue")
-    wait_for(lambda: in_training(requeued), 240, "training")
-    ask("scontrol", "requeue", requeued)
-    wait_for(lambda: states()[requeued] == "PENDING", 60, "the requeue")
     for job in (killed, preempted, requeued):  # Slurm lets a requeued job wait for two minutes
         if states()[job] == "PENDING":
             ask("scontrol", "update", f"JobId={job}", "StartTime=now")
@@ -118,7 +125,7 @@ def test_six_runs_with_a_kill_a_preemption_and_a_requeue(slurm, protocol, tmp_pa
     for job in (killed, preempted, requeued):
         text = log(job)
         starts = text.split("** CoOp on Shapes")[1:]
-        assert len(starts) == 2 and "Found a checkpoint" in starts[1], text
+        assert len(starts) == 2 and "Resuming from" in starts[1], text
         assert f"epoch [2/{EPOCHS}]" not in starts[1]
         assert ("Stopped by SIGTERM" in starts[0]) == (job != killed)
     assert "6 runs: 6 done" in protocol(out, "--status")
