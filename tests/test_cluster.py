@@ -93,7 +93,8 @@ def test_a_sweep_through_the_queue(call, slurm, out, monkeypatch, capfd):
     assert said.startswith("Submitted 2 tasks as Slurm job 1; of 4 runs: 0 done, 0 queued or running")
     asked = dict(re.findall(r"^#SBATCH --([\w-]+)=?(.*)$", slurm.script("1"), re.M))
     assert {"array": "0-1%2", "partition": "big", "time": "90", "mem": "8G", "constraint": "a100", "exclusive": "",
-            "requeue": "", "cpus-per-task": "1"}.items() <= asked.items()
+            "requeue": "", "cpus-per-task": "1",
+            "job-name": "base2new-CoOp"}.items() <= asked.items()
     assert "gpus-per-node" not in asked
     assert json.loads((out / "sweep" / "jobs.json").read_text()) == {
         f"base2new/{path}": job for job, paths in (("1_0", (BASE[0], NEW[0])), ("1_1", (BASE[1], NEW[1])))
@@ -295,7 +296,7 @@ def test_sbatch_that_refuses(call, slurm, out):
     (slurm.folder / "bin" / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: invalid partition: x' >&2\nexit 1\n")
     with pytest.raises(InputError, match="sbatch refuses the job: .*error: invalid partition: x; see --partition"):
         call(*SLURM)
-    assert not (out / "sweep" / "jobs.json").exists() and not (out / "sweep" / ".lock").exists()
+    assert [path.relative_to(out) for path in out.rglob("*")] == [Path("sweep"), Path("sweep/jobs")]
 
 
 def test_no_slurm_at_all(call, monkeypatch, tmp_path):

@@ -248,7 +248,8 @@ def submit(runs, output, parameters):
         for task in tasks:
             for run in task.runs:
                 _remove_lock_of_ended(run, record.get(run.place.folder), found[run.folder])
-        jobs = _submit_array(tasks, jobs_folder(output), parameters)
+        name = "-".join(dict.fromkeys(word for run in runs for word in (run.place.protocol, run.place.trainer)))
+        jobs = _submit_array(tasks, jobs_folder(output), {"job_name": name} | parameters)
         for task, job in zip(tasks, jobs):
             record |= {run.place.folder: job for run in task.runs if found[run.folder].word != "done"}
         write_json(record, record_file(output))
@@ -278,6 +279,7 @@ def _submit_array(tasks, folder, parameters):
     """Submit tasks as one array; the job of each, as squeue prints it."""
     import submitit
 
+    before = set(os.listdir(folder)) if os.path.isdir(folder) else set()
     executor = submitit.SlurmExecutor(folder, max_num_timeout=RESTARTS)
     configuration = os.environ.get("SLURM_CONF")
     with submitit.helpers.clean_env():  # within a job, what that job was given would count for the new one
@@ -287,5 +289,7 @@ def _submit_array(tasks, folder, parameters):
             executor.update_parameters(**parameters)
             return [job.job_id for job in executor.submit_array(tasks)]
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
+            for name in set(os.listdir(folder)) - before:
+                os.remove(os.path.join(folder, name))
             raise InputError(f"sbatch refuses the job: {last_line(str(error))}; see --partition, --time, --gpus, "
                              f"--cpus, --mem, --account and --qos ({len(tasks)} tasks)") from None
