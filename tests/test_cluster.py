@@ -194,8 +194,9 @@ def test_after_sigterm_only_a_job_that_slurm_still_wants_is_requeued(state, goes
                                                                      clip_model):
     """A preemption leaves the job running; scancel and scontrol requeue mark it first."""
     monkeypatch.setattr(trainers_base, "load_clip", lambda name: clip_model)
-    monkeypatch.setenv("SLURM_JOB_ID", "5")
-    (slurm.folder / "bin" / "squeue").write_text(f"#!/bin/sh\necho {state}\n")
+    as_job(monkeypatch, "5", array="5", task="1")  # the last task of an array has the number of the array
+    (slurm.folder / "bin" / "squeue").write_text(
+        f'#!/bin/sh\ncase "$*" in *--jobs=5_1*) ;; *) echo RUNNING ;; esac\necho {state}\n')
     stop_at(monkeypatch, 1, 0, signal.SIGTERM)
     requeued = []
     with pytest.raises(Terminated):

@@ -16,7 +16,16 @@ from dataclasses import dataclass
 import yaml
 
 import train
-from dassl.utils import LOCK_NAME, FolderLock, InputError, Terminated, lock_holder, sigterm_raises, write_json
+from dassl.utils import (
+    LOCK_NAME,
+    FolderLock,
+    InputError,
+    Terminated,
+    lock_holder,
+    sigterm_raises,
+    slurm_job,
+    write_json,
+)
 from dassl.utils.registry import nearest
 from tools.execution import execute
 from tools.plans import ROOT
@@ -201,7 +210,7 @@ class Task:
 def _still_wanted():
     """Whether Slurm takes this job for a running one although it sends SIGTERM, as it does within the grace time of a
     preemption. scancel and scontrol requeue have marked it before they signal it."""
-    job = os.environ.get("SLURM_JOB_ID")
+    job = slurm_job().get("job")  # SLURM_JOB_ID of an array's last task is that of the whole array
     command = ["squeue", "--noheader", f"--jobs={job}", "--format=%T"]
     try:
         return bool(job) and subprocess.run(command, capture_output=True, text=True, check=True,

@@ -14,7 +14,7 @@ from dassl.utils.checkpoint import (
 )
 from dassl.utils.errors import InputError, NonFiniteError, surroundings
 from dassl.utils.images import read_image
-from dassl.utils.lock import LOCK_NAME, FolderLock, lives_here, lock_holder
+from dassl.utils.lock import LOCK_NAME, FolderLock, lives_here, lock_holder, slurm_job
 from dassl.utils.logger import Logger, setup_logger
 from dassl.utils.meters import AverageMeter, MetricMeter
 from dassl.utils.plugins import import_package_modules, load_entry_points, load_plugin
@@ -40,6 +40,6 @@ __all__ = [
     "import_package_modules", "isolated_rng", "leave_signals_to_the_parent", "listdir_nohidden", "lives_here",
     "load_checkpoint", "load_entry_points", "load_plugin", "load_pretrained_weights", "lock_holder", "mkdir_if_missing",
     "note_checkpoint", "noted_checkpoint", "read_image", "read_json", "remove_torn_files", "resume_from_checkpoint",
-    "save_checkpoint", "set_random_seed", "set_rng_state", "setup_logger", "sigterm_raises", "surroundings",
-    "tolist_if_not", "write_atomically", "write_json",
+    "save_checkpoint", "set_random_seed", "set_rng_state", "setup_logger", "sigterm_raises", "slurm_job",
+    "surroundings", "tolist_if_not", "write_atomically", "write_json",
 ]

@@ -111,7 +111,7 @@ class FolderLock:
     @staticmethod
     def _sign(file):
         file.truncate(0)
-        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), **_slurm_job()}))
+        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), **slurm_job()}))
         file.flush()
 
 
@@ -129,7 +129,7 @@ def lives_here(holder):
     return bool(holder) and holder.get("host") == socket.gethostname() and _alive(holder["pid"])
 
 
-def _slurm_job():
+def slurm_job():
     """{"job", "starts"} inside a Slurm job: its id as squeue prints it (123, or 123_4 for a task of an array) and how
     often it was requeued; {} elsewhere."""
     array, task, job = (os.environ.get(f"SLURM_{name}") for name in ("ARRAY_JOB_ID", "ARRAY_TASK_ID", "JOB_ID"))
@@ -142,7 +142,7 @@ def _slurm_job():
 def _former_start(holder):
     """Whether a lock's holder was an earlier start of this Slurm job. Of the same start it may be a process beside us.
     """
-    ours = _slurm_job()
+    ours = slurm_job()
     starts = holder.get("starts")
     return bool(ours) and holder.get("job") == ours["job"] and isinstance(starts, int) and starts < ours["starts"]
 

@@ -7,7 +7,8 @@
 #
 # FOLDER (default /tmp/slurm-test) must be a path without spaces that this user alone may write. Debian's packages
 # slurm-wlm and munge are needed; root installs them where they are missing. CPUS (default: all) is how many tasks of
-# one CPU run at once, PREFIX goes before slurmd and with it before all jobs (PREFIX="taskset -c 1").
+# one CPU run at once, PREFIX goes before slurmd and with it before all jobs (PREFIX="taskset -c 1"). Jobs of the
+# partition "urgent" preempt those of "test", after GRACE seconds (default 30).
 # There are no cgroups and no accounting: what a job asks for is counted, not enforced, and sacct knows nothing.
 set -euo pipefail
 PATH=$PATH:/usr/sbin:/sbin
@@ -15,7 +16,7 @@ PATH=$PATH:/usr/sbin:/sbin
 action=start
 case "${1:-}" in
     stop) action=stop; shift ;;
-    -h | --help) sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+    -h | --help) sed -n '2,13s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
 esac
 folder=${1:-/tmp/slurm-test}
 
@@ -89,9 +90,12 @@ SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
 ReturnToService=2
 KillWait=10
-SchedulerParameters=sched_interval=2,batch_sched_delay=0,requeue_delay=1
+SchedulerParameters=sched_interval=2,batch_sched_delay=0
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 NodeName=$host NodeAddr=127.0.0.1 CPUs=${CPUS:-$(nproc --all)} State=UNKNOWN
-PartitionName=test Nodes=$host Default=YES MaxTime=INFINITE State=UP
+PartitionName=test Nodes=$host Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=${GRACE:-30}
+PartitionName=urgent Nodes=$host MaxTime=INFINITE State=UP PriorityTier=2
 END
 cat >"$folder/env.sh" <<END
 export SLURM_CONF=$folder/slurm.conf

@@ -133,6 +133,36 @@ def test_six_runs_with_a_kill_a_preemption_and_a_requeue(slurm, protocol, tmp_pa
     assert "Nothing to submit; of 6 runs: 6 done" in protocol(out, *SLURM)
 
 
+def test_preempted_tasks_go_on(slurm, protocol, tmp_path):
+    """A job of a partition that goes first needs the whole node: both tasks store where they are and queue again."""
+    if "urgent" not in subprocess.run(["sinfo", "--noheader", "--format=%P"], env=slurm, capture_output=True, text=True,
+                                      check=True).stdout:
+        pytest.skip("this Slurm has no partition that preempts others")
+    flags = ("--seeds", "1", "2", "--shots", "1")
+    expected = table(protocol(tmp_path / "local", *flags))
+    protocol(tmp_path / "slurm", *flags, *SLURM)
+    logs = [tmp_path / "slurm" / path / "log.txt"
+            for path in json.loads((tmp_path / "slurm" / "sweep" / "jobs.json").read_text())]
+    wait_for(lambda: all(log.exists() and "epoch [3/" in log.read_text() for log in logs), 240, "training")
+    urgent = subprocess.run(["sbatch", "--parsable", "--partition=urgent", "--exclusive", "--time=5",
+                             "--output=/dev/null", "--wrap=sleep 1"], env=slurm, check=True, capture_output=True,
+                            text=True).stdout.strip()
+
+    def listed():
+        found = subprocess.run(["squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i|%T"], env=slurm,
+                               capture_output=True, text=True, check=True).stdout
+        return dict(line.split("|") for line in found.splitlines())
+
+    wait_for(lambda: listed()[urgent] == "COMPLETED", 60, "the job that goes first")
+    assert all("Stopped by SIGTERM" in log.read_text() for log in logs)
+    jobs = json.loads((tmp_path / "slurm" / "sweep" / "jobs.json").read_text()).values()
+    assert [listed()[job] for job in jobs] == ["PENDING", "PENDING"], protocol(tmp_path / "slurm", *flags, "--status")
+    for job in jobs:
+        subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], env=slurm, check=True)
+    wait_for(lambda: {listed()[job] for job in jobs} == {"COMPLETED"}, 240, "the end of both tasks")
+    assert table(protocol(tmp_path / "slurm", *flags, "--table")) == expected
+
+
 def test_a_cancelled_sweep_stays_cancelled(slurm, protocol, tmp_path):
     said = protocol(tmp_path, *SLURM)
     array = re.search(r"as Slurm job (\d+)", said)[1]
