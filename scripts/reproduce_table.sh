@@ -25,6 +25,8 @@ datasets=${DATASETS:-$datasets}
 status=0
 bash "$here/run.sh" compare "${methods# }" "$datasets" --protocol "$protocol" "$@" || status=$?
 [ -n "${DRY_RUN:-}" ] && [ "${DRY_RUN:-}" != 0 ] && exit $status
+# What only submits, or tells how far the runs are, leaves no table to compare yet.
+[[ " $* " == *" --launcher slurm "* || " $* " == *" --launcher=slurm "* || " $* " == *" --status "* ]] && exit $status
 [ $status -le 2 ] || exit $status
 python=python3
 [ -x "$here/../.venv/bin/python" ] && python=$here/../.venv/bin/python

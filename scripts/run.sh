@@ -6,14 +6,15 @@
 # DATA (default ./data), OUTPUT (./output), SEEDS ("1 2 3"; 1 for zeroshot), SHOTS (16; 1 for dg; "1 2 4 8 16" for
 # fewshot), BACKBONE and CFG (by default the method's published ViT-B/16 config), TARGETS (xd: datasets to test on), JOBS
 # (processes, a GPU each; 1), DRY_RUN (1: list the runs). Several datasets go in quotes: "caltech101 dtd". Paths are
-# relative to the folder you are in.
+# relative to the folder you are in. Flags of tools/protocol.py may stand before the options: --status, --table, or
+# --launcher slurm --cluster FILE.yaml for a Slurm cluster (docs/SCALING.md).
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 protocol=$1 trainers=$2
 shift 2
 if [ $# -lt 1 ] || [ "${1:-}" = "-h" ] || [ "${1:-}" = "--help" ]; then
     echo "usage: bash SCRIPT DATASET [OPTION VALUE ...]   (a dataset is a file of configs/datasets, such as caltech101)"
-    sed -n '2,9s/^# \{0,1\}//p' "$root/scripts/run.sh"
+    sed -n '2,11s/^# \{0,1\}//p' "$root/scripts/run.sh"
     [ $# -ge 1 ] && exit 0 || exit 2
 fi
 # A dataset may be the path of a YAML file with spaces; a list of names has none but between them.

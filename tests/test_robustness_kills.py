@@ -14,7 +14,7 @@ from conftest import ROOT
 
 import train
 from dassl.engine import SimpleTrainer
-from dassl.utils import StopRequest, Terminated
+from dassl.utils import StopRequest, Terminated, signals
 from trainers.base import PromptTrainer
 
 pytestmark = pytest.mark.robustness
@@ -152,6 +152,17 @@ def test_a_foreign_trainer_stops_and_goes_on(arguments, clips, tmp_path, monkeyp
     assert same(weights("cut"), weights("whole"))
     assert not (tmp_path / "cut" / "net" / "model-interrupted.pth.tar").exists()
     tally["survived"] += 1
+
+
+def test_a_signal_that_is_delivered_twice_is_one(monkeypatch):
+    """As scancel does: once itself, once through srun."""
+    with StopRequest() as stop:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.number == signal.SIGTERM
+        monkeypatch.setattr(signals, "TWICE", 0)
+        with pytest.raises(Terminated):
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_a_second_signal_does_not_wait():

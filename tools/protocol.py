@@ -6,7 +6,7 @@
     python tools/protocol.py compare --dataset caltech101
 
 The scripts in scripts/ call this; docs/PROTOCOLS.md describes each protocol. Runs that are finished are taken over,
-interrupted ones go on.
+interrupted ones go on. `--launcher slurm` gives them to a cluster; `--status` and `--table` tell how far they are.
 """
 import argparse
 import os
@@ -19,7 +19,8 @@ sys.path.insert(0, ROOT)
 import train  # noqa: E402
 from dassl.engine import TRAINER_REGISTRY  # noqa: E402
 from dassl.utils import InputError  # noqa: E402
-from tools.execution import execute, list_runs  # noqa: E402
+from tools import cluster, status  # noqa: E402
+from tools.execution import Outcome, execute, finished, list_runs  # noqa: E402
 from tools.plans import SHOTS, Planner  # noqa: E402
 from tools.tables import Cells, method_tables, seed_tables  # noqa: E402
 
@@ -53,7 +54,14 @@ def parse_arguments(argv):
     shared.add_argument("--plugin", action="append", default=[], metavar="FILE_OR_MODULE", help="more methods")
     shared.add_argument("--jobs", type=int, default=1,
                         help="processes, each with a GPU of its own (default 1); on a CPU they share its threads")
-    shared.add_argument("--dry-run", action="store_true", help="list the runs and whether each is done; run nothing")
+    shared.add_argument("--launcher", choices=("local", "slurm"), default="local",
+                        help="local (default): make the runs here; slurm: submit them as one array job and return")
+    instead = shared.add_mutually_exclusive_group()
+    instead.add_argument("--dry-run", action="store_true", help="list the runs and whether each is done; run nothing")
+    instead.add_argument("--status", action="store_true",
+                         help="say which runs are done, running, queued or failed, with the last log line; run nothing")
+    instead.add_argument("--table", action="store_true", help="print the table of what is done; run nothing")
+    cluster.add_arguments(shared)
     shared.add_argument("opts", nargs=argparse.REMAINDER, help="config options for every run: KEY VALUE ...")
     parser = train.ArgumentParser(description="Run a protocol over seeds and print its table.")
     protocols = parser.add_subparsers(dest="protocol", required=True, metavar="PROTOCOL")
@@ -85,6 +93,12 @@ def check_arguments(args):
         raise InputError(f"{args.of} takes one number of --shots, not {' '.join(map(str, args.shots))}")
     if args.jobs < 1:
         raise InputError(f"--jobs must be at least 1, not {args.jobs}")
+    if args.launcher == "slurm" and args.jobs > 1:
+        raise InputError("--jobs is for --launcher local; with slurm each task makes one run, --array-parallelism says "
+                         "how many at once")
+    flags = cluster.given_flags(args)
+    if flags and args.launcher != "slurm":
+        raise InputError(f"{', '.join(flags)} {'needs' if len(flags) == 1 else 'need'} --launcher slurm")
     for trainer in args.trainer:
         TRAINER_REGISTRY.get(trainer)
 
@@ -115,17 +129,79 @@ def main(argv=None):
         listed = list_runs(runs)
         print(listed)
         return listed
+    if args.status:
+        return told(sweep_status(runs, args.output))
+    if args.table:
+        outcome = made(runs)
+        return show(args, runs, outcome, f", {len(outcome.results)} of {len(runs)} runs done")
+    if args.launcher == "slurm":
+        return told(submitted(runs, args))
     started = time.time()
     outcome = execute(runs, planner.clips, args.jobs)
+    text = show(args, runs, outcome, f", {time.time() - started:.0f} s")
+    outcome.require_all()
+    return text
+
+
+def told(text):
+    print(text)
+    return text
+
+
+def sweep_status(runs, output):
+    """The lines of --status. Raises InputError where no run of the plan was ever started or submitted."""
+    found = status.states(runs, output)
+    if all(state.word == "to do" for state in found):
+        raise InputError(f"none of these {len(runs)} runs was started or submitted in {output}; --output names another "
+                         "folder, and without --status the command makes them")
+    return status.describe(found)
+
+
+def submitted(runs, args):
+    """Submit what is not made yet and say so. Raises InputError for runs that cannot be made."""
+    jobs, before = cluster.submit(runs, args.output, cluster.slurm_parameters(args))
+    words = [state.word for state in before]
+    kept = f"{words.count('done')} done, {sum(state.in_hand for state in before)} queued or running already"
+    lines = [f"Submitted {tasks} task{'s' if tasks > 1 else ''} as Slurm job {job}; of {len(runs)} runs: {kept}"
+             for job, tasks in jobs.items()] or [f"Nothing to submit; of {len(runs)} runs: {kept}"]
+    lines += [str(state) for state in before if state.word == "refused"]
+    lines.append("The same command with --status says how far they are, with --table prints the table of what is done.")
+    if jobs:
+        lines.append(f"Files of the jobs: {status.jobs_folder(args.output)}; scancel {' '.join(jobs)} ends them.")
+    if "refused" in words:
+        print("\n".join(lines))
+        raise InputError(f"{words.count('refused')} of {len(runs)} runs were refused and not submitted, see above")
+    return "\n".join(lines)
+
+
+def made(runs):
+    """The Outcome of what is done, without making anything. Raises InputError if that is nothing."""
+    outcome = Outcome(list(runs))
+    for run in runs:
+        try:
+            results = finished(run)
+        except InputError as error:
+            outcome.fail(run, str(error))
+        else:
+            if results is not None:
+                outcome.results[run.folder] = results
+    if not outcome.results:
+        raise InputError(f"none of these {len(runs)} runs is done yet")
+    return outcome
+
+
+def show(args, runs, outcome, more):
+    """Print the tables of what is done, the last one is returned; for a base2new comparison draw the figure.
+
+    more: ends the line of conditions."""
     print(f"\n{', '.join(args.trainer)}: {PROTOCOLS[args.of]}; accuracy (%)\n{conditions(args, runs)}, "
-          f"results in {args.output}, {time.time() - started:.0f} s")
+          f"results in {args.output}{more}")
     text = ""
     for table in make_tables(args, runs, outcome):
         text = table.render()
         print(f"\n{table.title}\n\n{text}")
     if args.protocol == "compare" and args.of == "base2new":
         print(f"\nFigure: {', '.join(figures(args, runs, outcome))}")
-    outcome.require_all()
     return text
 
 

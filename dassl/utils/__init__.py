@@ -14,7 +14,7 @@ from dassl.utils.checkpoint import (
 )
 from dassl.utils.errors import InputError, NonFiniteError, surroundings
 from dassl.utils.images import read_image
-from dassl.utils.lock import FolderLock
+from dassl.utils.lock import LOCK_NAME, FolderLock, lives_here, lock_holder, slurm_job
 from dassl.utils.logger import Logger, setup_logger
 from dassl.utils.meters import AverageMeter, MetricMeter
 from dassl.utils.plugins import import_package_modules, load_entry_points, load_plugin
@@ -49,13 +49,14 @@ from dassl.utils.tools import (
 )
 
 __all__ = [
-    "AverageMeter", "BEST", "FolderLock", "INTERRUPTED", "InputError", "Logger", "MetricMeter", "NonFiniteError",
-    "Registry", "StopRequest", "Terminated", "check_availability", "check_isfile", "checkpoints_newest_first",
-    "collect_env_info", "count_num_param", "derive_seed", "first_to_tell", "first_within", "from_first",
-    "get_rng_state", "highest", "import_package_modules", "isolated_rng", "joined", "leave_signals_to_the_parent",
-    "listdir_nohidden", "load_checkpoint", "load_entry_points", "load_plugin", "load_pretrained_weights",
-    "lost_another", "mkdir_if_missing", "note_checkpoint", "noted_checkpoint", "of_all", "one_machine_first",
-    "processes_here", "rank", "read_image", "read_json", "remove_torn_files", "require_own_gpu",
-    "resume_from_checkpoint", "save_checkpoint", "set_random_seed", "set_rng_state", "setup_logger", "share_of",
-    "sigterm_raises", "surroundings", "tolist_if_not", "world_size", "write_atomically", "write_json",
+    "AverageMeter", "BEST", "FolderLock", "INTERRUPTED", "InputError", "LOCK_NAME", "Logger", "MetricMeter",
+    "NonFiniteError", "Registry", "StopRequest", "Terminated", "check_availability", "check_isfile",
+    "checkpoints_newest_first", "collect_env_info", "count_num_param", "derive_seed", "first_to_tell", "first_within",
+    "from_first", "get_rng_state", "highest", "import_package_modules", "isolated_rng", "joined",
+    "leave_signals_to_the_parent", "listdir_nohidden", "lives_here", "load_checkpoint", "load_entry_points",
+    "load_plugin", "load_pretrained_weights", "lock_holder", "lost_another", "mkdir_if_missing", "note_checkpoint",
+    "noted_checkpoint", "of_all", "one_machine_first", "processes_here", "rank", "read_image", "read_json",
+    "remove_torn_files", "require_own_gpu", "resume_from_checkpoint", "save_checkpoint", "set_random_seed",
+    "set_rng_state", "setup_logger", "share_of", "sigterm_raises", "slurm_job", "surroundings", "tolist_if_not",
+    "world_size", "write_atomically", "write_json",
 ]

@@ -24,6 +24,10 @@ class FolderLock:
     message, and decides where a file system has no locks and between machines that may not see each other's. The file
     is removed at the end.
 
+    A Slurm job that is requeued after a kill or the loss of its node may start again on another machine. The file names
+    the job, too: Slurm has ended a job before it starts it again, so a holder that was an earlier start of this very
+    job is gone.
+
     Raises:
         InputError: another process holds it, or the folder cannot be written.
     """
@@ -74,7 +78,7 @@ class FolderLock:
 
     @staticmethod
     def _holder(file):
-        """{"pid", "host"} that the file names; {} for a fresh or a torn one."""
+        """{"pid", "host"} that the file names, for a Slurm job also {"job", "starts"}; {} for a fresh or a torn one."""
         file.seek(0)
         with contextlib.suppress(ValueError, RecursionError):
             holder = json.loads(file.read(1000))
@@ -86,7 +90,7 @@ class FolderLock:
     def _refused(holder, locked):
         if locked is False:
             return True
-        if not holder:
+        if not holder or _former_start(holder):
             return False
         if holder.get("host") != socket.gethostname():
             return True  # whether that process lives cannot be seen from here
@@ -107,8 +111,40 @@ class FolderLock:
     @staticmethod
     def _sign(file):
         file.truncate(0)
-        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), **slurm_job()}))
         file.flush()
+
+
+def lock_holder(folder):
+    """Who holds, or held when it was killed, the lock of a folder: {"pid", "host"}, for a Slurm job also {"job",
+    "starts"}. {} if nobody does."""
+    with contextlib.suppress(OSError, UnicodeDecodeError), \
+            open(os.path.join(folder, LOCK_NAME), encoding="utf-8") as file:
+        return FolderLock._holder(file)
+    return {}
+
+
+def lives_here(holder):
+    """Whether a lock's holder is a living process of this machine."""
+    return bool(holder) and holder.get("host") == socket.gethostname() and _alive(holder["pid"])
+
+
+def slurm_job():
+    """{"job", "starts"} inside a Slurm job: its id as squeue prints it (123, or 123_4 for a task of an array) and how
+    often it was requeued; {} elsewhere."""
+    array, task, job = (os.environ.get(f"SLURM_{name}") for name in ("ARRAY_JOB_ID", "ARRAY_TASK_ID", "JOB_ID"))
+    starts = os.environ.get("SLURM_RESTART_COUNT", "0")
+    if not job or not starts.isdecimal():
+        return {}
+    return {"job": f"{array}_{task}" if array and task else job, "starts": int(starts)}
+
+
+def _former_start(holder):
+    """Whether a lock's holder was an earlier start of this Slurm job. Of the same start it may be a process beside us.
+    """
+    ours = slurm_job()
+    starts = holder.get("starts")
+    return bool(ours) and holder.get("job") == ours["job"] and isinstance(starts, int) and starts < ours["starts"]
 
 
 def _alive(pid):

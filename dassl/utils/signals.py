@@ -3,6 +3,9 @@ import contextlib
 import os
 import signal
 import threading
+import time
+
+TWICE = 1.0  # seconds within which a signal that comes again is the same one: scancel and srun both deliver it
 
 
 class Terminated(SystemExit):
@@ -38,7 +41,8 @@ def sigterm_raises():
 
 class StopRequest:
     """Within it SIGINT and SIGTERM are noted in `number`; whoever loops looks at it and calls `end()`. A second signal
-    ends at once. Outside the main thread, where no handler can be set, nothing is noted."""
+    ends at once, unless it is the first one delivered twice. Outside the main thread, where no handler can be set,
+    nothing is noted."""
 
     def __init__(self):
         self.number = None
@@ -55,9 +59,10 @@ class StopRequest:
             signal.signal(number, former)
 
     def _note(self, number, frame):
-        if self.number is not None:
+        if self.number is None:
+            self.number, self._since = number, time.monotonic()
+        elif number != self.number or time.monotonic() - self._since > TWICE:
             end_by(number)
-        self.number = number
 
     @property
     def name(self):

@@ -1,0 +1,195 @@
+"""How far the runs of a plan are: what their folders, their locks and the Slurm queue say. Nothing waits or is run."""
+import contextlib
+import os
+import pickle
+import shutil
+import subprocess
+from dataclasses import dataclass
+
+from dassl.utils import InputError, lives_here, lock_holder, read_json
+from tools.execution import finished
+
+SWEEP = "sweep"  # below the output folder: the record of what was submitted, and submitit's files
+WORDS = ("done", "running", "queued", "failed", "stopped", "refused", "to do")
+WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
+ACTIVE = {"RUNNING", "COMPLETING", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED"}
+LINE = 120  # characters of a last log line
+
+
+@dataclass(frozen=True)
+class State:
+    """word: one of WORDS. job: the Slurm job that has the run, or "". detail: for people."""
+
+    run: object
+    word: str
+    job: str = ""
+    detail: str = ""
+
+    @property
+    def in_hand(self):
+        """Whether some job or process has the run, so that nobody else may start it."""
+        return self.word in ("running", "queued")
+
+    def __str__(self):
+        told = f": {self.detail}" if self.detail else ""
+        return f"{self.word:<8} {self.run.folder}{f' (job {self.job})' if self.job else ''}{told}"
+
+
+# ---- what was submitted ----
+def sweep_folder(output):
+    return os.path.join(output, SWEEP)
+
+
+def record_file(output):
+    return os.path.join(sweep_folder(output), "jobs.json")
+
+
+def jobs_folder(output):
+    """Where submitit keeps what it submits and what comes back, and Slurm what the tasks print."""
+    return os.path.join(sweep_folder(output), "jobs")
+
+
+def read_record(output):
+    """{run folder below the output folder: Slurm job that it was last given to}; {} where nothing was submitted.
+
+    Raises:
+        InputError: the record is damaged.
+    """
+    path = record_file(output)
+    if not os.path.exists(path):
+        return {}
+    record = read_json(path)
+    if not isinstance(record, dict) or not all(isinstance(job, str) for job in record.values()):
+        raise InputError(f"{path} is not a record of submitted jobs; move it away (squeue then tells what is queued)")
+    return record
+
+
+# ---- the queue ----
+class Queue:
+    """The states of this user's Slurm jobs as of now.
+
+    Raises:
+        InputError: squeue fails; what is queued is then not known.
+    """
+
+    def __init__(self):
+        command = ["squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i|%T|%r"]
+        try:
+            listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+        except FileNotFoundError:
+            raise InputError("no squeue on PATH; ask on a machine that can reach the Slurm cluster") from None
+        except subprocess.TimeoutExpired:
+            raise InputError("squeue does not answer within 60 s; try again later") from None
+        except subprocess.CalledProcessError as error:
+            raise InputError(f"squeue fails: {last_line(error.stderr)}") from None
+        self._jobs = {}
+        for line in listed.splitlines():
+            job, state, reason = (*line.split("|", 2), "", "")[:3]
+            self._jobs[job.strip()] = state.strip(), reason.strip()
+
+    def state(self, job):
+        """(state, reason) in Slurm's words; ("", "") for a job that is no longer in the queue."""
+        return self._jobs.get(job, ("", ""))
+
+
+def ended_as(job):
+    """The state in which a job has left the queue, from Slurm's accounting; "" where there is none."""
+    command = ["sacct", "--noheader", "--parsable2", "--allocations", "--format=State", f"--jobs={job}"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return last_line(told).partition(" ")[0]  # "CANCELLED by 1000"
+
+
+def last_line(text):
+    """The last line of a text that is not empty, cut to LINE characters; "" if there is none."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:LINE] if lines else ""
+
+
+def last_line_of(path):
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        file.seek(0, os.SEEK_END)
+        file.seek(max(0, file.tell() - 10000))
+        return last_line(file.read().decode("utf-8", "replace"))
+    return ""
+
+
+# ---- states ----
+def states(runs, output):
+    """A State for each run of a plan.
+
+    A submitted run is taken for queued where there is no squeue to ask.
+
+    Raises:
+        InputError: the record is damaged, or squeue is there and fails.
+    """
+    record = read_record(output)
+    holders = {run.folder: lock_holder(run.folder) for run in runs}
+    submitted = record or any("job" in holder for holder in holders.values())
+    queue = Queue() if submitted and shutil.which("squeue") else None
+    found, busy = [], set()
+    for run in runs:
+        state = _state(run, record.get(run.place.folder, ""), holders[run.folder], queue, output)
+        if state.word == "running" and state.job:
+            if state.job in busy:  # a task makes its runs one after another
+                state = State(run, "queued", state.job, "its task makes another run first")
+            busy.add(state.job)
+        found.append(state)
+    return found
+
+
+def _state(run, job, holder, queue, output):
+    try:
+        if finished(run) is not None:
+            return State(run, "done")
+    except InputError as error:
+        return State(run, "refused", detail=str(error))
+    log = last_line_of(os.path.join(run.folder, "log.txt"))
+    if lives_here(holder) and (not job or holder.get("job") != job):
+        return State(run, "running", holder.get("job", ""), log)
+    jobs = [each for each in (job, holder.get("job", "")) if each]
+    for each in jobs:
+        if queue is None:
+            return State(run, "queued", each, "there is no squeue here to ask whether it runs")
+        word, reason = queue.state(each)
+        if word in WAITING:
+            return State(run, "queued", each, reason)
+        if word in ACTIVE:
+            return State(run, "running", each, log)
+    if jobs:
+        return _ended(run, jobs[0], queue.state(jobs[0])[0], log, output)
+    if holder and not lives_here(holder):
+        log = f"its lock names process {holder['pid']} on {holder.get('host')}; last log line: {log}"
+    return State(run, "stopped", detail=log) if log else State(run, "to do")
+
+
+def _ended(run, job, word, log, output):
+    """The State of a run that is not done and whose job is over."""
+    import submitit
+
+    paths = submitit.core.utils.JobPaths(jobs_folder(output), job)
+    word = word or ended_as(job)
+    error = _error_in(paths.result_pickle)
+    if error is None and word in ("", "COMPLETED") and not log:
+        return State(run, "to do")  # its folder was removed since
+    said = [word, error or (f"last log line: {log}" if log else last_line_of(paths.stderr))]
+    return State(run, "failed", job, "; ".join(part for part in said if part))
+
+
+def _error_in(path):
+    """The last line of the traceback that a task ended with, without our own error's path; None without one."""
+    with contextlib.suppress(OSError, ValueError, EOFError, pickle.UnpicklingError), \
+            open(path, "rb") as file:
+        kind, content = pickle.load(file)
+        if kind == "error":
+            return last_line(content.replace("dassl.utils.errors.InputError: ", ""))
+    return None
+
+
+def describe(found):
+    """One line a run, then how many are in which state. found: a list of State."""
+    counts = {word: sum(state.word == word for state in found) for word in WORDS}
+    told = ", ".join(f"{number} {word}" for word, number in counts.items() if number)
+    return "\n".join([*map(str, found), f"{len(found)} runs: {told}"])
