@@ -152,17 +152,26 @@ def draw(curves, stored, path):
             values, times, memory = curve_points(curve, stored)
             for panel, numbers in zip(panels[:, axes_of.index(curve.axis)], (times, [m / 2**20 for m in memory])):
                 panel.loglog(values, numbers, "o-", label=curve.label, markersize=3, linewidth=1)
-                panel.set_xticks(sorted(set(panel.get_xticks(minor=False)) & set(values)) or values)
-                panel.set_xticks([], minor=True)
-                panel.set_xticklabels([str(int(v)) for v in panel.get_xticks()])
         for column, axis in enumerate(axes_of):
-            panels[0, column].legend(fontsize=6)
+            ticks = sorted({value for curve in curves if curve.axis == axis for value in curve.works})
+            for panel in panels[:, column]:
+                panel.set_xticks(ticks, [str(value) for value in ticks])
+                panel.set_xticks([], minor=True)
+                panel.set_ylim(*limits([y for line in panel.lines for y in line.get_ydata()]))
+            panels[0, column].legend(fontsize=6, loc="upper left")
             panels[1, column].set_xlabel(axis)
         panels[0, 0].set_ylabel("seconds a step")
         panels[1, 0].set_ylabel("MiB above the weights")
         figure.tight_layout()
         figure.savefig(path, dpi=100)
         plt.close(figure)
+
+
+def limits(numbers):
+    """Ends of a logarithmic axis: a decade at least, so that what hardly changes looks so, and room for a legend."""
+    low, high = min(numbers), max(numbers)
+    widen = max(1.25, (10 * low / high) ** 0.5)
+    return low / widen, 2.5 * high * widen
 
 
 def loader_text(stored):
@@ -209,8 +218,8 @@ makes one inner and one outer pass for each part held out.
 
 **How it is measured.** ViT-B/16 with random weights (times do not depend on their values), ImageNet's class names as
 torchvision lists them, float32, one torch thread on both sides. After a warm-up on a small batch the two sides take
-turns in one process: plain, ours, plain, ours. Other programs were computing on this machine at the time; so what is
-compared is the thread's processor time, of which they take none away, and the clock's ratio stands beside it. A ratio
+turns in one process: plain, ours, plain, ours. What is compared is the thread's processor time, of which other
+programs on the machine take none away; the clock's ratio stands beside it. A ratio
 is plain / ours of a pair; given are the median and, in brackets, the smallest and the largest. Operations are those of
 matrix products and attention, by torch's own formulas. Memory is the process's resident high-water mark during one
 step above what was resident before it, in a process of its own.

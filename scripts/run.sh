@@ -5,16 +5,17 @@
 #
 # DATA (default ./data), OUTPUT (./output), SEEDS ("1 2 3"; 1 for zeroshot), SHOTS (16; 1 for dg; "1 2 4 8 16" for
 # fewshot), BACKBONE and CFG (by default the method's published ViT-B/16 config), TARGETS (xd: datasets to test on), JOBS
-# (processes, a GPU each; 1), DRY_RUN (1: list the runs). Several datasets go in quotes: "caltech101 dtd". Paths are
-# relative to the folder you are in. Flags of tools/protocol.py may stand before the options: --status, --table, or
-# --launcher slurm --cluster FILE.yaml for a Slurm cluster (docs/SCALING.md).
+# (runs at a time, a GPU each; 1), RANKS (processes that make each run together, a GPU each; 1), DRY_RUN (1: list the
+# runs). Several datasets go in quotes: "caltech101 dtd". Paths are relative to the folder you are in. Flags of
+# tools/protocol.py may stand before the options: --status, --table, or --launcher slurm --cluster FILE.yaml for a Slurm
+# cluster (docs/SCALING.md).
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 protocol=$1 trainers=$2
 shift 2
 if [ $# -lt 1 ] || [ "${1:-}" = "-h" ] || [ "${1:-}" = "--help" ]; then
     echo "usage: bash SCRIPT DATASET [OPTION VALUE ...]   (a dataset is a file of configs/datasets, such as caltech101)"
-    sed -n '2,11s/^# \{0,1\}//p' "$root/scripts/run.sh"
+    sed -n '2,12s/^# \{0,1\}//p' "$root/scripts/run.sh"
     [ $# -ge 1 ] && exit 0 || exit 2
 fi
 # A dataset may be the path of a YAML file with spaces; a list of names has none but between them.
@@ -32,4 +33,9 @@ flags+=(--dataset "${datasets[@]}" --root "${DATA:-./data}" --output "${OUTPUT:-
 [ -n "${CFG:-}" ] && flags+=(--cfg "$CFG")
 [ -n "${JOBS:-}" ] && flags+=(--jobs "$JOBS")
 [ -n "${DRY_RUN:-}" ] && [ "$DRY_RUN" != 0 ] && flags+=(--dry-run)
-exec "$python" "$root/tools/protocol.py" "$protocol" "${flags[@]}" "$@"
+together=()
+if [ "${RANKS:-1}" != 1 ]; then
+    [[ $RANKS =~ ^[1-9][0-9]*$ ]] || { echo "error: RANKS is a number of processes, not '$RANKS'" >&2; exit 2; }
+    together=(-m torch.distributed.run --standalone --nproc-per-node "$RANKS")
+fi
+exec "$python" "${together[@]}" "$root/tools/protocol.py" "$protocol" "${flags[@]}" "$@"

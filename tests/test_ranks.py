@@ -83,6 +83,23 @@ def test_processes_on_one_machine_share_its_cores_for_reading(monkeypatch):
     assert workers() == 1
 
 
+def test_a_script_makes_its_runs_in_several_processes(shapes_root, tmp_path):
+    def script(number, *more):
+        return subprocess.run(["bash", str(ROOT / "scripts" / "zsclip" / "base2new.sh"), "shapes", *more], text=True,
+                              capture_output=True, check=False, cwd=tmp_path, env={
+                                  **os.environ, "RANKS": number, "DATA": str(shapes_root), "SEEDS": "1",
+                                  "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"})
+
+    done = script("2")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("base to new") == 1  # one of the two prints
+    stored = [json.loads(path.read_text()) for path in tmp_path.rglob("results.json")]
+    assert [results["processes"] for results in stored] == [2, 2]  # base and new classes
+    for number, word in (("two", "RANKS"), ("2", "--launcher slurm submits runs of one process")):
+        done = script(number, "--launcher", "slurm")
+        assert done.returncode and word in done.stderr and done.stderr.count("error: ") == 1
+
+
 @pytest.fixture
 def words(arguments, shapes_root, tmp_path):
     """The words of a run of CoOp on Shapes, long enough to be killed."""

@@ -18,7 +18,7 @@ sys.path.insert(0, ROOT)
 
 import train  # noqa: E402
 from dassl.engine import TRAINER_REGISTRY  # noqa: E402
-from dassl.utils import InputError  # noqa: E402
+from dassl.utils import InputError, from_first, world_size  # noqa: E402
 from tools import cluster, status  # noqa: E402
 from tools.execution import Outcome, execute, finished, list_runs  # noqa: E402
 from tools.plans import SHOTS, Planner  # noqa: E402
@@ -93,6 +93,8 @@ def check_arguments(args):
         raise InputError(f"{args.of} takes one number of --shots, not {' '.join(map(str, args.shots))}")
     if args.jobs < 1:
         raise InputError(f"--jobs must be at least 1, not {args.jobs}")
+    if args.launcher == "slurm" and world_size() > 1:
+        raise InputError("--launcher slurm submits runs of one process each; leave RANKS and torchrun out")
     if args.launcher == "slurm" and args.jobs > 1:
         raise InputError("--jobs is for --launcher local; with slurm each task makes one run, --array-parallelism says "
                          "how many at once")
@@ -138,7 +140,7 @@ def main(argv=None):
         return told(submitted(runs, args))
     started = time.time()
     outcome = execute(runs, planner.clips, args.jobs)
-    text = show(args, runs, outcome, f", {time.time() - started:.0f} s")
+    text = from_first(lambda: show(args, runs, outcome, f", {time.time() - started:.0f} s"))
     outcome.require_all()
     return text
 
