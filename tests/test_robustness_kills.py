@@ -165,6 +165,22 @@ def test_a_signal_that_is_delivered_twice_is_one(monkeypatch):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+def test_a_signal_between_two_looks_is_not_lost(run, tmp_path, monkeypatch):
+    """It comes while the ranks agree that none has come."""
+    looks = []
+
+    def highest(number):
+        looks.append(number)
+        if len(looks) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return number
+
+    monkeypatch.setattr("dassl.engine.trainer.highest", highest)
+    with pytest.raises(Terminated):
+        run("CoOp", tmp_path, *EPOCHS)
+    assert looks == [0, 0, signal.SIGTERM]
+
+
 def test_a_second_signal_does_not_wait():
     with StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGTERM)

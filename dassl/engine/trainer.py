@@ -223,11 +223,10 @@ class TrainerBase:
         Raises:
             KeyboardInterrupt, Terminated: SIGINT or SIGTERM came.
         """
-        if self.stop is None:
+        number = highest(self.stop.number or 0) if self.stop is not None else 0  # it may have come to some ranks only
+        if not number:  # and may come just now, to be seen next time
             return
-        self.stop.number = highest(self.stop.number or 0) or None  # a signal may have come to some of the ranks only
-        if self.stop.number is None:
-            return
+        self.stop.number = number
         place = "the training is done"
         if self.batches_done:
             self.save_model(self.epoch - 1, self.output_dir, model_name=INTERRUPTED)
