@@ -154,9 +154,15 @@ class Worker:
             return "failed", (f"its process was ended by signal {-code}" if code and code < 0 else
                               f"its process ended with status {code}") + "; see its log.txt"
 
+    def ask_to_end(self):
+        """An idle process ends with its pipe, and cleans up; one that makes a run stores where it is."""
+        if self.run is None:
+            self.pipe.close()
+        else:
+            self.process.terminate()
+
     def end(self):
         self.pipe.close()
-        self.process.terminate()
         self.process.join(30)
         if self.process.is_alive():
             self.process.kill()
@@ -227,7 +233,7 @@ def _side_by_side(outcome, jobs):
                     workers[workers.index(worker)] = Worker(worker.device, threads)
     finally:
         for worker in workers:  # all at once: each may take a while to store where it is
-            worker.process.terminate()
+            worker.ask_to_end()
         for worker in workers:
             worker.end()
 
