@@ -307,8 +307,10 @@ def command_line(function):
         tell("interrupted; the same command goes on from the last checkpoint")
         return 130 if isinstance(stop, KeyboardInterrupt) else stop.code
     except Exception as error:
-        if lost_another(error):
-            tell("error: another process of this run has ended; the same command goes on from the last checkpoint")
+        lost = lost_another(error)
+        if lost:
+            tell("error: another process of this run has ended, or cannot be reached; the same command goes on from "
+                 f"the last checkpoint ({lost})")
             return 1
         line = mendable(error)
         if line is None:

@@ -44,9 +44,11 @@ class Precision:
         """d loss / d tensors, unscaled, the mean over the ranks; zeros for a tensor that the loss does not use.
 
         Raises GradientOverflow when the scaled gradient is not finite; the scale has then been lowered."""
-        found = torch.autograd.grad(loss * self.scale, tensors, create_graph=create_graph, retain_graph=retain_graph,
+        # Within the towers the ranks' gradients are added up; a part of the scale each keeps them as large as one's.
+        scale = self.scale / self.ranks.size
+        found = torch.autograd.grad(loss * scale, tensors, create_graph=create_graph, retain_graph=retain_graph,
                                     allow_unused=True)
-        found = [torch.zeros_like(t) if g is None else g / self.scale for g, t in zip(found, tensors)]
+        found = [torch.zeros_like(t) if g is None else g / scale for g, t in zip(found, tensors)]
         found = self.ranks.mean(found)
         if self.scaled and self.scale > 1 and not all_finite(found):
             self.scale, self.good_steps = self.scale / 2, 0

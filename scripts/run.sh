@@ -38,4 +38,4 @@ if [ "${RANKS:-1}" != 1 ]; then
     [[ $RANKS =~ ^[1-9][0-9]*$ ]] || { echo "error: RANKS is a number of processes, not '$RANKS'" >&2; exit 2; }
     together=(-m torch.distributed.run --standalone --nproc-per-node "$RANKS")
 fi
-exec "$python" "${together[@]}" "$root/tools/protocol.py" "$protocol" "${flags[@]}" "$@"
+exec "$python" ${together[@]+"${together[@]}"} "$root/tools/protocol.py" "$protocol" "${flags[@]}" "$@"

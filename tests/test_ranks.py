@@ -22,7 +22,7 @@ from dassl.data.datasets import Datum
 from prompting.ranks import Ranks
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-ENDED = "error: another process of this run has ended; the same command goes on from the last checkpoint\n"
+ENDED = "error: another process of this run has ended, or cannot be reached; "
 SUBSET = ("CoCoOp", "CoPrompt", "MetaPrompt", "MetaPrompt, second order", "MetaPrompt, domain split", "ProMetaR",
           "TipAdapterF", "CoOp as written for Dassl")
 TOLERANCE = 1e-5
@@ -166,7 +166,8 @@ def test_a_rank_that_dies_ends_the_others(victim, number, next_number, words, tm
     os.kill(pids[victim], signal.SIGKILL)
     out, err = run.end()
     assert time.time() - started < 60
-    assert told(err) == [ENDED], err
+    (line,) = told(err)
+    assert line.startswith(ENDED), err
     assert run.process.returncode
     assert not any(os.path.exists(f"/proc/{pid}") for pid in pids.values())
 

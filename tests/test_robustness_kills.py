@@ -181,6 +181,15 @@ def test_a_signal_between_two_looks_is_not_lost(run, tmp_path, monkeypatch):
     assert looks == [0, 0, signal.SIGTERM]
 
 
+def test_a_signal_that_another_process_told_of_may_come_here_too():
+    with StopRequest() as stop:
+        stop.take(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)  # torchrun's, a moment later
+        assert stop.number == signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
 def test_a_second_signal_does_not_wait():
     with StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGTERM)

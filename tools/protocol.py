@@ -135,7 +135,7 @@ def main(argv=None):
         return told(sweep_status(runs, args.output))
     if args.table:
         outcome = made(runs)
-        return show(args, runs, outcome, f", {len(outcome.results)} of {len(runs)} runs done")
+        return from_first(lambda: show(args, runs, outcome, f", {len(outcome.results)} of {len(runs)} runs done"))
     if args.launcher == "slurm":
         return told(submitted(runs, args))
     started = time.time()

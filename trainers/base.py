@@ -186,7 +186,7 @@ class PromptTrainer(PromptCheckpoints):
         super().train()
 
     def forward_backward(self, batch):
-        batch = self.whole({key: self.to_device(value) for key, value in batch.items()})
+        batch = self.batch = self.whole({key: self.to_device(value) for key, value in batch.items()})
         try:
             with self.precision.autocast():
                 summary = self.training_step(batch)
@@ -257,12 +257,12 @@ class PromptTrainer(PromptCheckpoints):
         for tensor in tensors:
             tensor.grad = None
 
-    def model_update(self, names=None):
-        """A step from what `loss.backward()` has left in the gradients, for methods written that way."""
+    def model_backward(self, loss):
+        """For methods that are written with `loss.backward()`: what it leaves is the mean over the ranks."""
+        super().model_backward(loss)
         tensors = [tensor for tensor in self.trainables if tensor.grad is not None]
         for tensor, gradient in zip(tensors, self.ranks.mean([tensor.grad for tensor in tensors])):
             tensor.grad = gradient
-        super().model_update(names)
 
     def update_lr(self, names=None):
         with warnings.catch_warnings():

@@ -16,6 +16,7 @@ from dassl.utils import (
     noted_checkpoint,
     save_checkpoint,
     set_rng_state,
+    world_size,
 )
 
 CHECKPOINTS_KEPT = 2
@@ -69,7 +70,7 @@ class PromptCheckpoints(TrainerX):
             "optimizers": [optim.state_dict() for optim, _ in self.optimizers],
             "schedules": [sched.state_dict() for _, sched in self.optimizers],
             "precision": self.precision.state_dict(),
-            "ranks": self.ranks.size,
+            "ranks": world_size(),
             "threads": torch.get_num_threads(),
             "activation_bytes": self.towers.text.activation_bytes,
             "rng": get_rng_state(),
@@ -102,7 +103,7 @@ class PromptCheckpoints(TrainerX):
             optim.load_state_dict(optim_state)
             sched.load_state_dict(sched_state)
         self.precision.load_state_dict(state["precision"])
-        if state.get("ranks", 1) == self.ranks.size:  # with another number all is rounded differently anyway
+        if state.get("ranks", 1) == world_size():  # with another number all is rounded differently anyway
             torch.set_num_threads(state["threads"])  # another number rounds differently; so do other chunks
             self.towers.text.activation_bytes = state["activation_bytes"]
         self.best_result = state["best_result"]

@@ -226,7 +226,8 @@ class TrainerBase:
         number = highest(self.stop.number or 0) if self.stop is not None else 0  # it may have come to some ranks only
         if not number:  # and may come just now, to be seen next time
             return
-        self.stop.number = number
+        if self.stop.number is None:
+            self.stop.take(number)
         place = "the training is done"
         if self.batches_done:
             self.save_model(self.epoch - 1, self.output_dir, model_name=INTERRUPTED)

@@ -13,7 +13,8 @@ from torch import distributed
 
 from dassl.utils.errors import InputError
 
-# How long a rank may wait for another, which may have a dataset to unpack. One that has died is noticed at once.
+# How long a rank may wait for another, which may have a dataset to unpack. That one has died is noticed before: by
+# gloo at once, with NCCL by torchrun.
 PATIENCE = datetime.timedelta(hours=2)
 
 
@@ -53,7 +54,11 @@ def joined():
         yield
         return
     on_gpu = torch.cuda.is_available()
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=PATIENCE)
+    try:
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=PATIENCE)
+    except RuntimeError as error:
+        raise InputError(f"the processes that torchrun has started do not reach each other ({last_line(error)}); "
+                         "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name the network to use") from None
     if on_gpu and local_rank() < torch.cuda.device_count():
         torch.cuda.set_device(local_rank())
     with open(os.devnull, "w", encoding="utf-8") as nowhere, \
@@ -89,18 +94,20 @@ def first_within(context):
 
 
 def one_machine_first(function):
-    """`function()` on the first process of each machine, then on its others, which find the files it has written."""
+    """`function()` on rank 0, then on the first process of each other machine, then on the others: each finds the files
+    that those before it have written."""
     if world_size() == 1:
         return function()
-    first, error, value = local_rank() == 0, None, None
-    if first:
-        value, error = _outcome(function)
-    errors = [None] * world_size()
-    distributed.all_gather_object(errors, error)
-    for error in errors:
-        if error is not None:
-            raise error
-    return value if first else function()
+    turn = 0 if rank() == 0 else 1 if local_rank() == 0 else 2  # machines may share a disk
+    value, errors = None, []
+    for now in range(3):
+        error = None
+        if now == turn:
+            value, error = _outcome(function)
+        errors += [error for error in of_all(error) if error is not None]
+        if errors:
+            raise errors[0]
+    return value
 
 
 def of_all(value):
@@ -135,9 +142,18 @@ def first_to_tell():
 
 
 def lost_another(error):
-    """Whether an error says that another rank has gone: torch has no type for it on the CPU."""
-    return started_together() and isinstance(error, RuntimeError) and any(
-        word in str(error) for word in ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer"))
+    """What an error of the exchange between ranks says, mostly that one has gone; None for another error. On the CPU
+    torch has no type for these."""
+    words = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
+    if started_together() and isinstance(error, RuntimeError) and any(word in str(error) for word in words):
+        return last_line(error)
+    return None
+
+
+def last_line(error):
+    """The last line of an error's text that is not empty, at most 200 characters."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:200] if lines else type(error).__name__
 
 
 def _outcome(function):

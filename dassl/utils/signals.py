@@ -45,7 +45,7 @@ class StopRequest:
     nothing is noted."""
 
     def __init__(self):
-        self.number = None
+        self.number, self._since = None, 0.0
         self._former = {}
 
     def __enter__(self):
@@ -60,9 +60,13 @@ class StopRequest:
 
     def _note(self, number, frame):
         if self.number is None:
-            self.number, self._since = number, time.monotonic()
+            self.take(number)
         elif number != self.number or time.monotonic() - self._since > TWICE:
             end_by(number)
+
+    def take(self, number):
+        """Note a signal, this process's own or one that another process of the run has told of."""
+        self.number, self._since = number, time.monotonic()
 
     @property
     def name(self):
