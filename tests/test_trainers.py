@@ -7,6 +7,7 @@ import torch
 import tiny_clip
 from dassl.utils import InputError, NonFiniteError
 from harness import make_trainer
+from prompting import PromptingError
 
 NAMES = tiny_clip.CLASSNAMES
 INDEPENDENT = {"PROMPT_DEPTH_VISION": 2, "PROMPT_DEPTH_TEXT": 3, "N_CTX_VISION": 1, "N_CTX_TEXT": 2}
@@ -110,10 +111,10 @@ def test_few_classes(clip_model, capsys):
 
 
 def test_what_metaprompt_refuses(clip_model):
-    for options, message in (({"SPLIT": "domain"}, "two source domains"), ({"LAYERS": 5}, "LAYERS must be 1 to 4"),
+    for options, message in (({"SPLIT": "domain"}, "two source domains"), ({"LAYERS": 5}, "1 to 4 blocks"),
                              ({"SPLIT": "both"}, "both"), ({"ORDER": 3}, "ORDER"), ({"VARIANT": "mine"}, "released"),
                              ({"VARIANT": "released", "ORDER": 2}, "ORDER"), ({"N_PRO": 0}, "at least 1")):
-        with pytest.raises(InputError, match=message):
+        with pytest.raises((InputError, PromptingError), match=message):
             make_trainer("MetaPrompt", clip_model, NAMES, {**METHODS["MetaPrompt"], **options})
     trainer = make_trainer("MetaPrompt", clip_model, NAMES, METHODS["MetaPrompt"], domains=2)
     with pytest.raises(InputError, match="one domain"):

@@ -13,52 +13,13 @@ from yacs.config import CfgNode as CN
 from dassl.engine import TRAINER_REGISTRY
 from dassl.metrics import compute_accuracy
 from dassl.utils import InputError, check_availability
+from prompting.asymmetric import AsymmetricCLIP
 from prompting.blocks import differentiable_attention
-from prompting.deep import IndependentCLIP
 from prompting.episodes import halve_classes, meta_gradient
-from prompting.model import random_vectors
 from prompting.templates import frozen_templates_of
 from prompting.text import readable
 from trainers.base import PromptTrainer
 from trainers.episodes import split_of
-
-
-class MetaPromptCLIP(IndependentCLIP):
-    """Both towers with deep prompts, and the frozen features of both modalities to compare with.
-
-    Args:
-        towers: prompting.Towers of a ViT.
-        classnames: n_cls names.
-        n_ctx, n_pro: prompt tokens of the text and the image tower.
-        layers: how many layers, from the first, have prompts.
-        frozen_names: the names as they stand in the frozen prompts; templates: those prompts.
-    """
-
-    def __init__(self, towers, classnames, n_ctx, n_pro, layers, frozen_names, templates):
-        image, text = towers.promptable_image("MetaPrompt"), towers.text
-        if not 1 <= layers <= min(image.layers, text.layers) or min(n_ctx, n_pro) < 1:
-            raise InputError(f"TRAINER.METAPROMPT: LAYERS must be 1 to {min(image.layers, text.layers)} with this "
-                             f"backbone and N_CTX, N_PRO at least 1; they are {layers}, {n_ctx}, {n_pro}")
-        super().__init__(towers, classnames, random_vectors(layers, n_ctx, text.width),
-                         random_vectors(layers, n_pro, image.width))
-        self.frozen_text = towers.frozen_text(frozen_names, templates)
-
-    def encode_images(self, images):
-        """-> (prompted, frozen) image features from one embedding of the images."""
-        embedded = self.towers.image.embed(images)
-        return self.image_features(embedded), self.towers.image.encode(embedded)
-
-    def image_logits(self, prompted_images):
-        """Prompted images against frozen text."""
-        return self.towers.cosine_logits(prompted_images, self.frozen_text)
-
-    def text_logits(self, frozen_images, prompted_text):
-        """Frozen images against prompted text."""
-        return self.towers.cosine_logits(frozen_images, prompted_text)
-
-    def logits(self, image_features, class_features):
-        prompted, frozen = image_features
-        return (self.image_logits(prompted) + self.text_logits(frozen, class_features)) / 2
 
 
 @TRAINER_REGISTRY.register()
@@ -88,6 +49,7 @@ class MetaPrompt(PromptTrainer):
 
     def build_model(self, towers, classnames):
         node = self.node
+        towers.promptable_image("MetaPrompt")
         self.split = split_of(self.cfg)
         if self.split == "class" and len(classnames) < 4:
             if len(classnames) < 2:
@@ -97,8 +59,8 @@ class MetaPrompt(PromptTrainer):
             self.split = "none"
         # The released code keeps "_" in the names of its frozen prompts.
         frozen_names = classnames if node.VARIANT == "released" else [readable(name) for name in classnames]
-        return MetaPromptCLIP(towers, classnames, node.N_CTX, node.N_PRO, node.LAYERS, frozen_names,
-                              frozen_templates_of(self.cfg.DATASET.NAME))
+        return AsymmetricCLIP(towers, classnames, node.N_CTX, node.N_PRO, node.LAYERS, frozen_names,
+                              frozen_templates_of(self.cfg.DATASET.NAME), "TRAINER.METAPROMPT")
 
     def training_step(self, batch):
         model, label = self.model, batch["label"]
