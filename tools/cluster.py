@@ -21,6 +21,7 @@ from dassl.utils import (
     FolderLock,
     InputError,
     Terminated,
+    last_line,
     lock_holder,
     sigterm_raises,
     slurm_job,
@@ -29,7 +30,7 @@ from dassl.utils import (
 from dassl.utils.registry import nearest
 from tools.execution import execute
 from tools.plans import ROOT
-from tools.status import jobs_folder, last_line, read_record, record_file, states, sweep_folder
+from tools.status import jobs_folder, read_record, record_file, states, sweep_folder
 
 RESTARTS = 20  # times that a task may reach its time limit and go on
 

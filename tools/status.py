@@ -6,14 +6,13 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 
-from dassl.utils import InputError, lives_here, lock_holder, read_json
+from dassl.utils import InputError, last_line, lives_here, lock_holder, read_json
 from tools.execution import finished
 
 SWEEP = "sweep"  # below the output folder: the record of what was submitted, and submitit's files
 WORDS = ("done", "running", "queued", "failed", "stopped", "refused", "to do")
 WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 ACTIVE = {"RUNNING", "COMPLETING", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED"}
-LINE = 120  # characters of a last log line
 
 
 @dataclass(frozen=True)
@@ -100,12 +99,6 @@ def ended_as(job):
     except (OSError, subprocess.SubprocessError):
         return ""
     return last_line(told).partition(" ")[0]  # "CANCELLED by 1000"
-
-
-def last_line(text):
-    """The last line of a text that is not empty, cut to LINE characters; "" if there is none."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:LINE] if lines else ""
 
 
 def last_line_of(path):

@@ -461,9 +461,8 @@ class SimpleTrainer(TrainerBase):
                 input, label = self.parse_batch_test(batch)
                 output = self.model_inference(input)
                 more = {name: batch[name] for name in wanted if name in batch}
-                for part in of_all_ranks(output, label, more, size_of(number)):
-                    output, label, more = part
-                    self.evaluator.process(output, label, **more)
+                for logits, labels, about in of_all_ranks(output, label, more, size_of(number)):
+                    self.evaluator.process(logits, labels, **about)
         results = self.evaluator.evaluate()
         self.results[split] = results
         for name, value in results.items():

@@ -12,7 +12,7 @@ from dassl.utils.checkpoint import (
     save_checkpoint,
     write_atomically,
 )
-from dassl.utils.errors import InputError, NonFiniteError, surroundings
+from dassl.utils.errors import InputError, NonFiniteError, last_line, surroundings
 from dassl.utils.images import read_image
 from dassl.utils.lock import LOCK_NAME, FolderLock, lives_here, lock_holder, slurm_job
 from dassl.utils.logger import Logger, setup_logger
@@ -52,7 +52,7 @@ __all__ = [
     "AverageMeter", "BEST", "FolderLock", "INTERRUPTED", "InputError", "LOCK_NAME", "Logger", "MetricMeter",
     "NonFiniteError", "Registry", "StopRequest", "Terminated", "check_availability", "check_isfile",
     "checkpoints_newest_first", "collect_env_info", "count_num_param", "derive_seed", "first_to_tell", "first_within",
-    "from_first", "get_rng_state", "highest", "import_package_modules", "isolated_rng", "joined",
+    "from_first", "get_rng_state", "highest", "import_package_modules", "isolated_rng", "joined", "last_line",
     "leave_signals_to_the_parent", "listdir_nohidden", "lives_here", "load_checkpoint", "load_entry_points",
     "load_plugin", "load_pretrained_weights", "lock_holder", "lost_another", "mkdir_if_missing", "note_checkpoint",
     "noted_checkpoint", "of_all", "one_machine_first", "processes_here", "rank", "read_image", "read_json",

@@ -46,3 +46,9 @@ def surroundings(error):
         return (f"a loader worker died ({text[:120]}); it may have run out of memory: lower DATALOADER.NUM_WORKERS; "
                 f"{GOES_ON}")
     return None
+
+
+def last_line(text, most=120):
+    """The last line of a text that is not empty, cut to `most` characters; "" if there is none."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:most] if lines else ""

@@ -11,7 +11,7 @@ import sys
 import torch
 from torch import distributed
 
-from dassl.utils.errors import InputError
+from dassl.utils.errors import InputError, last_line
 
 # How long a rank may wait for another, which may have a dataset to unpack. That one has died is noticed before: by
 # gloo at once, with NCCL by torchrun.
@@ -57,7 +57,7 @@ def joined():
     try:
         distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=PATIENCE)
     except RuntimeError as error:
-        raise InputError(f"the processes that torchrun has started do not reach each other ({last_line(error)}); "
+        raise InputError(f"the processes that torchrun has started do not reach each other ({last_line(str(error))}); "
                          "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name the network to use") from None
     if on_gpu and local_rank() < torch.cuda.device_count():
         torch.cuda.set_device(local_rank())
@@ -146,14 +146,8 @@ def lost_another(error):
     torch has no type for these."""
     words = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
     if started_together() and isinstance(error, RuntimeError) and any(word in str(error) for word in words):
-        return last_line(error)
+        return last_line(str(error))
     return None
-
-
-def last_line(error):
-    """The last line of an error's text that is not empty, at most 200 characters."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:200] if lines else type(error).__name__
 
 
 def _outcome(function):
