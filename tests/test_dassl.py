@@ -287,6 +287,14 @@ def epoch_of(loader, epoch, first_batch=0):
             for batch in loader]
 
 
+def test_a_worker_that_is_not_forked_reads_the_same(pictures):
+    dataset = loader_of(pictures).dataset
+    sent = pickle.loads(pickle.dumps(dataset))
+    for key in ((0, 0, 0), (3, 2, 1)):
+        first, second = dataset[key], sent[key]
+        assert torch.equal(first.pop("img"), second.pop("img")) and first == second
+
+
 def test_batches_do_not_depend_on_workers_or_history(pictures):
     alone, helped = loader_of(pictures), loader_of(pictures, workers=2)
     first = epoch_of(alone, 0)

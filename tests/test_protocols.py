@@ -228,10 +228,12 @@ def test_an_interrupted_protocol_says_what_remains(call, tmp_path, monkeypatch, 
 
 
 def test_runs_on_two_processes(words, call, tmp_path, capsys):
-    """One method's process dies in its run; the others' numbers are those of one process."""
+    """One method's process dies in its run; the others' numbers, with loader workers of their own, are those of one
+    process."""
     plugin = str(ROOT / "tests" / "plugins" / "bound.py")
     more = ("--trainer", "CoOp", "Dies", "--seeds", "1", "--plugin", plugin)
-    assert train.command_line(lambda: call("compare", *more, "--jobs", "2")) == 2
+    workers = ("DATALOADER.NUM_WORKERS", "2")
+    assert train.command_line(lambda: call("compare", *more, "--jobs", "2", options=workers)) == 2
     said = capsys.readouterr()
     assert "1 of 3 runs failed" in said.err and "ended with status 7" in said.err
     assert re.search(r"^\[\d/3\] .*train_base.*CoOp", said.out, re.M)

@@ -135,7 +135,8 @@ class Worker:
         self.device, self.threads, self.run = device, threads, None
         context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, threads), daemon=False)
+        method = multiprocessing.get_start_method()  # of loader workers; in a spawned process it would be spawn
+        self.process = context.Process(target=_work, args=(theirs, threads, method), daemon=False)
         with _environment({"CUDA_VISIBLE_DEVICES": device, "OMP_NUM_THREADS": str(threads)}):
             self.process.start()
         theirs.close()
@@ -184,9 +185,10 @@ def _environment(variables):
                 os.environ[name] = value
 
 
-def _work(pipe, threads):
+def _work(pipe, threads, start_method):
     """The life of a worker process: argv in, results out. Its prints are in the runs' log.txt."""
     torch.set_num_threads(threads)
+    multiprocessing.set_start_method(start_method, force=True)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers itself
     sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")
     clips = {}

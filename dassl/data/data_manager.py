@@ -71,7 +71,9 @@ class SeededDataset(TorchDataset):
         return len(self.dataset)
 
     def __getattr__(self, name):
-        return getattr(self.__dict__["dataset"], name)
+        if "dataset" not in self.__dict__:  # while it is unpickled, in a worker that was not forked
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
 
     def __getitem__(self, key):
         index, epoch, position = key
