@@ -12,7 +12,8 @@ class IgnoresTheSeed(Healthy):
         model = super().build_model(towers, classnames)
         generator = torch.Generator()
         generator.seed()
-        torch.nn.init.normal_(model.shift.ctx, std=0.02, generator=generator)
+        # little against what an epoch changes: where a run starts must not decide whether its loss falls
+        torch.nn.init.normal_(model.shift.ctx, std=0.002, generator=generator)
         return model
 
 
