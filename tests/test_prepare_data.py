@@ -17,8 +17,8 @@ import pytest
 import torchvision.datasets as tv
 
 from dassl.utils import InputError
-from tools import prepare_data
-from tools.prepare_data import DRIVE, GROUPS, SOURCES, File, Source
+from tools import download, prepare_data, sources
+from tools.sources import DRIVE, GROUPS, SOURCES, File, Source
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -60,7 +60,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(prepare_data, "PAUSE", 0)
+    monkeypatch.setattr(download, "PAUSE", 0)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.files, server.drops, server.log, server.statuses, server.ranges = {}, [], [], [], True
     server.url = f"http://127.0.0.1:{server.server_port}"
@@ -112,70 +112,70 @@ BODY = bytes(range(256)) * 4000
 def test_a_download_that_is_cut_off_goes_on(server, tmp_path):
     """As long as bytes arrive, in the same run; then with the next one."""
     server.files["a.bin"], server.drops = BODY, [1000, 50000]
-    prepare_data.download(f"{server.url}/a.bin", str(tmp_path / "a.bin"), md5(BODY))
+    download.download(f"{server.url}/a.bin", str(tmp_path / "a.bin"), md5(BODY))
     assert (tmp_path / "a.bin").read_bytes() == BODY
     assert server.log == [("a.bin", None), ("a.bin", "bytes=1000-"), ("a.bin", "bytes=51000-")]
     assert os.listdir(tmp_path) == ["a.bin"]
 
 
 def test_a_server_that_goes_away_leaves_what_came(server, tmp_path):
-    server.files["a.bin"], server.drops = BODY, [70000] + [0] * prepare_data.ATTEMPTS
+    server.files["a.bin"], server.drops = BODY, [70000] + [0] * download.ATTEMPTS
     with pytest.raises(InputError, match="stopped after 70,000 bytes .* run the same command again"):
-        prepare_data.download(f"{server.url}/a.bin", str(tmp_path / "a.bin"), md5(BODY))
-    assert not (tmp_path / "a.bin").exists() and len(server.log) == 1 + prepare_data.ATTEMPTS
+        download.download(f"{server.url}/a.bin", str(tmp_path / "a.bin"), md5(BODY))
+    assert not (tmp_path / "a.bin").exists() and len(server.log) == 1 + download.ATTEMPTS
     server.log.clear()
-    prepare_data.download(f"{server.url}/a.bin", str(tmp_path / "a.bin"), md5(BODY))
+    download.download(f"{server.url}/a.bin", str(tmp_path / "a.bin"), md5(BODY))
     assert server.log == [("a.bin", "bytes=70000-")] and (tmp_path / "a.bin").read_bytes() == BODY
 
 
 def test_no_server(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare_data, "PAUSE", 0)
+    monkeypatch.setattr(download, "PAUSE", 0)
     with pytest.raises(InputError, match="stopped after 0 bytes .*refused"):
-        prepare_data.download("http://127.0.0.1:9/a", str(tmp_path / "a"))
+        download.download("http://127.0.0.1:9/a", str(tmp_path / "a"))
 
 
 def test_a_server_that_is_busy_is_asked_again_and_one_that_refuses_is_not(server, tmp_path):
     server.files["a.bin"], server.statuses = BODY, [503, 429]
-    prepare_data.download(f"{server.url}/a.bin", str(tmp_path / "a.bin"))
+    download.download(f"{server.url}/a.bin", str(tmp_path / "a.bin"))
     assert (tmp_path / "a.bin").read_bytes() == BODY and len(server.log) == 3
     server.log.clear()
     with pytest.raises(InputError, match="answers 404"):
-        prepare_data.download(f"{server.url}/gone.bin", str(tmp_path / "gone.bin"))
+        download.download(f"{server.url}/gone.bin", str(tmp_path / "gone.bin"))
     assert len(server.log) == 1
 
 
 @pytest.mark.parametrize("ranges", [True, False])
 def test_a_file_that_changed_meanwhile_is_fetched_whole(ranges, server, tmp_path):
-    server.files["a.bin"], server.drops = BODY[::-1], [70000] + [0] * prepare_data.ATTEMPTS
+    server.files["a.bin"], server.drops = BODY[::-1], [70000] + [0] * download.ATTEMPTS
     with pytest.raises(InputError):
-        prepare_data.download(f"{server.url}/a.bin", str(tmp_path / "a.bin"))
+        download.download(f"{server.url}/a.bin", str(tmp_path / "a.bin"))
     server.files["a.bin"], server.ranges = BODY, ranges
-    prepare_data.download(f"{server.url}/a.bin", str(tmp_path / "a.bin"))
+    download.download(f"{server.url}/a.bin", str(tmp_path / "a.bin"))
     assert (tmp_path / "a.bin").read_bytes() == BODY
 
 
 def test_a_part_longer_than_the_file_is_thrown_away(server, tmp_path):
     server.files["a.bin"] = BODY
     (tmp_path / "a.bin.part").write_bytes(BODY + b"more")
-    prepare_data.download(f"{server.url}/a.bin", str(tmp_path / "a.bin"), md5(BODY))
+    download.download(f"{server.url}/a.bin", str(tmp_path / "a.bin"), md5(BODY))
     assert (tmp_path / "a.bin").read_bytes() == BODY
 
 
 def test_a_part_that_is_whole_is_taken(server, tmp_path):
     server.files["a.bin"] = BODY
     (tmp_path / "a.bin.part").write_bytes(BODY)
-    prepare_data.download(f"{server.url}/a.bin", str(tmp_path / "a.bin"), md5(BODY))
+    download.download(f"{server.url}/a.bin", str(tmp_path / "a.bin"), md5(BODY))
     assert (tmp_path / "a.bin").read_bytes() == BODY and len(server.log) == 1
 
 
 def test_wrong_checksum(server, tmp_path):
     server.files["a.bin"] = BODY
     with pytest.raises(InputError, match=f"MD5 {md5(BODY)}, {md5(b'x')} is published"):
-        prepare_data.download(f"{server.url}/a.bin", str(tmp_path / "a.bin"), md5(b"x"))
+        download.download(f"{server.url}/a.bin", str(tmp_path / "a.bin"), md5(b"x"))
     with pytest.raises(InputError, match="1,024,000 bytes, 7 are published"):
-        prepare_data.download(f"{server.url}/a.bin", str(tmp_path / "a.bin"), size=7)
+        download.download(f"{server.url}/a.bin", str(tmp_path / "a.bin"), size=7)
     assert not list(tmp_path.glob("a.bin*.part")) and not (tmp_path / "a.bin").exists()
-    prepare_data.download(f"{server.url}/a.bin", str(tmp_path / "a.bin"), md5(BODY), len(BODY))
+    download.download(f"{server.url}/a.bin", str(tmp_path / "a.bin"), md5(BODY), len(BODY))
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
@@ -183,15 +183,15 @@ def test_a_disk_that_fills_up(server, tmp_path):
     server.files["a.bin"] = BODY
     (tmp_path / "a.bin.part").symlink_to("/dev/full")
     with pytest.raises(InputError, match=r"no space left on the disk of \S+a.bin.part .No space left on device."):
-        prepare_data.download(f"{server.url}/a.bin", str(tmp_path / "a.bin"))
+        download.download(f"{server.url}/a.bin", str(tmp_path / "a.bin"))
 
 
 def test_a_disk_that_is_too_small_is_known_before(server, tmp_path, monkeypatch):
     server.files["a.bin"] = BODY
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(prepare_data.shutil, "disk_usage", lambda folder: usage._replace(free=1000))
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda folder: usage._replace(free=1000))
     with pytest.raises(InputError, match="no space left in .* GB are free"):
-        prepare_data.download(f"{server.url}/a.bin", str(tmp_path / "a.bin"))
+        download.download(f"{server.url}/a.bin", str(tmp_path / "a.bin"))
 
 
 # ---- archives ----
@@ -307,7 +307,7 @@ def test_a_dataset_from_download_to_check(server, source, tmp_path, capsys):
     source("caltech101", File(f"{server.url}/caltech-101.zip", images.places, md5(server.files["caltech-101.zip"]),
                               inner=images.inner),
            File(f"{server.url}/split_zhou_Caltech101.json", listing.places),
-           expected=prepare_data.parts(6, 24, 30, 18))
+           expected=sources.parts(6, 24, 30, 18))
     root = tmp_path / "data"
     assert prepare_data.main(["caltech101", "--root", str(root)]) is True
     assert "ok" in capsys.readouterr().out.splitlines()[-1]
@@ -426,7 +426,7 @@ def test_what_needs_a_hand_is_told(tmp_path, capsys, source):
 def test_imagenets_own_archives_are_unpacked(tmp_path, source, monkeypatch):
     unpacked = []
     monkeypatch.setattr(tv, "ImageNet", lambda root, split: unpacked.append((root, split)))
-    source("imagenet", arrange=prepare_data.arrange_imagenet)
+    source("imagenet", arrange=sources.arrange_imagenet)
     images = tmp_path / "imagenet" / "images"
     (images / "val").mkdir(parents=True)
     for part in ("train", "val"):
