@@ -1,7 +1,9 @@
 import os
 
 from dassl.data.datasets import DATASET_REGISTRY
-from datasets.base import DrawnDomains, class_folders, list_own, own_folder, own_split
+from datasets.base import DrawnDomains
+from datasets.files import class_folders, list_own, own_folder
+from datasets.splits import own_split
 
 
 @DATASET_REGISTRY.register()

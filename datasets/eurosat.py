@@ -1,7 +1,8 @@
 from dataclasses import replace
 
 from dassl.data.datasets import DATASET_REGISTRY
-from datasets.base import SplitDataset, how_to_get
+from datasets.base import SplitDataset
+from datasets.files import how_to_get
 
 
 @DATASET_REGISTRY.register()

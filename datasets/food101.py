@@ -1,5 +1,6 @@
 from dassl.data.datasets import DATASET_REGISTRY
-from datasets.base import SplitDataset, how_to_get
+from datasets.base import SplitDataset
+from datasets.files import how_to_get
 
 
 @DATASET_REGISTRY.register()

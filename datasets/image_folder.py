@@ -2,16 +2,9 @@ import os
 
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.utils import InputError
-from datasets.base import (
-    PART_NAMES,
-    FewShotDataset,
-    class_folders,
-    leave_out_non_images,
-    list_own,
-    own_folder,
-    own_split,
-    report_left_out,
-)
+from datasets.base import FewShotDataset
+from datasets.files import class_folders, leave_out_non_images, list_own, own_folder, report_left_out
+from datasets.splits import PART_NAMES, own_split
 
 
 @DATASET_REGISTRY.register()

@@ -2,15 +2,8 @@ import os
 
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase
 from dassl.utils import InputError
-from datasets.base import (
-    FewShotDataset,
-    class_folders,
-    dataset_folder,
-    how_to_get,
-    list_classes,
-    read_lines,
-    subsample_classes,
-)
+from datasets.base import FewShotDataset, subsample_classes
+from datasets.files import class_folders, dataset_folder, how_to_get, list_classes, read_lines
 
 
 def read_classnames(folder):

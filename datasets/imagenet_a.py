@@ -1,5 +1,5 @@
 from dassl.data.datasets import DATASET_REGISTRY
-from datasets.base import how_to_get
+from datasets.files import how_to_get
 from datasets.imagenet import ImageNetSubset
 
 

@@ -2,7 +2,8 @@ import os
 
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.utils import InputError
-from datasets.base import DrawnDomains, class_folders, dataset_folder, how_to_get, list_classes
+from datasets.base import DrawnDomains
+from datasets.files import class_folders, dataset_folder, how_to_get, list_classes
 
 
 @DATASET_REGISTRY.register()

@@ -2,7 +2,9 @@ import os
 
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 from dassl.utils import read_json
-from datasets.base import SplitDataset, draw_split, how_to_get, read_mat, require_file
+from datasets.base import SplitDataset
+from datasets.files import how_to_get, read_mat, require_file
+from datasets.splits import draw_split
 
 
 @DATASET_REGISTRY.register()

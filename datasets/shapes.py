@@ -15,7 +15,8 @@ from PIL import Image
 
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 from datasets._drawing import DOMAINS, PATTERNS, SHAPES, draw, hash32
-from datasets.base import DomainDataset, FewShotDataset, check_images
+from datasets.base import DomainDataset, FewShotDataset
+from datasets.files import check_images
 
 CLASS_SHAPES = ("star", "circle", "cross", "square")
 CLASS_PATTERNS = ("striped", "dotted", "ringed", "checkered", "halved", "hollow")

@@ -1,7 +1,9 @@
 import os
 
 from dassl.data.datasets import DATASET_REGISTRY, Datum
-from datasets.base import SplitDataset, how_to_get, read_mat, split_trainval
+from datasets.base import SplitDataset
+from datasets.files import how_to_get, read_mat
+from datasets.splits import split_trainval
 
 
 @DATASET_REGISTRY.register()

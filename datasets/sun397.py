@@ -2,7 +2,9 @@ import os
 
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 from dassl.utils import InputError
-from datasets.base import SplitDataset, how_to_get, read_lines, split_trainval
+from datasets.base import SplitDataset
+from datasets.files import how_to_get, read_lines
+from datasets.splits import split_trainval
 
 
 @DATASET_REGISTRY.register()

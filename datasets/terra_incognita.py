@@ -1,5 +1,6 @@
 from dassl.data.datasets import DATASET_REGISTRY
-from datasets.base import DrawnDomains, dataset_folder, how_to_get
+from datasets.base import DrawnDomains
+from datasets.files import dataset_folder, how_to_get
 
 
 @DATASET_REGISTRY.register()

@@ -2,7 +2,8 @@ import os
 
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.utils import InputError
-from datasets.base import DomainDataset, dataset_folder, how_to_get, list_classes
+from datasets.base import DomainDataset
+from datasets.files import dataset_folder, how_to_get, list_classes
 
 
 @DATASET_REGISTRY.register()

@@ -202,15 +202,13 @@ def test_a_kept_draw_that_does_not_fit_is_refused(damage, root):
 
 
 def test_a_folder_that_cannot_be_written_is_drawn_from(root, monkeypatch):
-    import datasets.base
-
     expected = paths(dataset_of("Caltech101", root, 2).train_x, root)
     shutil.rmtree(root / "caltech-101" / "split_fewshot")
 
     def refuse(obj, path):
         raise PermissionError(13, "read-only", path)
 
-    monkeypatch.setattr(datasets.base, "write_json", refuse)
+    monkeypatch.setattr("datasets.base.write_json", refuse)
     assert paths(dataset_of("Caltech101", root, 2).train_x, root) == expected
     assert not (root / "caltech-101" / "split_fewshot").exists()
 

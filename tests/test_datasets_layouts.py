@@ -19,7 +19,8 @@ from dassl.config import get_cfg_default
 from dassl.data import DataManager
 from dassl.data.datasets import DATASET_REGISTRY, Datum, build_dataset
 from dassl.utils import InputError
-from datasets.base import DomainDataset, draw_split, split_trainval
+from datasets.base import DomainDataset
+from datasets.splits import draw_split, split_trainval
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(path.stem for path in (ROOT / "configs" / "datasets").glob("*.yaml"))

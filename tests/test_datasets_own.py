@@ -101,12 +101,11 @@ def test_a_folder_that_changed_is_refused(pictures):
 
 
 def test_a_folder_that_cannot_be_written(pictures, monkeypatch, capsys):
-    import datasets.base
-
     def refuse(obj, path):
         raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr(datasets.base, "write_json", refuse)
+    monkeypatch.setattr("datasets.base.write_json", refuse)
+    monkeypatch.setattr("datasets.splits.write_json", refuse)
     first = load("image_folder", pictures, shots=2)
     assert "not kept (Permission denied)" in capsys.readouterr().out
     assert [i.impath for i in load("image_folder", pictures, shots=2).train_x] == [i.impath for i in first.train_x]

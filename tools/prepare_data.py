@@ -25,7 +25,8 @@ from dassl.config import get_cfg_default, merge_file  # noqa: E402
 from dassl.data.datasets import DATASET_REGISTRY, build_dataset  # noqa: E402
 from dassl.utils import InputError  # noqa: E402
 from dassl.utils.registry import nearest  # noqa: E402
-from datasets.base import DomainDataset, DrawnDomains, SplitDataset, class_folders  # noqa: E402
+from datasets.base import DomainDataset, DrawnDomains, SplitDataset  # noqa: E402
+from datasets.files import class_folders  # noqa: E402
 from tools.download import FullDisk, download, download_from_drive, unfinished_folder, unpack  # noqa: E402
 from tools.sources import DRIVE, GROUPS, SOURCES, parts  # noqa: E402
 
