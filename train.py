@@ -11,6 +11,7 @@ import json
 import os
 import random
 import re
+import signal
 import sys
 import time
 
@@ -304,14 +305,13 @@ def command_line(function):
         with joined():
             function()
     except (KeyboardInterrupt, Terminated) as stop:
+        if lost := lost_another(stop.__context__):  # torchrun's signal, while this process was ending for that reason
+            return tell_lost(lost)
         tell("interrupted; the same command goes on from the last checkpoint")
         return 130 if isinstance(stop, KeyboardInterrupt) else stop.code
     except Exception as error:
-        lost = lost_another(error)
-        if lost:
-            tell("error: another process of this run has ended, or cannot be reached; the same command goes on from "
-                 f"the last checkpoint ({lost})")
-            return 1
+        if lost := lost_another(error):
+            return tell_lost(lost)
         line = mendable(error)
         if line is None:
             if not first_to_tell():
@@ -320,6 +320,13 @@ def command_line(function):
         tell(f"error: {line}")
         return 2
     return 0
+
+
+def tell_lost(reason):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it now, and this process is at its end
+    tell("error: another process of this run has ended, or cannot be reached; the same command goes on from the last "
+         f"checkpoint ({reason})")
+    return 1
 
 
 def tell(line):

@@ -20,6 +20,7 @@ from dassl.config import get_cfg_default
 from dassl.data.data_manager import build_data_loader
 from dassl.data.datasets import Datum
 from dassl.utils import share_of
+from dassl.utils.signals import Terminated
 from prompting.precision import Precision
 from prompting.ranks import Ranks
 
@@ -197,6 +198,21 @@ def test_a_rank_that_dies_ends_the_others(victim, number, next_number, words, tm
     assert results["metrics"]["test"]["accuracy"] == expected["metrics"]["test"]["accuracy"]
     assert ranks.difference(learned(tmp_path / "whole"), learned(tmp_path / "out")) < TOLERANCE
     tally["survived"] += 1
+
+
+def test_a_process_that_is_stopped_while_it_ends_tells_why_it_ends(monkeypatch, capsys):
+    """torchrun's SIGTERM comes while the loss of another process is still on its way up."""
+    monkeypatch.setattr(train, "lost_another", lambda error: "gone" if isinstance(error, ConnectionError) else None)
+    monkeypatch.setattr(train.signal, "signal", lambda number, handler: None)
+
+    def ends():
+        try:
+            raise ConnectionError
+        finally:
+            raise Terminated
+
+    assert train.command_line(ends) == 1
+    assert capsys.readouterr().err.startswith(ENDED)
 
 
 def learned(folder):
