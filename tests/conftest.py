@@ -43,10 +43,20 @@ def pytest_configure(config):
     config.stash[TALLY] = {"inputs": set(), "refused": set(), "kills": 0, "survived": 0}
 
 
-def pytest_sessionfinish():
-    """Loaders that tests have dropped may still have workers; the exit would wait for them."""
-    for child in multiprocessing.active_children():
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):  # one of several processes (pytest -n): what it counted is added up
+        tally = session.config.stash[TALLY]
+        session.config.workeroutput["tally"] = {key: sorted(value) if isinstance(value, set) else value
+                                                for key, value in tally.items()}
+    for child in multiprocessing.active_children():  # of loaders that tests have dropped; the exit would wait for them
         child.kill()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    tally = node.config.stash[TALLY]
+    for key, value in getattr(node, "workeroutput", {}).get("tally", {}).items():
+        tally[key] = tally[key] | set(value) if isinstance(value, list) else tally[key] + value
 
 
 def pytest_terminal_summary(terminalreporter, config):

@@ -114,7 +114,7 @@ def test_record(path, clip_model, record_property, tmp_path):
 
 
 def report(worst, record_property):
-    record_property("largest_difference", max(worst.values()))
+    record_property("largest_difference", float(max(worst.values())))
     print({key: f"{value:.1e}" for key, value in worst.items()})
 
 
