@@ -15,7 +15,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow)
                                   for name in ranks.cases()])
-def test_another_device_gives_the_numbers_of_the_cpu(name, folder):
+def test_another_device_gives_the_numbers_of_the_cpu(name, folder, own_registries):
     def run(place):
         return ranks.make_run(folder / f"{name}, {place}", *ranks.cases()[name], ranks.FOREIGN.get(name, ()),
                               ranks.STEPS.get(name))
