@@ -30,7 +30,8 @@ import train  # noqa: E402
 from dassl.data.transforms import build_transform  # noqa: E402
 from dassl.engine import TRAINER_REGISTRY  # noqa: E402
 from dassl.utils import InputError, load_checkpoint, read_image, read_json  # noqa: E402
-from trainers.base import NeedsImages, PromptTrainer  # noqa: E402
+from trainers.base import PromptTrainer  # noqa: E402
+from trainers.without_data import NeedsImages  # noqa: E402
 
 BATCH = 32  # images that are classified together
 SUFFIXES = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}

@@ -24,23 +24,7 @@ from prompting.memory import activation_budget
 from prompting.precision import GradientOverflow, Precision, all_finite
 from prompting.ranks import Ranks
 from trainers.checkpoints import PromptCheckpoints
-
-
-class NeedsImages(InputError):
-    """A model cannot be built from class names alone."""
-
-
-class DataManagerWithoutData:
-    """Class names in the place of a DataManager and of its dataset. Raises NeedsImages for anything else."""
-
-    def __init__(self, classnames, method):
-        self.classnames, self.method, self.dataset = list(classnames), method, self
-        self.lab2cname, self.num_classes = dict(enumerate(self.classnames)), len(self.classnames)
-
-    def __getattr__(self, name):
-        if name.startswith("__"):
-            raise AttributeError(name)
-        raise NeedsImages(f"{self.__dict__.get('method')} builds its model from the images it was trained on ({name})")
+from trainers.without_data import DataManagerWithoutData
 
 
 class PromptTrainer(PromptCheckpoints):
@@ -173,9 +157,9 @@ class PromptTrainer(PromptCheckpoints):
         if cfg.MODEL.INIT_WEIGHTS:
             load_pretrained_weights(self.model, cfg.MODEL.INIT_WEIGHTS)
         self.trainables = [p for p in self.model.parameters() if p.requires_grad]
-        if self.trains and not self.predicts_only:
-            print(f"Trained: {count_num_param(params=self.trainables):,} parameters in {len(self.trainables)} tensors")
         trained = self.trains and not self.predicts_only
+        if trained:
+            print(f"Trained: {count_num_param(params=self.trainables):,} parameters in {len(self.trainables)} tensors")
         self.optimizers = self.build_optimizers() if trained else [(None, None)]
         self.optim, self.sched = self.optimizers[0]
         self.register_model("prompt_learner", self.model, self.optim, self.sched)
