@@ -35,12 +35,21 @@ def pytest_addoption(parser):
 
 # ---- what the robustness suite counts ----
 TALLY = pytest.StashKey()
+TRUTHS = {"truths": set(), "told": set()}  # reports reach the process that prints the summary, whoever ran the test
 
 
 def pytest_configure(config):
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background; runs then ignore it, too
         signal.signal(signal.SIGINT, signal.default_int_handler)
     config.stash[TALLY] = {"inputs": set(), "refused": set(), "kills": 0, "survived": 0}
+
+
+def pytest_runtest_logreport(report):
+    """A test of tests/truth is one input that contradicts itself."""
+    if "truth" in report.keywords and report.when == "call":
+        TRUTHS["truths"].add(report.nodeid)
+        if report.passed:
+            TRUTHS["told"].add(report.nodeid)
 
 
 def pytest_sessionfinish(session):
@@ -67,6 +76,11 @@ def pytest_terminal_summary(terminalreporter, config):
             f"{len(tally['inputs'])} distinct bad inputs tried, {len(tally['refused'])} refused in one line with exit "
             f"status 2 and no results; {tally['survived']} of {tally['kills']} kills and stops survived with the same "
             "numbers")
+    if TRUTHS["truths"]:
+        terminalreporter.section("truth")
+        terminalreporter.write_line(
+            f"{len(TRUTHS['truths'])} distinct inputs that contradict themselves tried, {len(TRUTHS['told'])} refused in "
+            "one line or given the number that is right")
 
 
 @pytest.fixture(scope="session")
