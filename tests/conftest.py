@@ -79,8 +79,8 @@ def pytest_terminal_summary(terminalreporter, config):
     if TRUTHS["truths"]:
         terminalreporter.section("truth")
         terminalreporter.write_line(
-            f"{len(TRUTHS['truths'])} distinct inputs that contradict themselves tried, {len(TRUTHS['told'])} refused in "
-            "one line or given the number that is right")
+            f"{len(TRUTHS['truths'])} distinct inputs that contradict themselves tried, {len(TRUTHS['told'])} refused "
+            "in one line or given the number that is right")
 
 
 @pytest.fixture(scope="session")
