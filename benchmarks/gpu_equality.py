@@ -29,6 +29,7 @@ HEADERS = {
 }
 FLOAT32 = 1e-4  # losses, first gradients, learned tensors and confidences against the CPU's
 HALF_LOSS, HALF_GRADIENT = 2e-2, 0.15  # of the first batch, half precision against float32: 11 bits in every product
+BFLOAT16 = 8  # times as coarse: what amp uses on a CPU
 HALF_SCALE = 2.0 ** 8  # a loss scale at which no gradient of these runs overflows, so that the same steps are compared
 OVERFLOWING = ("CoOp", "CoCoOp", "MetaPrompt", "PromptSRC", "ProMetaR")
 FEW = ("CoOp", "MetaPrompt", "MetaPrompt, second order", "TipAdapter")  # without a GPU, to try the program
@@ -99,7 +100,8 @@ def compared_run(name, device, folder):
         found[prec] = {"losses": furthest(*(run[losses][:1 if exact["losses"] else None] for run in (half, exact))),
                        "all losses": furthest(half["losses"], exact["losses"]),
                        "gradients": gradient_difference(half["gradients"], exact["gradients"])}
-        ok = ok and all(found[prec][key] is None or found[prec][key] <= limit
+        coarse = BFLOAT16 if prec == "amp" and device == "cpu" else 1
+        ok = ok and all(found[prec][key] is None or found[prec][key] <= coarse * limit
                         for key, limit in (("losses", HALF_LOSS), ("gradients", HALF_GRADIENT)))
     cells = [found["losses"], found["gradients"], found["learned"], found["confidences"],
              *(found[prec][key] for prec in ("amp", "fp16") for key in ("losses", "gradients"))]

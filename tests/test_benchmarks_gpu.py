@@ -19,7 +19,7 @@ def settings_as_before():
 def test_every_part_runs_without_a_gpu(part, tmp_path, own_registries, monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if part == "equality":
-        monkeypatch.setattr(gpu_equality, "FEW", ("CoOp", "MetaPrompt, second order"))
+        monkeypatch.setattr(gpu_equality, "FEW", ("CoOp", "TipAdapter", "MetaPrompt, second order"))
     found = gpu.measure_part(part, "cpu", 120, str(tmp_path / "part.json"))
     assert found["rows"] and all(row["ok"] is not False for row in found["rows"])
     assert json.loads((tmp_path / "part.json").read_text())["part"] == part
