@@ -64,7 +64,7 @@ def equality_rows(device):
     ranks, *_ = helpers()
     cases = ranks.cases()
     folder = Path(tempfile.mkdtemp())  # in it Shapes is drawn once
-    for name in FEW[:2]:
+    for name in ("CoOp", "MetaPrompt"):
         yield f"{name}, TF32 in convolutions (torch's default)", partial(with_tf32, name, device, folder)
     last = [name for name in cases if name in ranks.FOREIGN]  # takes the place of this project's trainer
     for name in [name for name in cases if name not in last and (device != "cpu" or name in FEW)]:
