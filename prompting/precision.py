@@ -35,10 +35,15 @@ class Precision:
         self.scale, self.good_steps = (2.0 ** 16 if scaled else 1.0), 0
         self.scaled = scaled
 
+    @property
+    def dtype(self):
+        """The type that the towers compute in."""
+        if self.name == "amp":
+            return torch.float16 if self.device.type == "cuda" else torch.bfloat16
+        return torch.float16 if self.half else torch.float32
+
     def autocast(self):
-        if self.name != "amp":
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, torch.float16 if self.device.type == "cuda" else torch.bfloat16)
+        return torch.autocast(self.device.type, self.dtype) if self.name == "amp" else contextlib.nullcontext()
 
     def gradients(self, loss, tensors, create_graph=False, retain_graph=None):
         """d loss / d tensors, unscaled, the mean over the ranks; zeros for a tensor that the loss does not use.

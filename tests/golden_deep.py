@@ -115,7 +115,8 @@ class ProMetaR(Independent):
 
         def draw_episode(trainer, label):
             order, ratio, partners = draws[3 * trainer.batch_idx:3 * trainer.batch_idx + 3]
-            return label.unique()[order[0]].item(), torch.tensor(ratio), torch.tensor(partners)
+            return (label.unique()[order[0]].item(), torch.tensor(ratio, device=label.device),
+                    torch.tensor(partners, device=label.device))
 
         return {"draw_episode": draw_episode}
 

@@ -79,7 +79,7 @@ def few_shot(number):
     return {**batch, "img": batch["img"] + 0.3 * noise}
 
 
-def tip_trainer(record, clip_model):
+def tip_trainer(record, clip_model, device):
     """The trainer of a record, with the recorded images in the place of files."""
     meta = record["meta"]
     cfg = meta["cfg"]
@@ -90,7 +90,7 @@ def tip_trainer(record, clip_model):
                 "OPTIM.MAX_EPOCH": cfg["train_epoch"]}
     trainer = make_trainer(meta["method"], clip_model, meta["classnames"], options, settings=settings,
                            batch=meta["batch"], overrides={"few_shot_batches": lambda self, number: [few_shot(number)]},
-                           labels=few_shot(0)["label"].tolist())
+                           labels=few_shot(0)["label"].tolist(), device=device)
     trainer.val_loader = [tiny_clip.batch("eval", 0, 16, 4)]
     trainer.dm.dataset.val = []  # the listed one is the test part, from which nothing may be chosen
     return trainer
@@ -99,7 +99,7 @@ def tip_trainer(record, clip_model):
 @torch.no_grad()
 def tip_logits(trainer, number):
     trainer.set_model_mode("eval")
-    logits = trainer.model_inference(tiny_clip.batch("eval", number, 16, 4)["img"])
+    logits = trainer.model_inference(tiny_clip.batch("eval", number, 16, 4)["img"].to(trainer.device))
     trainer.set_model_mode("train")
     return logits
 
@@ -122,9 +122,9 @@ def searched(trainer, record):
     return [("beta and alpha", [trainer.model.beta, trainer.model.alpha], record["meta"]["best_beta_alpha"], 1e-9)]
 
 
-def tip_adapter(record, clip_model):
+def tip_adapter(record, clip_model, device):
     """[(what, ours, theirs, tolerance)]"""
-    trainer = tip_trainer(record, clip_model)
+    trainer = tip_trainer(record, clip_model, device)
     trainer.fill_cache()
     found = [*cache(trainer, record, record["cache_keys"].T),
              ("logits before the search", tip_logits(trainer, 0), record["logits_before"], LOGITS)]
@@ -133,24 +133,25 @@ def tip_adapter(record, clip_model):
             ("logits after the search", tip_logits(trainer, 1), record["logits_after"], LOGITS)]
 
 
-def tip_adapter_f(record, clip_model):
+def tip_adapter_f(record, clip_model, device):
     """[(what, ours, theirs, tolerance)]
 
     The authors choose the best epoch on test images, as the trainer never does: until the search it is handed their
     features as if they were validation's."""
-    trainer = tip_trainer(record, clip_model)
+    trainer = tip_trainer(record, clip_model, device)
     trainer.fill_cache()
     found = [*cache(trainer, record, record["init/adapter.weight"]),
              ("logits before training", tip_logits(trainer, 1), record["logits_before"], LOGITS)]
     validation = trainer.validation
-    trainer.validation = (torch.from_numpy(record["test_features"]), torch.from_numpy(record["test_labels"]))
+    trainer.validation = tuple(torch.from_numpy(record[key]).to(trainer.device)
+                               for key in ("test_features", "test_labels"))
     losses, logits = [], []
     for trainer.epoch in range(trainer.max_epoch):
         images = few_shot(PASSES + trainer.epoch)
         for trainer.batch_idx in range(2):
             batch = {key: value[8 * trainer.batch_idx:][:8] for key, value in images.items()}
             with torch.no_grad():
-                logits.append(trainer.model_inference(batch["img"]))
+                logits.append(trainer.model_inference(batch["img"].to(trainer.device)))
             losses.append(trainer.forward_backward(batch)["loss"])
         found += [(f"keys of epoch {trainer.epoch}", keys(trainer), record["epoch_weights"][trainer.epoch], TENSORS),
                   (f"test logits of epoch {trainer.epoch}", tip_logits(trainer, 1),

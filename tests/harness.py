@@ -19,13 +19,14 @@ def listed_dataset(name, classnames, domains=1, images=8, labels=None):
 
 
 def make_trainer(method, clip_model, classnames, options=None, dataset="Caltech101", domains=1, batch=8,
-                 overrides=None, settings=None, labels=None):
+                 overrides=None, settings=None, labels=None, device="cpu"):
     """The registered trainer `method` on a listed dataset.
 
     Args:
         options: the method's own config keys; settings: other ones, {"OPTIM.NAME": ...}.
         labels: of the training images, where they matter.
         overrides: {name: function} that replaces methods of the trainer.
+        device: "cpu" or "cuda".
     """
     cls = TRAINER_REGISTRY.get(method)
     cfg = get_cfg_default()
@@ -37,7 +38,7 @@ def make_trainer(method, clip_model, classnames, options=None, dataset="Caltech1
         cfg.TRAINER[method.upper()][key] = value
     cfg.VERBOSE = False
     cfg.SEED = 1
-    cfg.USE_CUDA = False
+    cfg.USE_CUDA = device != "cpu"
     cfg.DATASET.NAME = dataset
     cfg.DATASET.SOURCE_DOMAINS = tuple(f"domain{d}" for d in range(domains)) if domains > 1 else ()
     cfg.INPUT.SIZE = (tiny_clip.RESOLUTION, tiny_clip.RESOLUTION)

@@ -11,6 +11,7 @@ largest entry where that is above 1), and which test images were counted.
 import argparse
 import csv
 import gzip
+import math
 import subprocess
 import sys
 import tempfile
@@ -63,8 +64,9 @@ def cases():
     return {**{name: (name, BASE) for name in TRAINER_REGISTRY.registered_names()}, **VARIANTS}
 
 
-def make_run(folder, trainer, options, words=(), training_step=None):
-    """What a run gives: losses (steps,), learned {name: tensor}, tested: the rows of predictions.csv.gz, accuracy."""
+def make_run(folder, trainer, options, words=(), training_step=None, more=()):
+    """What a run gives: losses (steps,), learned {name: tensor}, tested: the rows of predictions.csv.gz, accuracy.
+    `more`: options that come last."""
     summaries = []
 
     def watched(cfg, **context):
@@ -88,11 +90,13 @@ def make_run(folder, trainer, options, words=(), training_step=None):
             "--config-file", ROOT / "configs" / "trainers" / trainer / "tiny.yaml", "--output-dir", folder, *words,
             *(domains if "DATASET.SUBSAMPLE_CLASSES" not in options else ()),
             *options, "OPTIM.MAX_EPOCH", 1, "OPTIM.WARMUP_EPOCH", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", 7,
-            "DATALOADER.TEST.BATCH_SIZE", 5, "DATALOADER.NUM_WORKERS", 0, "VERBOSE", False, "USE_CUDA", False)])
-    checkpoint = folder / "prompt_learner" / "model.pth.tar-1"
+            "DATALOADER.TEST.BATCH_SIZE", 5, "DATALOADER.NUM_WORKERS", 0, "VERBOSE", False, "USE_CUDA", False,
+            *more)])
+    epochs = results["config"]["OPTIM"]["MAX_EPOCH"]
+    checkpoint = folder / "prompt_learner" / f"model.pth.tar-{epochs}"
     with gzip.open(folder / "predictions.csv.gz", "rt", newline="") as file:
         tested = list(csv.reader(file))
-    return {"losses": [summary["loss"] for summary in summaries],
+    return {"losses": [summary.get("loss", math.nan) for summary in summaries],
             "learned": torch.load(checkpoint, weights_only=True)["state_dict"] if checkpoint.exists() else {},
             "tested": tested[1:], "accuracy": results["metrics"]["test"]["accuracy"]}
 

@@ -1,121 +1,15 @@
 """Every golden record against our trainers: the same start, the same batches, the same numbers."""
-import json
-import os
-from pathlib import Path
-
-import golden_deep
-import golden_methods
-import numpy as np
 import pytest
-import torch
-from golden_case import Case, authors_options
-
-import tiny_clip
-from harness import make_trainer
-
-FOLDER = Path(os.environ.get("GOLDEN_DIR") or Path(__file__).parent / "golden")
-RECORDS = sorted(FOLDER.glob("*.npz"))
-LOSS, LOGITS = 5e-5, 5e-5
-CASES = {**golden_deep.CASES, **golden_methods.CASES}  # methods whose records need more than `Case`'s defaults
-
-
-def read(path):
-    with np.load(path, allow_pickle=False) as stored:
-        record = {key: stored[key] for key in stored.files}
-    record["meta"] = json.loads(str(record["meta"]))
-    return record
-
-
-def options_of(meta):
-    """Our config keys for what a record's meta describes."""
-    theirs = authors_options(meta)
-    if meta["method"] == "CoOp":
-        return {"N_CTX": int(theirs["N_CTX"]), "CSC": theirs.get("CSC") == "True",
-                "CTX_INIT": theirs.get("CTX_INIT", ""), "CLASS_TOKEN_POSITION": theirs["CLASS_TOKEN_POSITION"]}
-    if meta["method"] == "CoCoOp":
-        return {"N_CTX": int(theirs["N_CTX"]), "CTX_INIT": theirs.get("CTX_INIT", "")}
-    if meta["method"] == "MetaPrompt":
-        number = {key.upper(): meta[key] for key in ("n_ctx", "n_pro", "layers", "meta_step") if key in meta}
-        number = number or {key: float(theirs[key]) if key == "META_STEP" else int(theirs[key])
-                            for key in ("N_CTX", "N_PRO", "LAYERS", "META_STEP")}
-        return {**number, "VARIANT": meta["variant"], "SPLIT": meta["split"], "ORDER": meta["order"]}
-    if meta["method"] == "ZeroshotCLIP2":
-        return {"TEMPLATES": "all" if "full" in meta["case"] else "selected"}
-    return {}
-
-
-def close(ours, theirs, tolerance, what):
-    ours, theirs = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
-    assert ours.shape == theirs.shape, what
-    largest = np.abs(ours - theirs).max()
-    assert largest <= tolerance, f"{what}: largest difference {largest:.2e}, allowed {tolerance:.0e}"
-    return largest
+from golden_replay import FOLDER, RECORDS, replay
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=[p.stem for p in RECORDS])
 def test_record(path, clip_model, record_property, tmp_path):
-    record = read(path)
-    meta = record["meta"]
-    case = CASES.get(meta["method"], Case)(record, tmp_path)
-    if meta["method"] in golden_methods.REPLAYS:
-        compared = golden_methods.REPLAYS[meta["method"]](record, clip_model)
-        worst = {what: close(ours, theirs, tolerance, what) for what, ours, theirs, tolerance in compared}
-        report(worst, record_property)
-        return
-    steps, size, classes, domains = meta["steps"], meta.get("batch", 8), meta["classes"], meta.get("domains", 1)
-    orders = record.get("class_order", record.get("shuffles"))
-    overrides = {"class_order": lambda self, label: orders[self.batch_idx].tolist()} if orders is not None else {}
-    trainer = make_trainer(meta["method"], clip_model, meta["classnames"], {**options_of(meta), **case.options()},
-                           batch=max(size, 2), dataset=meta.get("dataset", "Caltech101"), domains=domains,
-                           overrides={**overrides, **case.overrides()})
-    case.prepare(trainer)
-
-    parameters = case.tensors(trainer)
-    starts = {key[len("init/"):]: value for key, value in record.items() if key.startswith("init/")}
-    assert set(parameters) == set(starts)
-    for name, value in starts.items():
-        assert parameters[name].shape == value.shape, name
-        parameters[name].data.copy_(torch.from_numpy(value))
-
-    evaluation = tiny_clip.batch("eval", 0, 16, classes)["img"]
-
-    def logits():
-        trainer.set_model_mode("eval")
-        with torch.no_grad():
-            values = trainer.model_inference(evaluation)
-        trainer.set_model_mode("train")
-        return values
-
-    worst = {}
-    if "logits_before" in record:
-        worst["logits_before"] = close(logits(), record["logits_before"], LOGITS, "logits before training")
-    losses, held_out = [], []
-    for trainer.batch_idx in range(steps):
-        batch = case.batch(tiny_clip.batch(meta["case"], trainer.batch_idx, size, classes, domains))
-        losses.append(case.loss(trainer, trainer.forward_backward(batch)))
-        case.after_step(trainer)
-        held_out.append([loss.item() for loss in getattr(trainer, "held_out_losses", [])])
-    if meta.get("variant") == "released":
-        losses = [step[-1] for step in held_out]  # the authors' code reports its last held-out loss
-    if steps:
-        worst["loss"] = close(losses, record["loss"], LOSS, "losses")
-    if "held_out_loss" in record:
-        worst["held_out"] = close(held_out, record["held_out_loss"], LOSS, "held-out losses")
-    if "logits_after" in record:
-        worst["logits_after"] = close(logits(), record["logits_after"], LOGITS, "logits after training")
-    for name in starts:
-        worst[name] = close(parameters[name].detach(), record[f"final/{name}"], case.tensors_within, f"final {name}")
-    for what, ours, theirs in case.extras(trainer):
-        worst[what] = close(ours, theirs, LOGITS, what)
-    if "extra/text_features" in record:
-        features = trainer.model.encode_classes()
-        worst["text_features"] = close(features.detach(), record["extra/text_features"], LOGITS, "text features")
-    report(worst, record_property)
-
-
-def report(worst, record_property):
-    record_property("largest_difference", float(max(worst.values())))
-    print({key: f"{value:.1e}" for key, value in worst.items()})
+    found = replay(path, clip_model, tmp_path)
+    print({what: f"{difference:.1e}" for what, difference, _ in found})
+    record_property("largest_difference", max(difference for _, difference, _ in found))
+    for what, difference, allowed in found:
+        assert difference <= allowed, f"{what}: largest difference {difference:.2e}, allowed {allowed:.0e}"
 
 
 def test_there_are_records():

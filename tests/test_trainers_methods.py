@@ -102,6 +102,7 @@ def test_prograd_follows_no_rounding_error():
     domain, general = torch.tensor([1.0, 0.5]), torch.tensor([-1.0, 0.0])
     assert torch.equal(without_conflict(domain, 1e-7 * general, 1.0), domain)
     assert torch.equal(without_conflict(domain, 1e-4 * general, 1.0), torch.tensor([0.0, 0.5]))
+    assert torch.equal(without_conflict(domain, 1e-4 * general, 1.0, torch.float16), domain)
 
 
 def test_prograd_without_lambda_is_coop(clip_model):

@@ -15,11 +15,12 @@ from prompting.text import readable
 from trainers.base import PromptTrainer
 from trainers.coop import CoOpCLIP
 
-# A general gradient that is shorter, in units of the domain gradient, is a float32 rounding error: it has no direction.
-ROUNDING = 16 * torch.finfo(torch.float32).eps
+# A general gradient that is shorter, in units of the domain gradient times the precision that the towers compute in, is
+# a rounding error: it has no direction.
+ROUNDING = 16
 
 
-def without_conflict(domain, general, weight):
+def without_conflict(domain, general, weight, dtype=torch.float32):
     """The domain gradient, less `weight` times its part along the general direction where they disagree.
 
     A context that starts as the zero-shot prompt agrees with zero-shot CLIP, and has no general direction yet. Its
@@ -28,10 +29,11 @@ def without_conflict(domain, general, weight):
     Args:
         domain, general: gradients of one tensor, any shape.
         weight: 1 removes all that goes against the general direction, 0 nothing.
+        dtype: what the gradients were computed in.
     """
     length = general.norm()
     direction = general.flatten() / length.clamp_min(torch.finfo(general.dtype).tiny) * (
-        length > ROUNDING * domain.norm())
+        length > ROUNDING * torch.finfo(dtype).eps * domain.norm())
     along = domain.flatten() @ direction
     return domain - weight * along.clamp(max=0) * direction.view_as(domain)
 
@@ -80,7 +82,8 @@ class ProGrad(PromptTrainer):
         divergence = soft_cross_entropy(logits, teacher, self.node.T)
         domain = self.gradients(loss, self.trainables, retain_graph=True)
         general = self.gradients(divergence, self.trainables)
-        self.apply_gradients([without_conflict(a, b, self.node.LAMBDA) for a, b in zip(domain, general)])
+        self.apply_gradients([without_conflict(a, b, self.node.LAMBDA, self.precision.dtype)
+                              for a, b in zip(domain, general)])
         agreement = F.cosine_similarity(domain[0].flatten(), general[0].flatten(), dim=0)
         return {"loss": loss.item(), "divergence": divergence.item(), "agreement": agreement.item(),
                 "acc": compute_accuracy(logits.detach(), label)[0].item()}
