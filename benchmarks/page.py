@@ -15,6 +15,7 @@ from benchmarks.step import TEST_SET
 from benchmarks.suite import CURVES, MEMORY_AT_MOST, ROWS, SLOPE_AT_LEAST, SLOPE_CLASSES, SLOPE_ROWS
 
 FIGURE = "speed_scaling.png"
+GPU = "## On a GPU"  # the page's last section; another program and another machine measure it
 
 
 def machine():
@@ -38,8 +39,19 @@ def write(stored, folder):
         tolerance=f"{TOLERANCE:.0e}", test_set=f"{TEST_SET:,}", rows=rows_table(stored), slope=slope_text(stored),
         work=work_table(stored), tokens=tokens_table(), scaling=scaling_text(stored, folder),
         loader=loader_text(stored), rest=rest_text(stored))
-    with open(os.path.join(folder, "SPEED.md"), "w", encoding="utf-8") as file:
+    path = os.path.join(folder, "SPEED.md")
+    text += gpu_section(path)
+    with open(path, "w", encoding="utf-8") as file:
         file.write(text)
+
+
+def gpu_section(path):
+    """The section of the page at `path` that `benchmarks.gpu` measures; "" where it has none."""
+    if not os.path.isfile(path):
+        return ""
+    with open(path, encoding="utf-8") as file:
+        _, heading, section = file.read().partition(f"\n{GPU}\n")
+    return heading + section
 
 
 def table(rows, headers):

@@ -140,12 +140,15 @@ def test_pairs_add_up_and_the_page_tells_of_all(tmp_path, monkeypatch):
     monkeypatch.setattr("benchmarks.page.ROWS", tiny)
     words = ["--output", str(tmp_path), "--docs", str(tmp_path), "--only", "coop", "dg_5"]
     benchmarks_all.main([*words, "--pairs", "1"])
+    with open(tmp_path / "SPEED.md", "a") as file:
+        file.write("\n## On a GPU\n\nmeasured elsewhere\n")
     benchmarks_all.main([*words, "--pairs", "3"])
     found = json.loads((tmp_path / "coop.json").read_text())
     assert found["pairs"] == 3 == len(found["plain"]["clock"]) == len(found["ours"]["processor"])
     page = (tmp_path / "SPEED.md").read_text()
     assert page.count("| MetaPrompt DG, 5 domains") == 2 and "host" not in page
     assert "nan" not in page
+    assert page.endswith("\n\n## On a GPU\n\nmeasured elsewhere\n") and page.count("## On a GPU") == 1
 
 
 # ---- the text tower ----
