@@ -51,7 +51,7 @@ def check_parts(owner, parts):
                 raise InputError(f"{owner}: label {label} is '{known[0]}' {where} '{composed(name)}' in {part} "
                                  f"({known[2]}, {item.impath}); a label is one class, with one name, in every part")
             path = item.impath
-            if "/." in path or "//" in path:
+            if "./" in path or "//" in path:
                 path = os.path.normpath(path)
             before = paths.setdefault(path, label)
             if before != label:
