@@ -468,7 +468,7 @@ def test_parts_of_a_folder_in_two_forms(made, root):
 
 def test_a_split_file_in_two_forms(caltech, made, root):
     def spell(split):
-        for part, name in (("train", COMPOSED), ("val", DECOMPOSED), ("test", DECOMPOSED)):
+        for part, name in (("train", DECOMPOSED), ("val", COMPOSED), ("test", COMPOSED)):
             for entry in split[part]:
                 entry[2] = name if entry[2] == "dog" else entry[2]
 
@@ -568,12 +568,9 @@ def whole_pacs(tmp_path_factory):
     return root
 
 
-def test_a_whole_pacs_passes(whole_pacs, capsys):
+def test_a_whole_pacs_passes_and_one_that_lacks_a_sketch_does_not(whole_pacs, root, capsys):
     assert prepare_data.main(["pacs", "--check", "--root", str(whole_pacs)]) is True
     assert "sketch 3,928" in " ".join(capsys.readouterr().out.split())
-
-
-def test_a_pacs_whose_list_lacks_a_sketch_does_not(whole_pacs, root, capsys):
     (root / "pacs").mkdir(parents=True)
     (root / "pacs" / "images").symlink_to(whole_pacs / "pacs" / "images")
     shutil.copytree(whole_pacs / "pacs" / "splits", root / "pacs" / "splits")
