@@ -20,7 +20,7 @@ import torch
 import datasets
 import trainers
 from dassl.config import check_config, clean_cfg, get_cfg_default, merge_file, merge_options, write_config
-from dassl.data.datasets import DATASET_REGISTRY
+from dassl.data.datasets import DATASET_REGISTRY, keep_draws
 from dassl.data.samplers import SAMPLER_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.engine.run_folder import checkpoint_digest, finished_results, newest_epoch, plain
@@ -251,6 +251,7 @@ def run(args, cfg, evaluation, clips):
     from_first(lambda: write_config(cfg, cfg.OUTPUT_DIR))
     if args.no_train:
         return {}
+    from_first(lambda: keep_draws(getattr(getattr(trainer, "dm", None), "dataset", None), cfg.OUTPUT_DIR))
     if args.eval_only:
         epoch = args.load_epoch
         if epoch is None and not isinstance(trainer, PromptTrainer):

@@ -7,21 +7,13 @@ import contextlib
 import math
 import os
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import replace
 
-from dassl.data.datasets import DatasetBase
-from dassl.utils import InputError, check_availability, derive_seed, read_json, write_json
-from datasets.files import (
-    FEWSHOT_FOLDER,
-    check_images,
-    class_folders,
-    dataset_folder,
-    list_class,
-    list_classes,
-    name_of,
-)
-from datasets.splits import PART_NAMES, draw_split, kept_split, read_split
+from dassl.data.datasets import DatasetBase, check_parts, composed, source_digest
+from dassl.utils import InputError, check_availability, derive_seed, read_json
+from datasets.files import FEWSHOT_FOLDER, check_images, class_folders, dataset_folder, list_class, list_classes
+from datasets.splits import PART_NAMES, draw_split, drawn_split, read_split
 
 MAX_VAL_SHOTS = 4
 
@@ -35,6 +27,8 @@ def subsample_classes(parts, which):
     Args:
         parts: lists of Datum; the labels of the first decide.
         which: all, base or new.
+    Raises:
+        InputError: the half has no class, or one: an accuracy among one class says nothing.
     """
     check_availability(which, ("all", "base", "new"), "DATASET.SUBSAMPLE_CLASSES")
     if which == "all":
@@ -43,7 +37,13 @@ def subsample_classes(parts, which):
     half = math.ceil(len(labels) / 2)
     kept = labels[:half] if which == "base" else labels[half:]
     if not kept:
-        raise InputError(f"DATASET.SUBSAMPLE_CLASSES is {which}, but of {len(labels)} classes none is {which}")
+        raise InputError(f"DATASET.SUBSAMPLE_CLASSES is {which}, but of {len(labels)} classes none is {which}; "
+                         "base-to-new needs at least four classes")
+    if len(kept) == 1:
+        name = next(item.classname for item in parts[0] if item.label == kept[0])
+        raise InputError(f"DATASET.SUBSAMPLE_CLASSES is {which}, and of {len(labels)} classes one is {which}, "
+                         f"'{composed(name)}': an accuracy among one class is always 100 %; base-to-new needs at least "
+                         "four classes")
     renumbered = {label: number for number, label in enumerate(kept)}
     return [[replace(item, label=renumbered[item.label]) for item in part if item.label in renumbered]
             for part in parts]
@@ -54,8 +54,9 @@ class FewShotDataset(DatasetBase):
 
     The draw is CoOp's: a generator seeded with SEED; train, then validation with at most 4 shots; for each part
     `random.sample` class by class in the order the classes first appear, over all classes, before base and new are
-    told apart. With domains, a class of a domain at a time, domains in the order of SOURCE_DOMAINS. It is kept as JSON
-    in `split_fewshot/` of the dataset's folder where that can be written, and read from there.
+    told apart. With domains, a class of a domain at a time, domains in the order of SOURCE_DOMAINS. It is a function of
+    the lists, the shots, the seed and the domains, made anew by each run and recorded in the run's folder
+    (`draw_records`). A draw in `split_fewshot/` of the dataset's folder counts while it fits the lists.
 
     A dataset without a validation part of its own (ImageNet, whose published validation part is its test part) gives
     `val=None`: its validation images are then drawn, by a generator of their own, from the training images that the
@@ -64,40 +65,46 @@ class FewShotDataset(DatasetBase):
 
     Args:
         cfg: the config.
-        folder: the dataset's folder, to which the kept paths are relative.
+        folder: the dataset's folder, to which the recorded paths are relative.
         train, test: whole parts.
         val: whole part, or None.
+        others: {name: list of Datum} of lists that this run does not read and that must agree with those that it does.
     """
 
-    def __init__(self, cfg, folder, train, val, test):
-        shots = cfg.DATASET.NUM_SHOTS
+    def __init__(self, cfg, folder, train, val, test, others=None):
+        shots, which = cfg.DATASET.NUM_SHOTS, cfg.DATASET.SUBSAMPLE_CLASSES
+        if shots >= 1 or which != "all" or others:  # a draw, or half of the classes, may miss what contradicts itself
+            check_parts(type(self).__name__, {"train": train, "val": val, "test": test, **(others or {})})
         if shots >= 1:
             train, val = self.few_shot(cfg, folder, train, val, shots)
-        train, val, test = subsample_classes([train, val or [], test], cfg.DATASET.SUBSAMPLE_CLASSES)
-        trained = {item.label for item in train}
-        for item in test:
-            if item.label not in trained:
-                raise InputError(f"{type(self).__name__}: the test part has the class '{item.classname}', of which "
-                                 "there is no training image")
+        train, val, test = subsample_classes([train, val or [], test], which)
         super().__init__(train_x=train, val=val, test=test)
 
+    def record(self, name, content):
+        """Have the run's folder keep what was drawn, as JSON in its file `name`."""
+        self.draw_records = {**self.draw_records, name: content}
+
     def few_shot(self, cfg, folder, train, val, shots):
+        """[train, val], drawn from the whole parts."""
         domains = "-".join(["", *cfg.DATASET.SOURCE_DOMAINS])
-        path = os.path.join(folder, FEWSHOT_FOLDER, f"shot_{shots}-seed_{cfg.SEED}{domains}.json")
-        if os.path.isfile(path):
-            return self._read_draw(path, folder, train, val)
-        rng = random.Random(cfg.SEED)
-        drawn = [self._draw(train, shots, rng)]
-        if val is None:
-            used = {item.impath for item in drawn[0]}
-            val = [item for item in train if item.impath not in used]
-            rng = random.Random(derive_seed("validation", cfg.SEED))
-        drawn.append(self._draw(val, min(shots, MAX_VAL_SHOTS), rng))
-        kept = {key: [[os.path.relpath(item.impath, folder), item.label, item.classname] for item in part]
-                for key, part in zip(("train", "val"), drawn)}
-        with contextlib.suppress(OSError):  # a folder that is read-only: the same draw is made next time
-            write_json(kept, path)
+        name = os.path.join(FEWSHOT_FOLDER, f"shot_{shots}-seed_{cfg.SEED}{domains}.json")
+        path = os.path.join(folder, name)
+        source = source_digest([train] if val is None else [train, val], folder)
+        drawn = self._read_draw(path, folder, train, val, shots, source) if os.path.isfile(path) else None
+        if drawn is None:
+            rng = random.Random(cfg.SEED)
+            drawn = [self._draw(train, shots, rng)]
+            rest = self._unused(train, drawn[0]) if val is None else val
+            rng = random.Random(derive_seed("validation", cfg.SEED)) if val is None else rng
+            drawn.append(self._draw(rest, min(shots, MAX_VAL_SHOTS), rng))
+        self.record(name, {**{key: [[os.path.relpath(item.impath, folder), item.label, item.classname]
+                                    for item in part] for key, part in zip(PART_NAMES, drawn)}, "source": source})
         return drawn
+
+    @staticmethod
+    def _unused(part, drawn):
+        used = {item.impath for item in drawn}
+        return [item for item in part if item.impath not in used]
 
     def _draw(self, part, number, rng):
         drawn = []
@@ -105,22 +112,44 @@ class FewShotDataset(DatasetBase):
             drawn.extend(self.generate_fewshot_dataset(items, num_shots=number, rng=rng))
         return drawn
 
-    @staticmethod
-    def _read_draw(path, folder, train, val):
-        stored, drawn = read_json(path), []
-        for key, part in (("train", train), ("val", train if val is None else val)):
-            known = {os.path.normpath(item.impath): item for item in part}
-            try:
-                chosen = [known[os.path.normpath(os.path.join(folder, entry[0]))] for entry in stored[key]]
-                right = all(item.label == entry[1] for item, entry in zip(chosen, stored[key]))
-            except (KeyError, TypeError, IndexError):
-                right = False
-            if not right:
-                raise InputError(f"{path} does not fit the dataset's {key} part; delete it to draw anew")
-            drawn.append(chosen)
-        if {item.impath for item in drawn[0]} & {item.impath for item in drawn[1]}:
-            raise InputError(f"{path} does not fit: it has images in both train and val; delete it to draw anew")
+    def _read_draw(self, path, folder, train, val, shots, source):
+        """The draw kept at `path`: [train, val]; None, which is said in one line, where it does not fit the lists.
+
+        Raises InputError where the file is no draw."""
+        stored = read_json(path)
+        try:
+            entries = [[(os.path.normpath(os.path.join(folder, entry[0])), entry[1]) for entry in stored[key]]
+                       for key in ("train", "val")]
+        except (KeyError, TypeError, IndexError, ValueError):
+            raise InputError(f"{path} is no few-shot draw: it must hold train and val, lists of [path, label, class "
+                             "name]; delete it to draw anew") from None
+        drawn, misfit = [], "" if stored.get("source", source) == source else "it was drawn from other lists"
+        for key, chosen, number in zip(("train", "val"), entries, (shots, min(shots, MAX_VAL_SHOTS))):
+            whole = train if key == "train" else val if val is not None else self._unused(train, drawn[0])
+            known = {os.path.normpath(item.impath): item for item in whole}
+            part = [known.get(impath) for impath, _ in chosen]
+            wrong = [impath for (impath, label), item in zip(chosen, part) if item is None or item.label != label]
+            misfit = misfit or self._misfit(key, whole, part, wrong, number)
+            if misfit:
+                print(f"Note: {path} does not fit: {misfit}; drawn anew, the file is not used")
+                return None
+            drawn.append(part)
         return drawn
+
+    @staticmethod
+    def _misfit(key, whole, part, wrong, number):
+        """What is wrong with a part of a kept draw, "" where nothing is."""
+        if wrong:
+            return f"{wrong[0]} is not in the dataset's {key} part, or has another label there"
+        if len({item.impath for item in part}) < len(part):
+            return f"an image is twice in its {key} part"
+        found = Counter((item.domain, item.label) for item in part)
+        for group, there in Counter((item.domain, item.label) for item in whole).items():
+            if found[group] != min(number, there):
+                name = next(item.classname for item in whole if (item.domain, item.label) == group)
+                return (f"its {key} part has {found[group]} of the images of class '{composed(name)}', not "
+                        f"{min(number, there)}")
+        return ""
 
 
 # ---- kinds of datasets -------------------------------------------------------------------------------------------
@@ -129,7 +158,7 @@ class FewShotDataset(DatasetBase):
 class SplitDataset(FewShotDataset):
     """A dataset of one folder of images and one published split file.
 
-    Without that file a split is drawn by `draw` and kept beside it as `split_drawn_<name>.json`.
+    Without that file a split is drawn by `draw`, and recorded as `split_drawn_<name>.json` in the run's folder.
     """
 
     dataset_dir = ""  # below DATASET.ROOT
@@ -138,6 +167,7 @@ class SplitDataset(FewShotDataset):
     hint = ""  # where to get the data
     new_names = {}  # {class folder: class name} where CoOp renames
     ignored = ()  # class folders that are not classes
+    fixed_test = False  # whether `draw` keeps a test list that the dataset publishes
 
     def __init__(self, cfg):
         self.folder = dataset_folder(cfg, self.dataset_dir, self.hint)
@@ -149,8 +179,11 @@ class SplitDataset(FewShotDataset):
         published = os.path.join(self.folder, self.split_file)
         if os.path.lexists(published):  # a link that leads nowhere is a fault to be told, not a split to be drawn
             return read_split(published, self.images)
-        drawn = os.path.join(self.folder, f"split_drawn_{type(self).__name__}.json")
-        return kept_split(drawn, self.images, self.draw, self.split_file)
+        name = f"split_drawn_{type(self).__name__}.json"
+        parts, record = drawn_split(os.path.join(self.folder, name), self.images, self.draw, self.split_file,
+                                    self.fixed_test)
+        self.record(name, record)
+        return parts
 
     def draw(self):
         """[train, val, test] drawn from the class folders; a dataset with lists of its own reads those instead."""
@@ -159,7 +192,7 @@ class SplitDataset(FewShotDataset):
         folders = [name for name in class_folders(self.images) if name not in self.ignored]
         return draw_split([item for label, name in enumerate(folders)
                            for item in list_class(os.path.join(self.images, name), label,
-                                                  self.new_names.get(name, name))])
+                                                  self.new_names.get(name, composed(name)))])
 
 
 class DomainDataset(FewShotDataset):
@@ -179,8 +212,10 @@ class DomainDataset(FewShotDataset):
         return list(cls.domains)
 
     def build(self, cfg, folder):
-        sources, targets = list(cfg.DATASET.SOURCE_DOMAINS), list(cfg.DATASET.TARGET_DOMAINS)
-        self.check_input_domains(sources, targets)
+        self.check_input_domains(cfg.DATASET.SOURCE_DOMAINS, cfg.DATASET.TARGET_DOMAINS)
+        known = {composed(name): name for name in self.domains}
+        sources, targets = ([known[composed(name)] for name in names]
+                            for names in (cfg.DATASET.SOURCE_DOMAINS, cfg.DATASET.TARGET_DOMAINS))
         target_part = cfg.DATASET.TARGET_PART or self.target_part
         check_availability(target_part, ("test", "all"), "DATASET.TARGET_PART")
         train, val = ([replace(item, domain=number) for number, name in enumerate(sources)
@@ -189,7 +224,17 @@ class DomainDataset(FewShotDataset):
                 for item in self.read(name, target_part)]
         for part in (train, val, test):
             check_images(part, f"the lists of {type(self).__name__}")
-        FewShotDataset.__init__(self, cfg, folder, train, val, test)
+        FewShotDataset.__init__(self, cfg, folder, train, val, test, self.unread(sources + targets))
+
+    def unread(self, domains):
+        """{what: list of Datum} of the other domains than these: runs are compared across domains, so the lists of all
+        must mean the same by a label. A domain that is not there, or cannot be read, is not asked for."""
+        lists = {}
+        for name in self.domains:
+            if name not in domains:
+                with contextlib.suppress(InputError, OSError):
+                    lists[f"the domain {name}"] = self.read(name, "all")
+        return lists
 
     def read(self, domain, part):
         """The images of a domain: a list of Datum for train, val (what `parts` calls them), test or all."""
@@ -200,18 +245,21 @@ class DrawnDomains(DomainDataset):
     """Domains in folders `<domain>/<class>/` without a published split: the parts are drawn by `draw_split`."""
 
     def split(self, folder, published=""):
-        """Draw or read the split of all domains below `folder`. published: what it stands in for, if anything."""
-        path = os.path.join(folder, f"split_drawn_{type(self).__name__}.json")
-        self.sort_parts(folder, kept_split(path, folder, lambda: draw_split(self.list_domains(folder, self.domains)),
-                                           published))
+        """Draw the split of all domains below `folder`. published: what it stands in for, if anything."""
+        name = f"split_drawn_{type(self).__name__}.json"
+        parts, record = drawn_split(os.path.join(folder, name), folder,
+                                    lambda: draw_split(self.list_domains(folder, self.domains)), published)
+        self.record(name, record)
+        self.sort_parts(folder, parts)
 
     @classmethod
     def list_domains(cls, folder, domains):
-        """All files of the domains: a list of Datum. The label of a class is its place among all domains' classes."""
+        """All files of the domains: a list of Datum. The label of a class is its place among all domains' classes,
+        which are known by their composed names."""
         for domain in domains:
             if not os.path.isdir(os.path.join(folder, domain)):
                 raise InputError(f"no folder {os.path.join(folder, domain)} of the domain {domain}")
-        found = sorted({name for domain in domains for name in class_folders(os.path.join(folder, domain))})
+        found = sorted({composed(name) for domain in domains for name in class_folders(os.path.join(folder, domain))})
         labels = {name: label for label, name in enumerate(found)}
         names = {name: cls.class_name(name) for name in found}
         return [replace(item, domain=number) for number, domain in enumerate(domains)
@@ -220,7 +268,7 @@ class DrawnDomains(DomainDataset):
     @staticmethod
     def class_name(folder):
         """A class's name from its folder's."""
-        return name_of(folder)
+        return composed(folder)
 
     def sort_parts(self, folder, parts):
         self.by_domain = {name: defaultdict(list) for name in PART_NAMES}

@@ -1,6 +1,6 @@
 import os
 
-from dassl.data.datasets import DATASET_REGISTRY, Datum
+from dassl.data.datasets import DATASET_REGISTRY, Datum, composed
 from dassl.utils import InputError
 from datasets.base import DomainDataset
 from datasets.files import dataset_folder, how_to_get, read_lines
@@ -35,7 +35,8 @@ class DomainNet(DomainDataset):
         for number, line in read_lines(path, self.hint):
             try:
                 impath, label = line.rsplit(maxsplit=1)
-                items.append(Datum(os.path.join(self.folder, impath), int(label), 0, impath.split("/")[1]))
+                items.append(Datum(os.path.join(self.folder, impath), int(label), 0,
+                                   composed(impath.split("/")[1])))
             except (ValueError, IndexError):
                 raise InputError(f"{path}, line {number}: expected 'domain/class/image label', "
                                  f"found '{line[:60]}'") from None

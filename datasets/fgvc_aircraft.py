@@ -1,9 +1,9 @@
 import os
 
-from dassl.data.datasets import DATASET_REGISTRY, Datum
+from dassl.data.datasets import DATASET_REGISTRY, Datum, composed
 from dassl.utils import InputError
 from datasets.base import FewShotDataset
-from datasets.files import check_images, dataset_folder, how_to_get, read_lines
+from datasets.files import check_images, dataset_folder, how_to_get, labels_of, read_lines
 
 
 @DATASET_REGISTRY.register()
@@ -20,15 +20,15 @@ class FGVCAircraft(FewShotDataset):
 
     def __init__(self, cfg):
         self.folder = dataset_folder(cfg, self.dataset_dir, self.hint)
-        variants = [line for _, line in read_lines(os.path.join(self.folder, "variants.txt"), self.hint)]
-        self.labels = {name: label for label, name in enumerate(variants)}
+        path = os.path.join(self.folder, "variants.txt")
+        self.labels = labels_of([line for _, line in read_lines(path, self.hint)], path)
         super().__init__(cfg, self.folder, *(self.read_list(part) for part in ("train", "val", "test")))
 
     def read_list(self, part):
         path = os.path.join(self.folder, f"images_variant_{part}.txt")
         items = []
         for number, line in read_lines(path, self.hint):
-            image, _, name = line.partition(" ")
+            image, _, name = composed(line).partition(" ")
             if name not in self.labels:
                 raise InputError(f"{path}, line {number}: '{name}' is no class of variants.txt")
             items.append(Datum(os.path.join(self.folder, "images", f"{image}.jpg"), self.labels[name], 0, name))

@@ -1,15 +1,16 @@
 """How datasets find their files: folders, lists, images that are there, folders of one's own."""
 import os
-import unicodedata
 import warnings
 from collections import defaultdict
 
 from PIL import Image
 
-from dassl.data.datasets import Datum
+from dassl.data.datasets import Datum, composed
 from dassl.utils import InputError, listdir_nohidden
+from dassl.utils.images import FORMATS
 
 FEWSHOT_FOLDER = "split_fewshot"
+BYTE_ORDER_MARK = "\ufeff"
 
 
 def how_to_get(name, source):
@@ -34,12 +35,24 @@ def require_file(path, hint):
 
 
 def read_lines(path, hint):
-    """[(number, line)] of a text file without its empty lines. Raises InputError where there is none."""
+    """[(number, line)] of a text file without its empty lines and byte-order marks. Raises InputError where there is
+    none."""
     try:
-        with open(require_file(path, hint), encoding="utf-8") as file:
-            return [(number, line.strip()) for number, line in enumerate(file, start=1) if line.strip()]
+        with open(require_file(path, hint), encoding="utf-8") as file:  # a mark stands at the start of each file that
+            lines = [line.replace(BYTE_ORDER_MARK, "").strip() for line in file]  # was joined into this one
+        return [(number, line) for number, line in enumerate(lines, start=1) if line]
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not a text file in UTF-8 ({error}); {hint}") from None
+
+
+def labels_of(names, path):
+    """{name: label} of the class names of a list, in its order, composed. Raises InputError for a name that comes
+    twice: which label it stands for would be anyone's guess."""
+    labels = {}
+    for label, name in enumerate(map(composed, names)):
+        if labels.setdefault(name, label) != label:
+            raise InputError(f"{path} names the class '{name}' twice; take one of the lines out")
+    return labels
 
 
 def read_mat(path, key, hint):
@@ -68,9 +81,19 @@ def check_images(items, source):
 
 
 def class_folders(folder):
-    """Sorted names of the visible folders in `folder`, without the one that keeps few-shot draws."""
-    return [name for name in listdir_nohidden(folder)
-            if name != FEWSHOT_FOLDER and os.path.isdir(os.path.join(folder, name))]
+    """Names of the visible folders in `folder`, as the disk has them, without the one that keeps few-shot draws.
+
+    Sorted by their composed form, so that a copy on a disk that decomposes accents is the same dataset. Raises
+    InputError for two folders of one name in two byte forms."""
+    names = [name for name in listdir_nohidden(folder)
+             if name != FEWSHOT_FOLDER and os.path.isdir(os.path.join(folder, name))]
+    seen = {}
+    for name in names:
+        other = seen.setdefault(composed(name), name)
+        if other != name:
+            raise InputError(f"{folder} holds two folders of the one name '{composed(name)}', {ascii(other)} and "
+                             f"{ascii(name)} (accents decomposed and composed); put their files into one of them")
+    return sorted(names, key=composed)
 
 
 def list_class(folder, label, classname):
@@ -81,16 +104,16 @@ def list_class(folder, label, classname):
 
 
 def list_classes(folder, names=None, labels=None):
-    """The files of `folder/<class>/`, class by class: a list of Datum.
+    """The files of `folder/<class>/`, class by class: a list of Datum. A class folder is known by its composed name.
 
     Args:
         names: {folder: class name} where the two differ.
         labels: {folder: label}; default: the place in the sorted list of folders.
     """
-    folders = class_folders(folder)
-    labels = labels or {name: label for label, name in enumerate(folders)}
-    return [item for name in folders
-            for item in list_class(os.path.join(folder, name), labels[name], (names or {}).get(name, name))]
+    folders = {composed(name): name for name in class_folders(folder)}
+    labels = labels or {key: label for label, key in enumerate(folders)}
+    return [item for key, name in folders.items()
+            for item in list_class(os.path.join(folder, name), labels[key], (names or {}).get(key, key))]
 
 
 def own_folder(cfg, layout):
@@ -108,7 +131,7 @@ def list_own(folder, labels=None):
     if not class_folders(folder):
         raise InputError(f"{folder} holds no class folders; images lie in a folder for each class "
                          "(docs/CUSTOM_DATA.md)")
-    items = list_classes(folder, {name: name_of(name) for name in class_folders(folder)}, labels)
+    items = list_classes(folder, labels=labels)
     filled = {os.path.dirname(item.impath) for item in items}
     for name in class_folders(folder):
         path = os.path.join(folder, name)
@@ -119,26 +142,61 @@ def list_own(folder, labels=None):
     return items
 
 
-def name_of(folder):
-    """A class name from the name of a folder of one's own, whichever way the disk composes accents."""
-    return unicodedata.normalize("NFC", folder)
-
-
 def leave_out_non_images(items, folder):
     """(images, [paths relative to `folder` of files that are none]), told apart by their headers alone.
 
     A picture whose header is whole and whose pixels are damaged is found when it is read.
+
+    Args:
+        items: the files of class folders, a list of Datum.
+    Raises:
+        InputError: no file of a class folder is an image: the class would disappear from the numbers.
     """
-    images, left_out = [], []
+    images, left_out, files = [], [], defaultdict(list)
     for item in items:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # what Pillow has to say of a size or of metadata is no verdict
-                Image.open(item.impath).close()
+        files[os.path.dirname(item.impath)].append(item)
+        if is_image(item.impath):
             images.append(item)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        else:
             left_out.append(os.path.relpath(item.impath, folder))
+    filled = {os.path.dirname(item.impath) for item in images}
+    empty = [group for path, group in files.items() if path not in filled]
+    if empty:
+        first, others = empty[0], [f"'{os.path.relpath(os.path.dirname(group[0].impath), folder)}'"
+                                   for group in empty[1:]]
+        also = f" (nor in {', '.join(others[:5])}{', ...' if others[5:] else ''})" if others else ""
+        path = os.path.dirname(first[0].impath)
+        raise InputError(f"the class '{first[0].classname}' has {len(first)} file{'s' if len(first) > 1 else ''} in "
+                         f"{_printable(path)} and none is an image that can be read{also}, first "
+                         f"{_printable(first[0].impath)}; convert them to JPEG or PNG or replace them, or delete the "
+                         "folder to leave the class out")
     return images, left_out
+
+
+_seen = {}  # (path, size, time of change): whether its header is an image's
+
+
+def is_image(path):
+    """Whether a file's header is that of an image that can be read. Remembered while the file stays as it is: a
+    protocol asks for the same folder in each of its runs."""
+    try:
+        found = os.stat(path)
+    except OSError:  # a link that leads nowhere
+        return False
+    key = path, found.st_size, found.st_mtime_ns
+    if key not in _seen:
+        _seen[key] = _has_header(path)
+    return _seen[key]
+
+
+def _has_header(path):
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what Pillow has to say of a size or of metadata is no verdict
+            Image.open(path, formats=FORMATS).close()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return False
+    return True
 
 
 def report_left_out(left_out, folder):

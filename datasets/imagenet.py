@@ -1,9 +1,9 @@
 import os
 
-from dassl.data.datasets import DATASET_REGISTRY, DatasetBase
+from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, composed
 from dassl.utils import InputError
 from datasets.base import FewShotDataset, subsample_classes
-from datasets.files import class_folders, dataset_folder, how_to_get, list_classes, read_lines
+from datasets.files import class_folders, dataset_folder, how_to_get, labels_of, list_classes, read_lines
 
 
 def read_classnames(folder):
@@ -19,7 +19,8 @@ def read_classnames(folder):
         "imagenet", "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md#imagenet"))]
     if not pairs or not all(name for _, _, name in pairs):
         raise InputError(f"{path} must hold a line 'folder class name' for each class")
-    return {wnid: name.strip() for wnid, _, name in sorted(pairs)}
+    labels_of([wnid for wnid, _, _ in pairs], path)  # a folder that is named twice is refused
+    return {wnid: composed(name.strip()) for wnid, _, name in sorted(pairs)}
 
 
 def read_images(folder, names):

@@ -1,7 +1,7 @@
 import os
 
-from dassl.data.datasets import DATASET_REGISTRY, Datum
-from dassl.utils import read_json
+from dassl.data.datasets import DATASET_REGISTRY, Datum, composed
+from dassl.utils import InputError, read_json
 from datasets.base import SplitDataset
 from datasets.files import how_to_get, read_mat, require_file
 from datasets.splits import draw_split
@@ -23,7 +23,11 @@ class OxfordFlowers(SplitDataset):
 
     def draw(self):
         labels = read_mat(os.path.join(self.folder, "imagelabels.mat"), "labels", self.hint)[0]
-        names = read_json(require_file(os.path.join(self.folder, "cat_to_name.json"), self.hint))
+        path = os.path.join(self.folder, "cat_to_name.json")
+        names = read_json(require_file(path, self.hint))
+        for label in labels:
+            if not isinstance(names, dict) or not isinstance(names.get(str(label)), str):
+                raise InputError(f"{path} has no name for the class {label} of imagelabels.mat; {self.hint}")
         return draw_split([Datum(os.path.join(self.images, f"image_{number:05d}.jpg"), int(label) - 1, 0,
-                                 names[str(label)])
+                                 composed(names[str(label)]))
                            for number, label in enumerate(labels, start=1)])

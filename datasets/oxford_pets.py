@@ -19,6 +19,7 @@ class OxfordPets(SplitDataset):
     dataset_dir = "oxford_pets"
     image_dir = "images"
     split_file = "split_zhou_OxfordPets.json"
+    fixed_test = True
     hint = how_to_get("oxford_pets", "https://www.robots.ox.ac.uk/~vgg/data/pets/")
 
     def draw(self):

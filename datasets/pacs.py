@@ -1,6 +1,6 @@
 import os
 
-from dassl.data.datasets import DATASET_REGISTRY, Datum
+from dassl.data.datasets import DATASET_REGISTRY, Datum, composed
 from dassl.utils import InputError
 from datasets.base import DomainDataset
 from datasets.files import dataset_folder, how_to_get, read_lines
@@ -36,7 +36,7 @@ class PACS(DomainDataset):
         for number, line in read_lines(path, self.hint):
             try:
                 impath, label = line.rsplit(maxsplit=1)
-                classname = impath.split("/")[-2]
+                classname = composed(impath.split("/")[-2])
                 label = int(label) - 1
             except (ValueError, IndexError):
                 raise InputError(f"{path}, line {number}: expected 'domain/class/image label', "

@@ -1,14 +1,19 @@
-"""Splits into training, validation and test images: published ones are read, others drawn by CoOp's rule and kept."""
+"""Splits into training, validation and test images: published ones are read, others drawn by CoOp's rule.
+
+What is drawn is a function of the files and lists that are there. It is written into the folder of the run, never into
+that of the dataset; a drawn split that lies there counts while it is one of the same images.
+"""
 import os
 import random
 from collections import defaultdict
 
-from dassl.data.datasets import Datum
-from dassl.utils import InputError, read_json, write_json
+from dassl.data.datasets import Datum, composed, source_digest
+from dassl.utils import InputError, read_json
 from datasets.files import check_images, leave_out_non_images, report_left_out
 
 SPLIT_SEED = 0  # of splits that are drawn here: one split for every run, whatever its SEED
 PART_NAMES = ("train", "val", "test")
+OWN_SPLIT = "split_drawn.json"  # in a folder of one's own pictures
 
 
 def read_split(path, image_dir):
@@ -16,16 +21,20 @@ def read_split(path, image_dir):
 
     Its entries are [path below image_dir, label, class name]. Raises InputError for another form or missing images.
     """
-    split = read_json(path)
-    try:
-        parts = [[Datum(os.path.join(image_dir, impath), int(str(label)), 0, str(name))  # str: 1.5 is no label
-                  for impath, label, name in split[key]] for key in ("train", "val", "test")]
-    except (KeyError, TypeError, ValueError, OverflowError):
-        raise InputError(f"{path} is not a split file: it must hold train, val and test, lists of "
-                         "[path, label, class name]") from None
+    parts = parse_split(read_json(path), path, image_dir)
     for part in parts:
         check_images(part, path)
     return parts
+
+
+def parse_split(split, path, image_dir):
+    """[train, val, test] of what a split file holds, whether the images are there or not."""
+    try:
+        return [[Datum(os.path.join(image_dir, impath), int(str(label)), 0, composed(str(name)))  # 1.5 is no label
+                 for impath, label, name in split[key]] for key in PART_NAMES]
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise InputError(f"{path} is not a split file: it must hold train, val and test, lists of "
+                         "[path, label, class name]") from None
 
 
 def draw_split(items, rng=None):
@@ -69,68 +78,90 @@ def _by_class(items):
     return groups
 
 
-def kept_split(path, image_dir, draw, published=""):
-    """The split kept at `path`, or the one that `draw()` makes, kept there where that can be written.
+def drawn_split(path, image_dir, draw, published="", fixed_test=False):
+    """The split that `draw()` makes, or the one at `path` where that lies there and is one of the same images.
 
     Args:
-        path: a file of the form `read_split` takes.
+        path: a file of the form `read_split` takes, from an earlier version or put there by hand.
         image_dir: the folder its paths are relative to.
         draw: () -> [train, val, test].
         published: what it stands in for, the dataset's published split, where there is one.
+        fixed_test: the test part is the dataset's own, only training and validation are drawn.
+    Returns:
+        ([train, val, test], its record for `DatasetBase.draw_records`).
     """
     warning = f"; numbers do not compare with those on {published}, which is not there" if published else ""
-    if os.path.isfile(path):
-        print(f"Split: {path}, drawn by this code{warning}")
-        return read_split(path, image_dir)
-    parts = draw()
+    there = os.path.isfile(path)
+    try:
+        parts = draw()
+    except InputError as error:
+        if not there:
+            raise
+        print(f"Split: {path}{warning}; it cannot be compared with what it was drawn from ({error})")
+        parts = read_split(path, image_dir)
+        return parts, record_of(parts, image_dir, read_json(path).get("source", ""))
     for part in parts:
         check_images(part, "the dataset's own list")
-    kept = keep_split(path, image_dir, parts)
-    print(f"Split: drawn by CoOp's rule ({', '.join(map(_count, parts, PART_NAMES))}), {kept}{warning}")
-    return parts
+    source = split_source(parts, image_dir, fixed_test)
+    if there and (kept := fitting_split(path, image_dir, source, fixed_test)):
+        print(f"Split: {path}, drawn by this code{warning}")
+        return kept, record_of(kept, image_dir, source)
+    print(f"Split: {_drawn(parts)}{warning}")
+    return parts, record_of(parts, image_dir, source)
 
 
-def _count(part, name):
-    return f"{len(part):,} {name}"
+def fitting_split(path, image_dir, source, fixed_test=False):
+    """The split kept at `path` if it is one of the images whose digest is `source`; else None, which is said.
+
+    Raises InputError where the file is no split."""
+    stored = read_json(path)
+    parts = parse_split(stored, path, image_dir)
+    digests = {split_source(parts, image_dir, fixed_test), stored.get("source", source)}
+    if digests == {source}:
+        return parts
+    print(f"Note: {path} was drawn from other images, labels or class names than are there now; drawn anew, the file "
+          "is not used")
+    return None
 
 
-def keep_split(path, image_dir, parts, **more):
-    """Write the parts of a split, and `more`, as JSON. Returns words that say whether that was possible."""
+def split_source(parts, image_dir, fixed_test=False):
+    """The digest of what a split was drawn from, whichever part each image is in."""
+    groups = [parts[0] + parts[1], parts[2]] if fixed_test else [sum(parts, [])]
+    return source_digest([[Datum(path, label, 0, name) for path, label, name in sorted(
+        {(os.path.normpath(item.impath), item.label, item.classname) for item in group})] for group in groups],
+        image_dir)
+
+
+def record_of(parts, image_dir, source, **more):
+    """A split as JSON, in the form of a split file, with the digest of what it was drawn from."""
     entries = {name: [[os.path.relpath(item.impath, image_dir), item.label, item.classname] for item in part]
                for name, part in zip(PART_NAMES, parts)}
-    try:
-        write_json({**entries, **more}, path)
-    except OSError as error:
-        return f"not kept ({error.strerror}), the same is drawn next time"
-    return f"kept in {path}"
+    return {**entries, **more, "source": source}
+
+
+def _drawn(parts):
+    counts = ", ".join(f"{len(part):,} {name}" for part, name in zip(parts, PART_NAMES))
+    return f"drawn by CoOp's rule ({counts})"
 
 
 def own_split(folder, listed):
-    """The split of a folder of one's own pictures: drawn once by `draw_split`, then kept in `split_drawn.json`.
+    """The split of a folder of one's own pictures, drawn by `draw_split`: a function of its files.
+
+    A `split_drawn.json` in the folder counts as long as the images are those it was drawn from.
 
     Args:
         folder: the folder; paths are kept relative to it.
         listed: all its files, a list of Datum, images or not.
     Returns:
-        [train, val, test], without the files that are no images, which are named.
+        ([train, val, test], its record), without the files that are no images, which are named.
     Raises:
-        InputError: the folder's files are not those the kept split was drawn from.
+        InputError: a class folder has no image.
     """
-    path = os.path.join(folder, "split_drawn.json")
-    if os.path.isfile(path):
-        parts, left_out = read_split(path, folder), read_json(path).get("left_out", [])
-        known = {os.path.relpath(item.impath, folder) for part in parts for item in part} | set(left_out)
-        now = {os.path.relpath(item.impath, folder) for item in listed}
-        if known != now:
-            raise InputError(f"the files of {folder} changed since its split was drawn ({len(now - known)} new, "
-                             f"{len(known - now)} gone); delete {path} to draw anew, or take the change back")
-        print(f"Split: {path}")
-    else:
-        images, left_out = leave_out_non_images(listed, folder)
-        if not images:
-            raise InputError(f"none of the {len(listed)} files below {folder} is an image that can be read")
-        parts = draw_split(images)
-        kept = keep_split(path, folder, parts, left_out=left_out)
-        print(f"Split: drawn by CoOp's rule ({', '.join(map(_count, parts, PART_NAMES))}), {kept}")
+    images, left_out = leave_out_non_images(listed, folder)
+    path = os.path.join(folder, OWN_SPLIT)
+    parts = draw_split(images)
+    source = split_source(parts, folder)
+    kept = fitting_split(path, folder, source) if os.path.isfile(path) else None
+    print(f"Split: {path}" if kept else f"Split: {_drawn(parts)}")
     report_left_out(left_out, folder)
-    return parts
+    return kept or parts, record_of(kept or parts, folder, source, left_out=left_out)

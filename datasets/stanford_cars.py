@@ -18,6 +18,7 @@ class StanfordCars(SplitDataset):
 
     dataset_dir = "stanford_cars"
     split_file = "split_zhou_StanfordCars.json"
+    fixed_test = True
     hint = how_to_get("stanford_cars", "https://ai.stanford.edu/~jkrause/cars/car_dataset.html")
 
     def draw(self):

@@ -3,7 +3,7 @@ import os
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 from dassl.utils import InputError
 from datasets.base import SplitDataset
-from datasets.files import how_to_get, read_lines
+from datasets.files import how_to_get, labels_of, read_lines
 from datasets.splits import split_trainval
 
 
@@ -19,11 +19,12 @@ class SUN397(SplitDataset):
     dataset_dir = "sun397"
     image_dir = "SUN397"
     split_file = "split_zhou_SUN397.json"
+    fixed_test = True
     hint = how_to_get("sun397", "https://vision.princeton.edu/projects/2010/SUN/")
 
     def draw(self):
-        classes = [line.strip("/") for _, line in read_lines(os.path.join(self.folder, "ClassName.txt"), self.hint)]
-        self.labels = {name: label for label, name in enumerate(classes)}
+        path = os.path.join(self.folder, "ClassName.txt")
+        self.labels = labels_of([line.strip("/") for _, line in read_lines(path, self.hint)], path)
         return [*split_trainval(self.read_list("Training_01.txt")), self.read_list("Testing_01.txt")]
 
     def read_list(self, name):

@@ -21,11 +21,16 @@ class UCF101(SplitDataset):
     dataset_dir = "ucf101"
     image_dir = "UCF-101-midframes"
     split_file = "split_zhou_UCF101.json"
+    fixed_test = True
     hint = how_to_get("ucf101", "https://www.crcv.ucf.edu/data/UCF101.php")
 
     def draw(self):
-        lines = read_lines(os.path.join(self.folder, "ucfTrainTestlist", "classInd.txt"), self.hint)
-        self.labels = {action: int(label) - 1 for label, action in (line.split() for _, line in lines)}
+        path = os.path.join(self.folder, "ucfTrainTestlist", "classInd.txt")
+        self.labels = {}
+        for number, line in read_lines(path, self.hint):
+            label, _, action = line.partition(" ")
+            if not label.isdecimal() or self.labels.setdefault(action, int(label) - 1) != int(label) - 1:
+                raise InputError(f"{path}, line {number}: expected 'label class', each class once, found '{line[:60]}'")
         return [*split_trainval(self.read_list("trainlist01.txt")), self.read_list("testlist01.txt")]
 
     def read_list(self, name):
@@ -36,6 +41,9 @@ class UCF101(SplitDataset):
             action, _, video = line.split()[0].partition("/")
             if action not in self.labels:
                 raise InputError(f"{path}, line {number}: '{action}' is no class of classInd.txt")
+            if line.split()[1:] not in ([], [str(self.labels[action] + 1)]):
+                raise InputError(f"{path}, line {number}: '{action}' is class {self.labels[action] + 1} of "
+                                 f"classInd.txt, not {' '.join(line.split()[1:])}")
             classname = "_".join(re.findall("[A-Z][^A-Z]*", action))
             frame = os.path.splitext(video)[0] + ".jpg"
             items.append(Datum(os.path.join(self.images, classname, frame), self.labels[action], 0, classname))

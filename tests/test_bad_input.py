@@ -182,7 +182,7 @@ def test_data_whose_batches_cannot_be_split(complains, tmp_path):
 def test_kept_draw_of_another_dataset(complains, own_data):
     kept = own_data / "caltech-101" / "split_fewshot" / "shot_2-seed_1.json"
     kept.parent.mkdir()
-    kept.write_text('{"train": [["101_ObjectCategories/cat/image_0000.png", 0, "cat"]], "val": []}')
+    kept.write_text('{"training": [["101_ObjectCategories/cat/image_0000.png", 0, "cat"]], "val": []}')
     line = complains(root=own_data)
     assert str(kept) in line and "delete it" in line
 

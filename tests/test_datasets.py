@@ -9,9 +9,10 @@ from pathlib import Path
 import drawn
 import pytest
 
+import train
 from dassl.config import get_cfg_default
 from dassl.data import DataManager
-from dassl.data.datasets import build_dataset
+from dassl.data.datasets import DatasetBase, Datum, build_dataset, keep_draws
 from dassl.utils import InputError
 
 
@@ -159,16 +160,22 @@ def test_the_draw_is_coops(shots, root):
 
 def test_base_and_new_are_told_apart_after_the_draw(root):
     whole = dataset_of("Caltech101", root, 2)
-    shutil.rmtree(root / "caltech-101" / "split_fewshot")
     base = dataset_of("Caltech101", root, 2, classes="base")
     assert [i.impath for i in base.train_x] == [i.impath for i in whole.train_x if i.label < 3]
     assert [i.impath for i in base.val] == [i.impath for i in whole.val if i.label < 3]
 
 
-def test_a_draw_is_kept_as_relative_paths_and_read_again(root, tmp_path_factory):
+def recorded(dataset, folder):
+    """What a run of `dataset` keeps of its draw, put into the dataset's own folder. Returns (file, content)."""
+    keep_draws(dataset, folder)
+    kept = folder / "split_fewshot" / "shot_2-seed_1.json"
+    return kept, json.loads(kept.read_text())
+
+
+def test_a_draw_is_a_function_and_its_record_can_be_given_back(root, tmp_path_factory, capsys):
     first = dataset_of("Caltech101", root, 2)
-    kept = root / "caltech-101" / "split_fewshot" / "shot_2-seed_1.json"
-    stored = json.loads(kept.read_text())
+    assert not (root / "caltech-101" / "split_fewshot").exists()  # nothing is written into a dataset
+    kept, stored = recorded(first, root / "caltech-101")
     assert stored["train"][0] == [os.path.relpath(first.train_x[0].impath, root / "caltech-101"),
                                   first.train_x[0].label, first.train_x[0].classname]
     # Someone's own draw in that file is what counts, wherever the dataset lies.
@@ -179,38 +186,64 @@ def test_a_draw_is_kept_as_relative_paths_and_read_again(root, tmp_path_factory)
     again = dataset_of("Caltech101", moved, 2)
     assert paths(again.train_x, moved / "caltech-101") == paths(first.train_x[::-1], root / "caltech-101")
     assert paths(dataset_of("Caltech101", root, 2, seed=2).train_x, root) != paths(again.train_x, moved)
+    del stored["source"]  # as an earlier version wrote it
+    kept.write_text(json.dumps(stored))
+    assert paths(dataset_of("Caltech101", root, 2).train_x, root) == paths(first.train_x[::-1], root)
+    assert "Note:" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("damage", [
-    lambda stored: stored["train"][0].__setitem__(0, "101_ObjectCategories/dog/gone.png"),
-    lambda stored: stored["val"][0].__setitem__(1, 99),
-    lambda stored: stored.pop("val"),
-    lambda stored: stored.update(train=[[]]),
-    lambda stored: stored.update(train=stored["val"]),
+@pytest.mark.parametrize(("damage", "why"), [
+    (lambda stored: stored["train"][0].__setitem__(0, "101_ObjectCategories/dog/gone.png"), "gone.png is not in the"),
+    (lambda stored: stored["val"][0].__setitem__(1, 99), "not in the dataset's val part, or has another label there"),
+    (lambda stored: stored.update(train=stored["val"]), "is not in the dataset's train part"),
+    (lambda stored: stored["train"].pop(), "its train part has 1 of the images of class 'guitar', not 2"),
+    (lambda stored: stored["train"].append(stored["train"][0]), "an image is twice in its train part"),
+    (lambda stored: stored.update(source="0" * 64), "it was drawn from other lists"),
 ])
-def test_a_kept_draw_that_does_not_fit_is_refused(damage, root):
-    dataset_of("Caltech101", root, 2)
-    kept = root / "caltech-101" / "split_fewshot" / "shot_2-seed_1.json"
-    stored = json.loads(kept.read_text())
+def test_a_draw_that_does_not_fit_is_drawn_anew_with_one_note(damage, why, root, capsys):
+    first = dataset_of("Caltech101", root, 2)
+    kept, stored = recorded(first, root / "caltech-101")
     damage(stored)
     kept.write_text(json.dumps(stored))
-    with pytest.raises(InputError, match=r"shot_2-seed_1.json does not fit .* delete it"):
+    capsys.readouterr()
+    again = dataset_of("Caltech101", root, 2)
+    said = capsys.readouterr().out
+    assert said.count("Note:") == 1 and f"Note: {kept} does not fit: " in said and why in said
+    assert [paths(part, root) for part in (again.train_x, again.val)] == [
+        paths(part, root) for part in (first.train_x, first.val)]
+    assert json.loads(kept.read_text()) == stored  # it is the user's
+
+
+@pytest.mark.parametrize("damage", [lambda stored: stored.pop("val"), lambda stored: stored.update(train=[[]])])
+def test_a_kept_draw_that_is_none_is_refused(damage, root):
+    kept, stored = recorded(dataset_of("Caltech101", root, 2), root / "caltech-101")
+    damage(stored)
+    kept.write_text(json.dumps(stored))
+    with pytest.raises(InputError, match=r"shot_2-seed_1.json is no few-shot draw: .* delete it"):
         dataset_of("Caltech101", root, 2)
     kept.write_text("{torn")
     with pytest.raises(InputError, match=r"shot_2-seed_1.json is not valid JSON"):
         dataset_of("Caltech101", root, 2)
 
 
-def test_a_folder_that_cannot_be_written_is_drawn_from(root, monkeypatch):
-    expected = paths(dataset_of("Caltech101", root, 2).train_x, root)
-    shutil.rmtree(root / "caltech-101" / "split_fewshot")
+def test_a_run_keeps_its_draw_in_its_own_folder(root, arguments, clips, tmp_path):
+    before = sorted(root.rglob("*"))
+    out = tmp_path / "out"
+    train.main(arguments("ZeroshotCLIP", out / "dry", "--no-train", root=root), clips=clips)
+    assert not list(out.rglob("split_fewshot"))
+    train.main(arguments("ZeroshotCLIP", out / "run", root=root), clips=clips)
+    record = json.loads((out / "run" / "split_fewshot" / "shot_2-seed_1.json").read_text())
+    drawn_now = dataset_of("Caltech101", root, 2)
+    assert [entry[0] for entry in record["train"]] == paths(drawn_now.train_x, root / "caltech-101")
+    assert record["source"] == drawn_now.draw_records["split_fewshot/shot_2-seed_1.json"]["source"]
+    assert [path for path in sorted(root.rglob("*")) if out not in (path, *path.parents)] == before
 
-    def refuse(obj, path):
-        raise PermissionError(13, "read-only", path)
 
-    monkeypatch.setattr("datasets.base.write_json", refuse)
-    assert paths(dataset_of("Caltech101", root, 2).train_x, root) == expected
-    assert not (root / "caltech-101" / "split_fewshot").exists()
+def test_names_of_many_domains_fit_a_disk(tmp_path):
+    dataset = DatasetBase([Datum("a", 0, 0, "a"), Datum("b", 1, 0, "b")], test=[Datum("c", 0, 0, "a")])
+    dataset.draw_records = {f"split_fewshot/shot_1-seed_1-{'x' * 400}.json": {}, "split_drawn.json": {"train": []}}
+    keep_draws(dataset, tmp_path)
+    assert len(list((tmp_path / "split_fewshot").iterdir())) == 1 and (tmp_path / "split_drawn.json").is_file()
 
 
 def test_domains(root):

@@ -17,10 +17,11 @@ from scipy.io import savemat
 import train
 from dassl.config import get_cfg_default
 from dassl.data import DataManager
-from dassl.data.datasets import DATASET_REGISTRY, Datum, build_dataset
+from dassl.data.datasets import DATASET_REGISTRY, Datum, build_dataset, keep_draws
 from dassl.utils import InputError
 from datasets.base import DomainDataset
 from datasets.splits import draw_split, split_trainval
+from datasets.stanford_cars import StanfordCars
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(path.stem for path in (ROOT / "configs" / "datasets").glob("*.yaml"))
@@ -148,7 +149,7 @@ def test_imagenet_selects_on_unused_training_images(one_layout):
     rng = random.Random(1)  # CoOp draws training images only
     expected = [path for label in range(4) for path in rng.sample(
         [item.impath for item in load("imagenet", root).train_x if item.label == label], 2)]
-    again = load("imagenet", root, shots=2)  # the kept draw
+    again = load("imagenet", root, shots=2)
     for dataset in (first, again):
         assert [item.impath for item in dataset.train_x] == expected
         assert counts(dataset) == [8, 8, 12]
@@ -161,14 +162,18 @@ def test_imagenet_selects_on_unused_training_images(one_layout):
     assert counts(base) == [4, 4, 6] and base.classnames == ["tench", "goldfish"]
 
 
-def test_a_kept_draw_that_selects_on_training_images_is_refused(one_layout):
+def test_a_kept_draw_that_selects_on_training_images_is_not_used(one_layout, capsys):
     root = one_layout("imagenet")
-    load("imagenet", root, shots=2)
+    first = load("imagenet", root, shots=2)
+    keep_draws(first, root / "imagenet")
     kept = root / "imagenet" / "split_fewshot" / "shot_2-seed_1.json"
     stored = json.loads(kept.read_text())
+    again = load("imagenet", root, shots=2)
+    assert [i.impath for i in again.val] == [i.impath for i in first.val] and "Note: /" not in capsys.readouterr().out
     kept.write_text(json.dumps({**stored, "val": stored["train"]}))
-    with pytest.raises(InputError, match="both train and val"):
-        load("imagenet", root, shots=2)
+    again = load("imagenet", root, shots=2)
+    assert [i.impath for i in again.val] == [i.impath for i in first.val]
+    assert f"Note: {kept} does not fit: " in capsys.readouterr().out
 
 
 def test_selection_on_imagenet(every_layout, arguments, clips, tmp_path, capsys):
@@ -270,11 +275,11 @@ def test_office_home_without_dassls_split(one_layout, capsys):
     assert counts(load("office_home", root, sources=["art"], targets=["clipart"])) == [12, 8, 20]
     shutil.rmtree(root / "office_home_dg")
     dataset = load("office_home", root, sources=["art"], targets=["clipart"])
-    assert counts(dataset) == [8, 4, 20] and (root / "office_home" / "split_drawn_OfficeHome.json").is_file()
+    assert counts(dataset) == [8, 4, 20] and list(dataset.draw_records) == ["split_drawn_OfficeHome.json"]
+    assert not list(root.rglob("split_drawn*"))
     assert dataset.classnames == ["alarm_clock", "bike", "tv", "toothbrush"]
     assert "do not compare with those on office_home_dg/" in capsys.readouterr().out
     shutil.rmtree(root / "office_home" / "art")
-    (root / "office_home" / "split_drawn_OfficeHome.json").unlink()
     with pytest.raises(InputError, match="of the domain art"):
         load("office_home", root, sources=["art"], targets=["clipart"])
 
@@ -287,14 +292,24 @@ def test_a_split_is_drawn_once_and_said_so(one_layout, capsys):
     published.rename(root / "kept.json")
     first = load("caltech101", root)
     said = capsys.readouterr().out
-    assert "Split: drawn by CoOp's rule (36 train, 12 val, 24 test), kept in" in said
+    assert "Split: drawn by CoOp's rule (36 train, 12 val, 24 test); numbers do not compare" in said
     assert "numbers do not compare with those on split_zhou_Caltech101.json, which is not there" in said
     assert first.classnames == sorted(drawn.CLASSES)
     for part, number in ((first.train_x, 6), (first.val, 2), (first.test, 4)):
         assert Counter(item.label for item in part) == dict.fromkeys(range(6), number)
     again = load("caltech101", root, seed=2)
-    assert "split_drawn_Caltech101.json, drawn by this code; numbers do not compare" in capsys.readouterr().out
     assert [item.impath for item in again.train_x] == [item.impath for item in first.train_x]
+    assert not list(root.rglob("split_drawn*"))  # nothing is written into a dataset
+    keep_draws(first, root / "caltech-101")
+    kept = root / "caltech-101" / "split_drawn_Caltech101.json"
+    stored = json.loads(kept.read_text())
+    stored["train"][0], stored["test"][0] = stored["test"][0], stored["train"][0]
+    for source in ({}, {"source": stored.pop("source")}):  # of an earlier version, and of this
+        kept.write_text(json.dumps({**stored, **source}))
+        capsys.readouterr()
+        theirs = load("caltech101", root)
+        assert f"Split: {kept}, drawn by this code; numbers do not compare" in capsys.readouterr().out
+        assert theirs.test[0].impath == first.train_x[0].impath
     (root / "kept.json").rename(published)
     assert load("caltech101", root).classnames == drawn.CLASSES and "drawn" not in capsys.readouterr().out
 
@@ -322,7 +337,7 @@ def drop_split(root, config):
     return split
 
 
-def test_pets_from_their_annotations(one_layout):
+def test_pets_from_their_annotations(one_layout, capsys):
     root = one_layout("oxford_pets")
     split, folder = drop_split(root, "oxford_pets"), root / "oxford_pets" / "annotations"
     folder.mkdir()
@@ -334,9 +349,12 @@ def test_pets_from_their_annotations(one_layout):
     assert dataset.classnames == ["abyssinian", "american_bulldog", "beagle", "birman"]
     assert [Path(item.impath).name for item in dataset.test] == [path for path, _, _ in split["test"]]
     (folder / "test.txt").write_text("Beagle_1 dog 1 1\n")
-    (root / "oxford_pets" / "split_drawn_OxfordPets.json").unlink()
     with pytest.raises(InputError, match="test.txt, line 1"):
         load("oxford_pets", root)
+    keep_draws(dataset, root / "oxford_pets")  # a split that cannot be compared with the lists counts, which is said
+    capsys.readouterr()
+    assert [i.impath for i in load("oxford_pets", root).train_x] == [i.impath for i in dataset.train_x]
+    assert "cannot be compared with what it was drawn from" in capsys.readouterr().out
 
 
 def test_sun397_from_its_partition(one_layout):
@@ -397,12 +415,13 @@ def test_cars_from_their_annotations(one_layout):
         savemat(folder / name, {"annotations": table})
     with pytest.raises(InputError, match="no training image"):  # this miniature trains on two classes, tests on two
         load("stanford_cars", root)
-    drawn_split = json.loads((folder / "split_drawn_StanfordCars.json").read_text())
-    assert {entry[2] for entry in drawn_split["train"]} == {"2000 AM General Hummer SUV", "2012 Acura RL Sedan"}
-    assert {entry[2] for entry in drawn_split["test"]} == {"2008 Acura TL Type-S", "1991 Audi 100 Wagon"}
-    assert len(drawn_split["val"]) == 4
+    cars = StanfordCars.__new__(StanfordCars)
+    cars.folder = cars.images = str(folder)
+    parts = cars.read_parts()
+    assert {item.classname for item in parts[0]} == {"2000 AM General Hummer SUV", "2012 Acura RL Sedan"}
+    assert {item.classname for item in parts[2]} == {"2008 Acura TL Type-S", "1991 Audi 100 Wagon"}
+    assert len(parts[1]) == 4
     (folder / "cars_test_annos_withlabels.mat").write_bytes(b"torn")
-    (folder / "split_drawn_StanfordCars.json").unlink()
     with pytest.raises(InputError, match="cars_test_annos_withlabels.mat is no MATLAB file"):
         load("stanford_cars", root)
 

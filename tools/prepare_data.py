@@ -135,7 +135,8 @@ def count(name, root):
     """
     cls, source = dataset_class(name), SOURCES[name]
     folder = os.path.join(root, cls.dataset_dir)
-    if not os.path.isdir(folder):
+    others = getattr(cls, "unsplit_dir", cls.dataset_dir)  # another layout that the dataset reads
+    if not any(os.path.isdir(os.path.join(root, name)) for name in (cls.dataset_dir, others)):
         raise InputError(f"no folder {cls.dataset_dir}")
     if issubclass(cls, SplitDataset) and not os.path.isfile(os.path.join(folder, cls.split_file)):
         raise InputError(f"no {cls.dataset_dir}/{cls.split_file}")
@@ -146,7 +147,8 @@ def count(name, root):
     if issubclass(cls, DomainDataset):
         cfg.DATASET.SOURCE_DOMAINS = cfg.DATASET.TARGET_DOMAINS = tuple(cls.domains)
         cfg.DATASET.TARGET_PART = "all"
-        dataset = build_dataset(cfg)
+        with contextlib.redirect_stdout(sys.stderr):
+            dataset = build_dataset(cfg)
         images = Counter(cls.domains[item.domain] for item in dataset.test)
         return {"classes": dataset.num_classes, **{domain: images[domain] for domain in cls.domains}}
     with contextlib.redirect_stdout(sys.stderr):

@@ -86,7 +86,7 @@ def arrange_terra_incognita(root):
     animals."""
     folder = os.path.join(root, "terra_incognita")
     listing, images = os.path.join(folder, "caltech_images_20210113.json"), os.path.join(folder, TERRA_IMAGES)
-    with open(listing, encoding="utf-8") as file:
+    with open(listing, encoding="utf-8-sig") as file:
         table = json.load(file)
     names = {category["id"]: category["name"] for category in table["categories"]}
     animals = defaultdict(set)
@@ -233,7 +233,8 @@ Put cars_train/ and cars_test/ (images 00001.jpg ...) into {root}/stanford_cars/
             File("https://people.eecs.berkeley.edu/~hendrycks/imagenet-r.tar",
                  {"imagenet-r": "imagenet-rendition/imagenet-r"}))),
     "pacs": Source(
-        {"classes": 7, "art_painting": 2048, "cartoon": 2344, "photo": 1670, "sketch": 3929}, (
+        # The lists name 3,929 sketches; one of them is no image of the archive (datasets/pacs.py).
+        {"classes": 7, "art_painting": 2048, "cartoon": 2344, "photo": 1670, "sketch": 3928}, (
             File(f"{DRIVE}1m4X4fROCCXMO0lRLrr6Zz9Vb3974NWhE",
                  {f"pacs/{name}": f"pacs/{name}" for name in ("images", "splits")}, name="pacs.zip"),)),
     "vlcs": Source(

@@ -145,7 +145,8 @@ class DataManager:
 
     def __init__(self, cfg, custom_tfm_train=None, custom_tfm_test=None, dataset_wrapper=None):
         dataset = build_dataset(cfg)
-        self.skipped_images = leave_out_unreadable(dataset) if cfg.DATASET.SKIP_BAD_IMAGES else {}
+        self.skipped_images = leave_out_unreadable(
+            dataset, cfg.DATASET.SOURCE_DOMAINS, cfg.DATASET.TARGET_DOMAINS) if cfg.DATASET.SKIP_BAD_IMAGES else {}
         tfm_train = custom_tfm_train or build_transform(cfg, is_train=True)
         tfm_test = custom_tfm_test or build_transform(cfg, is_train=False)
 

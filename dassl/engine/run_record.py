@@ -24,8 +24,8 @@ def describe_run(trainer):
     """The facts of results.json that do not depend on the kind of trainer; a foreign one lacks some.
 
     Returns:
-        dict of classes and domains (accuracies of the test part), dataset_digest, trained_parameters, device,
-        device_name, peak_memory (bytes), processes, versions.
+        dict of classes and domains (accuracies of the test part), dataset_digest, untested_classes (names, where a
+        class has no test image), trained_parameters, device, device_name, peak_memory (bytes), processes, versions.
     """
     facts = {}
     if test_predictions(trainer) is not None and hasattr(trainer.evaluator, "breakdown"):
@@ -33,6 +33,8 @@ def describe_run(trainer):
     dataset = getattr(getattr(trainer, "dm", None), "dataset", None)
     if dataset is not None:
         facts["dataset_digest"] = dataset_digest(dataset, trainer.cfg.DATASET.ROOT)
+        if untested := getattr(dataset, "untested_classes", None):
+            facts["untested_classes"] = list(untested)
     return {
         **facts,
         "trained_parameters": trained_parameters(trainer),

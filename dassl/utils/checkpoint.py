@@ -46,7 +46,8 @@ def remove_torn_files(folder):
     for name in os.listdir(folder):
         path = os.path.join(folder, name)
         if os.path.isdir(path):
-            torn = [inner for inner in os.listdir(path) if re.fullmatch(r"(checkpoint|model.*\.tar.*)\.tmp\d+", inner)]
+            torn = [inner for inner in os.listdir(path)
+                    if re.fullmatch(r"(checkpoint|model.*\.tar.*|shot_.*\.json)\.tmp\d+", inner)]
             for inner in torn:
                 os.remove(os.path.join(path, inner))
         elif re.search(r"\.tmp\d+$", name):

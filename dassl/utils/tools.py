@@ -39,9 +39,9 @@ def listdir_nohidden(path, sort=True):
 
 
 def read_json(fpath):
-    """Parse a JSON file. Raises InputError when it is not there or not JSON."""
+    """Parse a JSON file, with or without a byte-order mark. Raises InputError when it is not there or not JSON."""
     try:
-        with open(fpath, encoding="utf-8") as file:
+        with open(fpath, encoding="utf-8-sig") as file:
             return json.load(file)
     except OSError as error:
         raise InputError(f"cannot read {fpath}: {error.strerror}") from None

@@ -1,5 +1,10 @@
 from dassl.data.datasets.base_dataset import DatasetBase, Datum
 from dassl.data.datasets.build import DATASET_REGISTRY, build_dataset
-from dassl.data.datasets.digest import dataset_digest, relative_path
+from dassl.data.datasets.digest import dataset_digest, relative_path, source_digest
+from dassl.data.datasets.draws import keep_draws
+from dassl.data.datasets.labels import check_parts, composed
 
-__all__ = ["DATASET_REGISTRY", "DatasetBase", "Datum", "build_dataset", "dataset_digest", "relative_path"]
+__all__ = [
+    "DATASET_REGISTRY", "DatasetBase", "Datum", "build_dataset", "check_parts", "composed", "dataset_digest",
+    "keep_draws", "relative_path", "source_digest",
+]

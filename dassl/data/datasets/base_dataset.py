@@ -3,6 +3,7 @@ import random
 from collections import defaultdict
 from dataclasses import dataclass
 
+from dassl.data.datasets.labels import check_parts, composed, same_prompts
 from dassl.utils import InputError
 
 
@@ -24,32 +25,40 @@ class DatasetBase:
         train_u: unlabelled training images, or None.
         val: validation images, or None.
         test: test images.
+    Attributes:
+        lab2cname, classnames: {label: name} and the names in label order, accents composed.
+        untested_classes: names of the classes that have no test image.
+    Raises:
+        InputError: the parts contradict themselves or each other (`check_parts`), or there is only one class.
     """
 
     dataset_dir = ""  # the folder below DATASET.ROOT
     domains = []  # names of all domains the dataset has
+    draw_records = {}  # {file below the run folder: JSON that says what was drawn}, see draws.py
 
     def __init__(self, train_x=None, train_u=None, val=None, test=None):
         self.train_x, self.train_u, self.val, self.test = train_x, train_u, val, test
-        if not train_x or not test:
-            raise InputError(f"{type(self).__name__}: the {'training' if not train_x else 'test'} part is empty; "
-                             "check DATASET.ROOT, the split file and SUBSAMPLE_CLASSES")
-        lowest = min(item.label for item in train_x)
-        if lowest < 0:
-            raise InputError(f"{type(self).__name__}: an image has the label {lowest}; labels start at 0 "
-                             "(at 1 in lists that count from 1)")
-        names = {}
-        for item in train_x:
-            if names.setdefault(item.label, item.classname) != item.classname:
-                raise InputError(f"{type(self).__name__}: label {item.label} is called '{names[item.label]}' and "
-                                 f"'{item.classname}' ({item.impath}); a class has one name")
-        self.lab2cname = dict(sorted(names.items()))
-        self.num_classes = max(self.lab2cname) + 1
-        if len(self.lab2cname) != self.num_classes:
-            missing = next(number for number, label in enumerate(self.lab2cname) if number != label)
-            raise InputError(f"{type(self).__name__}: no training image has label {missing} "
-                             f"(labels run to {self.num_classes - 1}); every class needs training images")
+        owner = type(self).__name__
+        self.lab2cname = check_parts(owner, {"train": train_x, "train_u": train_u, "val": val, "test": test})
         self.classnames = list(self.lab2cname.values())
+        self.num_classes = len(self.classnames)
+        if self.num_classes == 1:
+            raise InputError(f"{owner} has one class, '{self.classnames[0]}': an accuracy among one class is always "
+                             "100 %; give it at least two")
+        tested = {item.label for item in test}
+        self.untested_classes = [name for label, name in self.lab2cname.items() if label not in tested]
+        self._tell_of_classes()
+
+    def _tell_of_classes(self):
+        """One line each for what is right and worth knowing before numbers are read."""
+        if names := self.untested_classes:
+            print(f"Note: {len(names)} of {self.num_classes} classes have no test image, first '{names[0]}'; the "
+                  "accuracies say nothing of them")
+        if groups := same_prompts(self.lab2cname):
+            shown = ["/".join(f"'{self.lab2cname[label]}' ({label})" for label in labels) for labels in groups[:3]]
+            more = f" and {len(groups) - 3} more" if len(groups) > 3 else ""
+            print(f"Note: classes (labels) whose prompts are the same: {', '.join(shown)}{more}; by name they cannot "
+                  "be told apart")
 
     @staticmethod
     def get_num_classes(data_source):
@@ -67,10 +76,10 @@ class DatasetBase:
             if not names:
                 raise InputError(f"{type(self).__name__} has domains: give --{key}-domains "
                                  f"(known: {', '.join(self.domains)})")
-            if len(set(names)) < len(names):
+            if len({composed(name) for name in names}) < len(names):
                 raise InputError(f"--{key}-domains names a domain twice: {', '.join(names)}")
             for name in names:
-                if name not in self.domains:
+                if composed(name) not in map(composed, self.domains):
                     raise InputError(f"--{key}-domains: {type(self).__name__} has no domain '{name}'; "
                                      f"known: {', '.join(self.domains)}")
 

@@ -5,8 +5,31 @@ import os
 
 def relative_path(impath, root):
     """`impath` below the folder `root`, with "/" between folders; as it is where it lies elsewhere."""
-    root = os.path.join(os.path.abspath(os.path.expanduser(root)), "")
-    return impath.removeprefix(root).replace(os.sep, "/")
+    return _below(impath, _prefix(root))
+
+
+def _prefix(root):
+    return os.path.join(os.path.abspath(os.path.expanduser(root)), "")
+
+
+def _below(impath, prefix):
+    return impath.removeprefix(prefix).replace(os.sep, "/")
+
+
+def source_digest(lists, folder):
+    """SHA-256 of the lists that something is drawn from: paths below `folder`, labels, domains and class names, in
+    order. The same wherever the data lie; the pixels are not read.
+
+    Args:
+        lists: lists of Datum.
+    """
+    digest, prefix = hashlib.sha256(), _prefix(folder)
+    for items in lists:
+        digest.update(f"{len(items)}\n".encode())
+        for item in items:
+            digest.update(f"{_below(item.impath, prefix)}\t{item.label}\t{item.domain}\t{item.classname}\n"
+                          .encode("utf-8", "surrogateescape"))  # a file's name may be no Unicode
+    return digest.hexdigest()
 
 
 def dataset_digest(dataset, root):
@@ -19,10 +42,11 @@ def dataset_digest(dataset, root):
         dataset: a DatasetBase.
         root: DATASET.ROOT.
     """
-    digests = {}
+    digests, prefix = {}, _prefix(root)
     for name, part in (("train", dataset.train_x), ("val", dataset.val), ("test", dataset.test)):
         digest = hashlib.sha256()
         for item in part or ():
-            digest.update(f"{relative_path(item.impath, root)}\t{item.label}\t{item.classname}\n".encode())
+            digest.update(f"{_below(item.impath, prefix)}\t{item.label}\t{item.classname}\n"
+                          .encode("utf-8", "surrogateescape"))
         digests[name] = digest.hexdigest() if part else None
     return digests

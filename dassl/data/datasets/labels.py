@@ -1,0 +1,89 @@
+"""Whether the lists of a dataset agree on what its labels mean."""
+import os
+import unicodedata
+from numbers import Integral
+
+from dassl.utils import InputError
+
+
+def composed(name):
+    """A name in the one form it is compared in: accents composed (Unicode NFC), however a disk or a list writes it."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def check_parts(owner, parts):
+    """The classes of a dataset, {label: name}, sorted; names are composed.
+
+    Every part is looked at, whole: what labels are, that each has one name, that no image has two labels, and that
+    there is something to learn each class from. Two classes may share a name, as two do in ImageNet.
+
+    Args:
+        owner: the dataset's name, for messages.
+        parts: {"train": [Datum], "val": ..., "test": ...}, and more lists that must agree; None is an empty one.
+            In "train_u", which is for images without labels, -1 stands for no label.
+    Raises:
+        InputError: the lists contradict themselves or each other; the line names the files.
+    """
+    parts = {part: items or [] for part, items in parts.items()}
+    for part, word in (("train", "training"), ("test", "test")):
+        if not parts[part]:
+            raise InputError(f"{owner}: the {word} part is empty; check DATASET.ROOT, the split file and "
+                             "SUBSAMPLE_CLASSES")
+    first, paths = {}, {}  # label: (name, part, file); path: (label, part)
+    for part, items in parts.items():
+        for item in items:
+            label, name = item.label, item.classname
+            if label.__class__ is not int:
+                label = _whole(owner, item, part)
+            if label < 0:
+                if part == "train_u" and label == -1:
+                    continue
+                raise InputError(f"{owner}: an image of {part} has the label {label} ({item.impath}); labels start at "
+                                 "0 (at 1 in lists that count from 1)")
+            known = first.get(label)
+            if known is None:
+                if not isinstance(name, str):
+                    raise InputError(f"{owner}: the class name of {item.impath} in {part} is {name!r}, which is no "
+                                     "text")
+                first[label] = composed(name), part, item.impath
+            elif known[0] != name and known[0] != composed(name):
+                where = "and" if known[1] == part else f"in {known[1]} and"
+                raise InputError(f"{owner}: label {label} is '{known[0]}' {where} '{composed(name)}' in {part} "
+                                 f"({known[2]}, {item.impath}); a label is one class, with one name, in every part")
+            path = item.impath
+            if "./" in path or "//" in path:
+                path = os.path.normpath(path)
+            before = paths.setdefault(path, label)
+            if before != label:
+                raise InputError(f"{owner}: {path} has the label {before} ('{first[before][0]}') and the label {label} "
+                                 f"('{first[label][0]}', in {part}); an image is of one class")
+    names = {label: first[label][0] for label in sorted({item.label for item in parts["train"]})}
+    for part in ("val", "test"):
+        for item in parts.get(part, ()):
+            if item.label not in names:
+                raise InputError(f"{owner}: the {part} part has the class '{composed(item.classname)}' (label "
+                                 f"{item.label}, {item.impath}), of which there is no training image")
+    for number, label in enumerate(names):
+        if number != label:
+            raise InputError(f"{owner}: no training image has label {number} (labels run to {max(names)}); every class "
+                             "needs training images")
+    return names
+
+
+def _whole(owner, item, part):
+    if not isinstance(item.label, Integral):
+        raise InputError(f"{owner}: the label of {item.impath} in {part} is {item.label!r}, which is no whole number")
+    return int(item.label)
+
+
+def same_prompts(names):
+    """Groups of labels whose names read the same in a prompt: CLIP reads lower case, "_" is a space.
+
+    Args:
+        names: {label: name}.
+    Returns:
+        a list of lists of labels, two or more each."""
+    groups = {}
+    for label, name in names.items():
+        groups.setdefault(" ".join(name.replace("_", " ").lower().split()), []).append(label)
+    return [labels for labels in groups.values() if len(labels) > 1]
