@@ -60,8 +60,8 @@ def known_names():
 
 # ---- which weights these are ----
 def weights_digest(name):
-    """SHA-256 of a backbone's weights, by content: the same file at another path has the same digest, and so have one of
-    OpenAI's files and its published name (whose digest is known without a download). None where nothing is known.
+    """SHA-256 of a backbone's weights, by content: the same file at another path has the same digest, and so have one
+    of OpenAI's files and its published name (whose digest is known without a download). None where nothing is known.
 
     Args:
         name: what `load_clip` takes.
@@ -119,9 +119,9 @@ def unpublished_note(facts):
     if facts["published"] or not facts["heads"] or facts["name"] in SHIPPED or not os.path.isfile(facts["name"]):
         return ""
     heads = facts["heads"]
-    return (f"Backbone {facts['name']} is not one of OpenAI's: computed with {facts['activation']}, {heads['text']} text "
-            f"and {heads['image']} image heads ({HEAD} wide); weights that were trained with another activation or other "
-            "heads give wrong numbers")
+    return (f"Backbone {facts['name']} is not one of OpenAI's: computed with {facts['activation']}, {heads['text']} "
+            f"text and {heads['image']} image heads ({HEAD} wide); weights that were trained with another activation "
+            "or other heads give wrong numbers")
 
 
 def tower_widths(state_dict):
@@ -138,9 +138,9 @@ def tower_widths(state_dict):
 def _require_whole_heads(widths, name):
     for tower, width in widths.items():
         if width % HEAD:
-            raise PromptingError(f"backbone {name}: its {tower} tower is {width} wide, which cannot be divided into heads "
-                                 f"of {HEAD}, and a state dict does not say how many heads it was trained with; use "
-                                 f"weights whose width is a multiple of {HEAD}")
+            raise PromptingError(f"backbone {name}: its {tower} tower is {width} wide, which cannot be divided into "
+                                 f"heads of {HEAD}, and a state dict does not say how many heads it was trained with; "
+                                 f"use weights whose width is a multiple of {HEAD}")
 
 
 def whole_vocabulary(state_dict):

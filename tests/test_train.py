@@ -186,8 +186,8 @@ def test_evaluation_on_new_classes(method, run, tmp_path):
     loaded = {}
     original = PromptTrainer._load_state
 
-    def watch(self, path):
-        state = original(self, path)
+    def watch(self, path, check):
+        state = original(self, path, check)
         loaded.update(self.trained_state(), path=path)
         return state
 

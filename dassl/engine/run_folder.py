@@ -6,16 +6,12 @@ import re
 
 import yaml
 
+from dassl.engine.identity import plain
 from dassl.utils import BEST, INTERRUPTED, InputError, read_json
 
 # What may differ between two runs that count as the same: places, and what changes no number.
 NOT_COMPARED = ("OUTPUT_DIR", "RESUME", "VERBOSE", "DATASET.ROOT", "DATALOADER.NUM_WORKERS", "TRAIN.PRINT_FREQ",
                 "TRAIN.CHECKPOINT_FREQ", "DATALOADER.CACHE_MB")
-
-
-def plain(cfg):
-    """A config as nested dicts of plain values, as it reads back from a file."""
-    return yaml.safe_load(cfg.dump())
 
 
 def flat(tree, prefix=""):
