@@ -145,6 +145,14 @@ def check_evaluated(trainer, path, state):
     return found
 
 
+def require_own_backbone(path, state, now):
+    """Raise InputError where a checkpoint was trained on other weights than the backbone `now` ({"name", "digest"})."""
+    then = stored_identity(path, state)
+    if then is not None and not same_backbone(then["backbone"], now):
+        raise InputError(f"{path} was trained for something else, {BACKBONE}: trained with {shown(then['backbone'])}, now "
+                         f"{shown(now)}; give --backbone {then['backbone']['name']}")
+
+
 def allowed_changes(cfg):
     """TEST.ALLOW_CHANGED. Raises InputError for a name that is none of the settings that are compared."""
     known = [BACKBONE, *SETTINGS, *settings_of(cfg)]

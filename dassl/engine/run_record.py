@@ -24,7 +24,7 @@ def describe_run(trainer):
     """The facts of results.json that do not depend on the kind of trainer; a foreign one lacks some.
 
     Returns:
-        dict of classes and domains (accuracies of the test part), dataset_digest, trained_parameters, device,
+        dict of classes and domains (accuracies of the test part), dataset_digest, backbone, trained_parameters, device,
         device_name, peak_memory (bytes), processes, versions.
     """
     facts = {}
@@ -35,6 +35,7 @@ def describe_run(trainer):
         facts["dataset_digest"] = dataset_digest(dataset, trainer.cfg.DATASET.ROOT)
     return {
         **facts,
+        "backbone": trainer.backbone_facts,
         "trained_parameters": trained_parameters(trainer),
         "device": str(trainer.device),
         "device_name": device_name(trainer.device),

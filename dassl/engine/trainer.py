@@ -16,7 +16,7 @@ from tqdm import tqdm
 from dassl.data import DataManager
 from dassl.data.pictures import require_readable
 from dassl.data.samplers import EpochBatchSampler
-from dassl.engine.identity import check_evaluated, check_resumed, made_for
+from dassl.engine.identity import check_resumed, made_for
 from dassl.evaluation import build_evaluator
 from dassl.optim import go_on
 from dassl.utils import (
@@ -158,7 +158,6 @@ class TrainerBase:
 
         Raises:
             FileNotFoundError: there is none.
-            InputError: it was trained for something else (`dassl.engine.identity`).
         """
         if not directory:
             print("Note: load_model() is skipped, no folder was given")
@@ -167,7 +166,6 @@ class TrainerBase:
         for name in self.get_model_names():
             path = os.path.join(directory, name, model_file)
             checkpoint = load_checkpoint(path)
-            self.changed = check_evaluated(self, path, checkpoint)
             print(f'Loading weights to {name} from "{path}" (epoch = {checkpoint["epoch"]})')
             self._models[name].load_state_dict(checkpoint["state_dict"])
 
