@@ -136,9 +136,10 @@ def check_evaluated(trainer, path, state):
     found = differences(then, now)
     refused = {key: values for key, values in found.items() if key not in allowed}
     if refused:
+        or_else = "" if getattr(trainer, "predicts_only", False) else \
+            f", or, to evaluate it as it is now, TEST.ALLOW_CHANGED \"{','.join(found)}\""
         raise InputError(f"{path} was trained for something else, {told(refused)}; give {_advice(refused, then)} to "
-                         "evaluate what was trained, or, to evaluate it as it is now, TEST.ALLOW_CHANGED "
-                         f"\"{','.join(found)}\"")
+                         f"evaluate what was trained{or_else}")
     if found:
         print(f"Note: evaluated under other settings than it was trained with, as TEST.ALLOW_CHANGED permits: "
               f"{told(found)}")
@@ -149,8 +150,8 @@ def require_own_backbone(path, state, now):
     """Raise InputError where a checkpoint was trained on other weights than the backbone `now` ({"name", "digest"})."""
     then = stored_identity(path, state)
     if then is not None and not same_backbone(then["backbone"], now):
-        raise InputError(f"{path} was trained for something else, {BACKBONE}: trained with {shown(then['backbone'])}, now "
-                         f"{shown(now)}; give --backbone {then['backbone']['name']}")
+        raise InputError(f"{path} was trained for something else, {BACKBONE}: trained with {shown(then['backbone'])}, "
+                         f"now {shown(now)}; give {_advice([BACKBONE], then)}")
 
 
 def allowed_changes(cfg):
@@ -163,10 +164,10 @@ def allowed_changes(cfg):
     return tuple(cfg.TEST.ALLOW_CHANGED)
 
 
-def _advice(found, then):
-    words = [f"--backbone {then['backbone']['name']}" if key == BACKBONE else f'{key} "{value}"'
-             for key, (value, _) in found.items()]
-    return " ".join(words)
+def _advice(names, then):
+    """The words of a command line that bring back the settings of these names."""
+    return " ".join(f"--backbone {then['backbone'].get('name') or 'the former one'}" if name == BACKBONE else
+                    f'{name} "{then["settings"][name]}"' for name in names)
 
 
 def check_resumed(trainer, path, state):
