@@ -23,7 +23,8 @@ from dassl.config import check_config, clean_cfg, get_cfg_default, merge_file, m
 from dassl.data.datasets import DATASET_REGISTRY, keep_draws
 from dassl.data.samplers import SAMPLER_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, build_trainer
-from dassl.engine.run_folder import checkpoint_digest, finished_results, newest_epoch, plain
+from dassl.engine.identity import check_evaluated, plain
+from dassl.engine.run_folder import Sources, checkpoint_digest, checkpoint_files, finished_results, newest_epoch
 from dassl.engine.run_record import describe_run, write_predictions
 from dassl.evaluation import EVALUATOR_REGISTRY
 from dassl.utils import (
@@ -36,6 +37,7 @@ from dassl.utils import (
     from_first,
     import_package_modules,
     joined,
+    load_checkpoint,
     load_entry_points,
     load_plugin,
     lost_another,
@@ -47,8 +49,8 @@ from dassl.utils import (
     write_json,
 )
 from prompting import PromptingError
-from prompting.backbone import serve_foreign_code
-from trainers.base import PromptTrainer
+from prompting.backbone import describe_weights, serve_foreign_code, unpublished_note, weights_digest
+from trainers.base import PromptTrainer, options_set
 
 REGISTRIES = (TRAINER_REGISTRY, DATASET_REGISTRY, SAMPLER_REGISTRY, EVALUATOR_REGISTRY)
 TOP_LEVEL_KEYS = ("VERSION", "OUTPUT_DIR", "RESUME", "SEED", "USE_CUDA", "VERBOSE")
@@ -179,6 +181,9 @@ def build_config(args):
         trainer.complete_cfg(cfg)
     else:
         resolve_precision(cfg)
+        if options := options_set(cfg):
+            raise InputError(f"{', '.join(options)}: {cfg.TRAINER.NAME} is no PromptTrainer and makes its training "
+                             "steps itself, so that nothing would come of it; leave it out")
     if args.eval_only and issubclass(trainer, PromptTrainer) and trainer.trains and not args.model_dir:
         raise InputError(f"--eval-only needs --model-dir, the run folder that holds what {cfg.TRAINER.NAME} trained")
     cfg.freeze()
@@ -192,12 +197,13 @@ def resolve_precision(cfg):
             node.PREC = "amp" if torch.cuda.is_available() and cfg.USE_CUDA else "fp32"
 
 
-def main(argv=None, clips=None):
+def main(argv=None, clips=None, seen=None):
     """Run as the command line does and return the results.
 
     Args:
         argv: the words of the command line.
         clips: {backbone name: loaded CLIP}, filled and shared between calls in one process.
+        seen: {}, filled and shared between the calls of one protocol: what its runs' datasets list.
     Returns:
         the dict that is stored as results.json.
     Raises:
@@ -207,16 +213,21 @@ def main(argv=None, clips=None):
     discover(args.plugin)
     cfg = build_config(args)
     evaluation = what_is_evaluated(args)
-    results = from_first(lambda: finished_results(cfg, default_config(), evaluation))
+    results = from_first(lambda: finished(cfg, evaluation, seen))
     if results is None or args.no_train:
         with sigterm_raises(), first_within(lambda: FolderLock(cfg.OUTPUT_DIR)):
             # Asked again: the process that held the lock before may just have finished this very run.
-            results = from_first(lambda: finished_results(cfg, default_config(), evaluation))
+            results = from_first(lambda: finished(cfg, evaluation, seen))
             if results is None or args.no_train:
                 with first_within(lambda: logged(cfg.OUTPUT_DIR)):
                     return run(args, cfg, evaluation, {} if clips is None else clips)
     print(f"Finished before: {cfg.OUTPUT_DIR}")
     return results
+
+
+def finished(cfg, evaluation, seen=None):
+    """What `finished_results` says of the run of a config."""
+    return finished_results(cfg, default_config(), evaluation, Sources(cfg, weights_digest, seen))
 
 
 @contextlib.contextmanager
@@ -246,8 +257,7 @@ def run(args, cfg, evaluation, clips):
     if issubclass(TRAINER_REGISTRY.get(cfg.TRAINER.NAME), PromptTrainer):
         trainer = build_trainer(cfg, clips=clips)
     else:
-        serve_foreign_code(cfg.MODEL.BACKBONE.NAME)
-        trainer = build_trainer(cfg)
+        trainer = build_foreign(cfg)
     from_first(lambda: write_config(cfg, cfg.OUTPUT_DIR))
     if args.no_train:
         return {}
@@ -256,6 +266,9 @@ def run(args, cfg, evaluation, clips):
         epoch = args.load_epoch
         if epoch is None and not isinstance(trainer, PromptTrainer):
             epoch = newest_epoch(args.model_dir)  # a Dassl trainer by itself looks for the best epoch only
+        if not isinstance(trainer, PromptTrainer):  # some load without the engine's help
+            for path in checkpoint_files(args.model_dir, epoch):
+                trainer.changed = check_evaluated(trainer, path, load_checkpoint(path))
         trainer.load_model(args.model_dir, epoch=epoch)
         trainer.test()
     else:
@@ -266,6 +279,8 @@ def run(args, cfg, evaluation, clips):
         "seed": cfg.SEED,
         "metrics": measured(trainer),
         "evaluation": evaluation,
+        "changed": trainer.changed,
+        "stopped": trainer.stopped,
         "class_bound": bool(getattr(trainer, "class_bound", False)),
         "seconds": round(time.time() - started, 2),
         **describe_run(trainer),
@@ -281,6 +296,18 @@ def run(args, cfg, evaluation, clips):
 
     from_first(store)
     return results
+
+
+def build_foreign(cfg):
+    """The trainer of a config that loads its own CLIP, with what is known of that."""
+    name = cfg.MODEL.BACKBONE.NAME
+    serve_foreign_code(name)
+    facts = describe_weights(name)
+    if note := unpublished_note(facts):
+        print(note)
+    trainer = build_trainer(cfg)
+    trainer.backbone_facts = facts
+    return trainer
 
 
 def measured(trainer):

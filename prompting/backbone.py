@@ -20,6 +20,9 @@ from prompting.text import TextTower
 CACHE = "~/.cache/clip"
 VOCABULARY = 49408
 SHIPPED = {"tiny": os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets", "tiny_clip.safetensors")}
+HEAD = 64  # channels of an attention head in every CLIP of OpenAI's; a state dict does not say how many heads there are
+ACTIVATION = "QuickGELU"  # what `blocks.Block` computes
+_DIGESTS = {}  # (path, size, time of the last change): SHA-256
 
 
 def load_clip(name, cache=CACHE):
@@ -30,22 +33,114 @@ def load_clip(name, cache=CACHE):
             ("ViT-B/16", "RN50", ...), downloaded once into `cache` and checked against its published SHA-256; or a
             .pt or .safetensors file in OpenAI's state-dict naming, of any ViT or ResNet size.
         cache: folder of the downloaded files.
+    Returns:
+        `clip.model.CLIP`; its attribute `weights_digest` is what `weights_digest(name)` gives.
     Raises:
-        PromptingError: unknown name, no such file, not a CLIP state dict, or a download that failed.
+        PromptingError: unknown name, no such file, not a CLIP state dict, a tower whose heads cannot be 64 wide, or a
+            download that failed.
     """
     if not name:
         raise PromptingError("no backbone is named; give --backbone or MODEL.BACKBONE.NAME, "
                              f"one of {', '.join(known_names())} or a weights file")
     cache = os.path.expanduser(cache)
     if name in SHIPPED:
-        return _build(whole_vocabulary(_from_file(SHIPPED[name], cache)), name)
-    published = name in _published_urls() and not os.path.isfile(name)
-    return _build(_download(name, cache) if published else _from_file(name, cache), name)
+        state_dict = whole_vocabulary(_from_file(SHIPPED[name], cache))
+    else:
+        published = name in _published_urls() and not os.path.isfile(name)
+        state_dict = _download(name, cache) if published else _from_file(name, cache)
+    model = _build(state_dict, name)
+    model.weights_digest = weights_digest(name)
+    return model
 
 
 def known_names():
     """Names that `load_clip` takes besides files."""
     return [*SHIPPED, *_published_urls()]
+
+
+# ---- which weights these are ----
+def weights_digest(name):
+    """SHA-256 of a backbone's weights, by content: the same file at another path has the same digest, and so have one
+    of OpenAI's files and its published name (whose digest is known without a download). None where nothing is known.
+
+    Args:
+        name: what `load_clip` takes.
+    """
+    if os.path.isfile(SHIPPED.get(name, name)):
+        return _sha256(SHIPPED.get(name, name))
+    url = _published_urls().get(name)
+    return url.split("/")[-2] if url else None
+
+
+def describe_backbone(model, name=""):
+    """What is known of a CLIP that is computed with.
+
+    Args:
+        model: `clip.model.CLIP`; one that `load_clip` did not load is known by its tensors.
+        name: what it is called.
+    Returns:
+        {"name", "digest" (SHA-256), "published" (whether the weights are OpenAI's), "activation", "heads": {"text",
+        "image"}}.
+    """
+    digest = getattr(model, "weights_digest", None) or _tensors_digest(model)
+    first = model.transformer.resblocks[0]
+    visual = getattr(model.visual, "transformer", None)
+    image = visual.resblocks[0].attn.num_heads if visual is not None else model.visual.attnpool.num_heads
+    return _facts(name, digest, ACTIVATION, {"text": first.attn.num_heads, "image": image})
+
+
+def describe_weights(name, cache=CACHE):
+    """As `describe_backbone`, of a name or a file that other code loads with OpenAI's `clip`; what is not known of it
+    (published weights are not opened, a file may hold another kind of model) is None.
+
+    Raises:
+        PromptingError: a tower whose heads cannot be 64 wide."""
+    digest, widths = weights_digest(name), None
+    if os.path.isfile(SHIPPED.get(name, name)):
+        with contextlib.suppress(PromptingError):
+            widths = tower_widths(_from_file(SHIPPED.get(name, name), os.path.expanduser(cache)))
+    if not widths:
+        return _facts(name, digest, None, None)
+    _require_whole_heads(widths, name)
+    return _facts(name, digest, ACTIVATION, {tower: width // HEAD for tower, width in widths.items()})
+
+
+def _facts(name, digest, activation, heads):
+    return {"name": name, "digest": digest, "published": digest in _published_digests(), "activation": activation,
+            "heads": heads}
+
+
+def unpublished_note(facts):
+    """One line on how weights that are not OpenAI's are computed; "" where there is nothing to say.
+
+    Args:
+        facts: what `describe_backbone` or `describe_weights` gave.
+    """
+    if facts["published"] or not facts["heads"] or facts["name"] in SHIPPED or not os.path.isfile(facts["name"]):
+        return ""
+    heads = facts["heads"]
+    return (f"Backbone {facts['name']} is not one of OpenAI's: computed with {facts['activation']}, {heads['text']} "
+            f"text and {heads['image']} image heads ({HEAD} wide); weights that were trained with another activation "
+            "or other heads give wrong numbers")
+
+
+def tower_widths(state_dict):
+    """{"text", "image"}: channels that attention divides into heads; {} for a state dict of another kind."""
+    def size(key):
+        tensor = state_dict.get(key) if isinstance(state_dict, dict) else None
+        return tensor.shape[0] if torch.is_tensor(tensor) and tensor.dim() else 0
+
+    text = size("ln_final.weight")
+    image = size("visual.conv1.weight") if size("visual.proj") else 32 * size("visual.layer1.0.conv1.weight")
+    return {"text": text, "image": image} if text and image else {}
+
+
+def _require_whole_heads(widths, name):
+    for tower, width in widths.items():
+        if width % HEAD:
+            raise PromptingError(f"backbone {name}: its {tower} tower is {width} wide, which cannot be divided into "
+                                 f"heads of {HEAD}, and a state dict does not say how many heads it was trained with; "
+                                 f"use weights whose width is a multiple of {HEAD}")
 
 
 def whole_vocabulary(state_dict):
@@ -96,6 +191,10 @@ def _published_urls():
     return {name: url for name, url in clip._MODELS.items() if "://" in url}
 
 
+def _published_digests():
+    return {url.split("/")[-2] for url in _published_urls().values()}
+
+
 def _download(name, cache):
     """The tensors of one of OpenAI's models."""
     url = _published_urls()[name]
@@ -144,7 +243,7 @@ def _from_file(path, cache):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can fail anywhere in the unpickler
         digest = _sha256(path)
-        if digest in {url.split("/")[-2] for url in _published_urls().values()}:
+        if digest in _published_digests():
             if os.path.isfile(_converted(digest, cache)):
                 return _from_file(_converted(digest, cache), cache)
             return _from_archive(path, digest, cache)
@@ -160,8 +259,25 @@ def _first_line(error):
 
 
 def _sha256(path):
-    with open(path, "rb") as file:
-        return hashlib.sha256(file.read()).hexdigest()
+    """Of a file, remembered until it changes."""
+    status = os.stat(path)
+    key = os.path.realpath(path), status.st_size, status.st_mtime_ns
+    if key not in _DIGESTS:
+        digest = hashlib.sha256()
+        with open(path, "rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+        _DIGESTS[key] = digest.hexdigest()
+    return _DIGESTS[key]
+
+
+def _tensors_digest(model):
+    """Of a module's tensors and their names, as float32."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _build(state_dict, name):
@@ -172,6 +288,7 @@ def _build(state_dict, name):
     missing = [key for key in needed if key not in state_dict]
     if missing:
         raise PromptingError(f"backbone {name} is not a CLIP state dict in OpenAI's naming (it lacks {missing[0]})")
+    _require_whole_heads(tower_widths(state_dict), name)
     try:
         model = clip.build_model(dict(state_dict)).float()
         # build_model rounds to half precision on the way in; take the tensors as they are instead.
@@ -181,6 +298,15 @@ def _build(state_dict, name):
         raise PromptingError(f"backbone {name} is not a CLIP state dict of a size this program knows "
                              f"({_first_line(error)})") from None
     return model.eval().requires_grad_(False)
+
+
+def _require_known_activation(model):
+    for tower in (model, model.visual):
+        for block in getattr(getattr(tower, "transformer", None), "resblocks", ()):
+            name = type(block.mlp[1]).__name__
+            if name != ACTIVATION:
+                raise PromptingError(f"the CLIP that was handed in has {name} in its blocks, which are computed with "
+                                     f"{ACTIVATION} here: its numbers would be wrong; hand in OpenAI's kind of CLIP")
 
 
 class Towers:
@@ -195,11 +321,14 @@ class Towers:
         device: where to run.
         half: frozen weights in float16 (PREC fp16).
         ranks: the processes that divide the towers' work; by default this one alone.
+    Raises:
+        PromptingError: a block has another activation than QuickGELU.
     Attributes:
         text: TextTower; image: ImageTower, or None for a ResNet; resolution, embed_dim; logit_scale: float.
     """
 
     def __init__(self, model, device="cpu", half=False, ranks=None):
+        _require_known_activation(model)
         device, self.ranks = torch.device(device), ranks or Ranks()
         wanted = torch.float16 if half else torch.float32
         weight = model.text_projection

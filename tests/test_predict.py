@@ -197,8 +197,9 @@ def test_bad_files_are_named_and_the_others_predicted(world, album, capsys):
     assert [name for name in ("alpha.PNG", "four inks.JPEG", "grey.jpg") if name not in said.out] == []
     assert "broken.jpg" not in said.out and "hidden" not in said.out + said.err
     lines = said.err.splitlines()
-    assert len(lines) == 3 and "notes.txt" in lines[0] and "cannot decode" in lines[1] and "broken.jpg" in lines[1]
-    assert lines[2].startswith("error: 1 of 4 files") and said.out.count("alarm clock") == 3
+    assert len(lines) == 4 and "notes.txt" in lines[0] and "is not one of OpenAI's" in lines[1]
+    assert "cannot decode" in lines[2] and "broken.jpg" in lines[2]
+    assert lines[3].startswith("error: 1 of 4 files") and said.out.count("alarm clock") == 3
     (album / "größe" / "broken.jpg").unlink()
     assert train.command_line(lambda: predict.main([*words, "--json", "--top", "2"])) == 0
     found = json.loads(capsys.readouterr().out)

@@ -186,8 +186,8 @@ def test_evaluation_on_new_classes(method, run, tmp_path):
     loaded = {}
     original = PromptTrainer._load_state
 
-    def watch(self, path):
-        state = original(self, path)
+    def watch(self, path, check):
+        state = original(self, path, check)
         loaded.update(self.trained_state(), path=path)
         return state
 
@@ -491,3 +491,99 @@ def test_a_resnet_serves_methods_that_leave_the_image_tower_alone(run, arguments
         patch.setattr("sys.stderr", errors)
         assert train.command_line(lambda: run("MetaPrompt", tmp_path / "meta", backbone=resnet_file)) == 2
     assert "ViT" in errors.getvalue() and errors.getvalue().count("\n") == 1
+
+
+# ---- options of every training step ----
+def end_with(run, folder, monkeypatch, scores, *words, method="CoOp"):
+    """A run whose epochs have these validation accuracies."""
+    test = PromptTrainer.test
+    with monkeypatch.context() as patch:
+        patch.setattr(PromptTrainer, "test",
+                      lambda self, split=None: scores[self.epoch] if split == "val" else test(self, split))
+        return run(method, folder, "OPTIM.MAX_EPOCH", 6, "TRAIN.PATIENCE", 2, *words)
+
+
+SCORES = [10.0, 30.0, 20.0, 30.0, 40.0, 50.0]
+
+
+@pytest.mark.parametrize("final", ["last_step", "best_val"])
+def test_patience_ends_a_training(final, run, tmp_path, monkeypatch):
+    results = end_with(run, tmp_path / "a", monkeypatch, SCORES, "TEST.FINAL_MODEL", final)
+    assert results["stopped"] == {"epoch": 4, "best_epoch": 2, "patience": 2}
+    log = (tmp_path / "a" / "log.txt").read_text()
+    assert "No better validation accuracy in 2 epochs: the training ends after epoch 4, the best was epoch 2" in log
+    assert "epoch [4/6]" in log and "epoch [5/" not in log
+    last = prompts(tmp_path / "a", 4)
+    if final == "best_val":
+        best = torch.load(tmp_path / "a/prompt_learner/model-best.pth.tar", weights_only=True)
+        assert best["epoch"] == 2 and "model-best.pth.tar (epoch 2)" in log and not same(best["state_dict"], last)
+    whole = run("CoOp", tmp_path / "whole", "OPTIM.MAX_EPOCH", 6, "TRAIN.CHECKPOINT_FREQ", 1)
+    assert same(prompts(tmp_path / "whole", 4), last) and whole["stopped"] is None
+
+
+@pytest.mark.parametrize("killed_in", [2, 3, "the end"])
+def test_patience_survives_a_kill(killed_in, run, tmp_path, monkeypatch):
+    whole = end_with(run, tmp_path / "whole", monkeypatch, SCORES)
+
+    def killed(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if killed_in == "the end":
+            patch.setattr(PromptTrainer, "after_train", killed)
+        else:
+            patch.setattr(PromptTrainer, "before_epoch", lambda self: self.epoch == killed_in and killed(self))
+        with pytest.raises(KeyboardInterrupt):
+            end_with(run, tmp_path / "cut", monkeypatch, SCORES)
+    resumed = end_with(run, tmp_path / "cut", monkeypatch, SCORES)
+    assert resumed["stopped"] == whole["stopped"] and resumed["metrics"] == whole["metrics"]
+    assert same(prompts(tmp_path / "cut", 4), prompts(tmp_path / "whole", 4))
+
+
+def test_patience_that_does_not_run_out(run, tmp_path, monkeypatch):
+    results = end_with(run, tmp_path, monkeypatch, [1.0, 2.0, 3.0, 4.0, 5.0, 4.0])
+    assert results["stopped"] is None and state_of(tmp_path, 6)["finished"]
+
+
+def test_an_averaged_method_that_is_ended_early_averages_what_was_trained(run, tmp_path, monkeypatch):
+    words = ("TRAINER.PROMPTSRC.GPA_MEAN", 3.0, "TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT", 2,
+             "TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION", 2)
+    trained, after = [], TRAINER_REGISTRY.get("PromptSRC").after_epoch
+
+    def keep(self):
+        trained.append(self.trained_state())
+        after(self)
+
+    monkeypatch.setattr(TRAINER_REGISTRY.get("PromptSRC"), "after_epoch", keep)
+    end_with(run, tmp_path / "a", monkeypatch, SCORES, *words, method="PromptSRC")
+    weights = torch.softmax(-0.5 * (torch.arange(1, 5, dtype=torch.float64) - 3.0) ** 2, dim=0).tolist()
+    for name, tensor in prompts(tmp_path / "a", 4).items():
+        torch.testing.assert_close(tensor, sum(w * epoch[name] for w, epoch in zip(weights, trained)))
+
+
+def test_a_method_with_an_end_goes_on_from_before_it(run, tmp_path):
+    """More epochs after a training that had ended in an average, or in the best epoch's keys, are as if it had not."""
+    words = ("OPTIM.WARMUP_EPOCH", 0, "OPTIM.LR_SCHEDULER", "single_step")
+    for method, more in (("PromptSRC", ("TRAINER.PROMPTSRC.GPA_MEAN", 2.0, "TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT", 2,
+                                        "TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION", 2)), ("TipAdapterF", ())):
+        run(method, tmp_path / f"{method}2", *words, *more)
+        went_on = run(method, tmp_path / f"{method}4", "--resume", tmp_path / f"{method}2", *words, *more,
+                      "OPTIM.MAX_EPOCH", 4)
+        whole = run(method, tmp_path / f"{method}whole", *words, *more, "OPTIM.MAX_EPOCH", 4)
+        if method == "PromptSRC":  # whose rate is the same in both; the cosine of the other is not
+            assert went_on["metrics"] == whole["metrics"]
+            first, second = prompts(tmp_path / f"{method}4", 4), prompts(tmp_path / f"{method}whole", 4)
+            assert all(torch.allclose(first[name], second[name], atol=1e-6) for name in second)
+        else:
+            keys = state_of(tmp_path / "TipAdapterF2", 2)["extra"]
+            assert keys["last_keys"] is not None and went_on["metrics"]["test"]
+
+
+@pytest.mark.parametrize("method", ["CoOp", "MetaPrompt"])
+def test_options_that_are_off_change_nothing_and_on_something(method, run, tmp_path):
+    run(method, tmp_path / "plain")
+    for key, value, off in (("OPTIM.LABEL_SMOOTHING", 0.2, 0.0), ("OPTIM.CLIP_GRAD_NORM", 1e-3, 1e6)):
+        run(method, tmp_path / f"{key}off", key, off)
+        run(method, tmp_path / f"{key}on", key, value)
+        assert same(prompts(tmp_path / "plain"), prompts(tmp_path / f"{key}off"))
+        assert not same(prompts(tmp_path / "plain"), prompts(tmp_path / f"{key}on"))

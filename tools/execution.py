@@ -11,14 +11,25 @@ from multiprocessing import connection
 import torch
 
 import train
-from dassl.engine.run_folder import finished_results
+from dassl.engine.run_folder import Sources, require_goes_on
 from dassl.utils import InputError, rank, sigterm_raises, world_size
+from prompting.backbone import weights_digest
 
 
-def finished(run):
-    """The results of a run that is finished, else None. Raises InputError where its folder holds another run."""
+def finished(run, seen=None):
+    """The results of a run that is finished, else None.
+
+    Args:
+        seen: {}, filled and shared between the runs of a plan: what their datasets list.
+    Raises:
+        InputError: its folder holds another run, finished or interrupted, or one of other data or weights.
+    """
     args = train.parse_arguments(list(run.argv))
-    return finished_results(train.build_config(args), train.default_config(), train.what_is_evaluated(args))
+    cfg = train.build_config(args)
+    results = train.finished(cfg, train.what_is_evaluated(args), seen)
+    if results is None and not args.eval_only:
+        require_goes_on(cfg, Sources(cfg, weights_digest, seen))
+    return results
 
 
 @dataclass
@@ -67,10 +78,10 @@ class Outcome:
 
 def list_runs(runs):
     """One line a run: done, to do, or why it cannot be made; for --dry-run."""
-    lines = []
+    lines, seen = [], {}
     for run in runs:
         try:
-            state = "to do" if finished(run) is None else "done"
+            state = "to do" if finished(run, seen) is None else "done"
         except InputError as error:
             state = f"refused ({error})"
         lines.append(f"{state:<6} {run.folder}")
@@ -111,10 +122,11 @@ def execute(runs, clips, jobs=1):
 
 
 def _one_by_one(outcome, clips):
+    seen = {}
     for run in outcome.runs:
         if outcome.ready(run):
             try:
-                outcome.results[run.folder] = train.main(list(run.argv), clips=clips)
+                outcome.results[run.folder] = train.main(list(run.argv), clips=clips, seen=seen)
             except Exception as error:
                 reason = train.mendable(error)
                 if reason is None or world_size() > 1:  # then the other processes may not know of it
@@ -191,12 +203,12 @@ def _work(pipe, threads, start_method):
     multiprocessing.set_start_method(start_method, force=True)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers itself
     sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")
-    clips = {}
+    clips, seen = {}, {}
     with contextlib.suppress(EOFError):
         while True:
             argv = pipe.recv()
             try:
-                answer = "results", train.main(argv, clips=clips)
+                answer = "results", train.main(argv, clips=clips, seen=seen)
             except Exception as error:
                 reason = train.mendable(error)
                 answer = ("broken", traceback.format_exc()) if reason is None else ("failed", reason)

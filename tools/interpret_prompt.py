@@ -16,8 +16,10 @@ import torch  # noqa: E402
 from tabulate import tabulate  # noqa: E402
 
 import train  # noqa: E402
+from dassl.engine.identity import require_own_backbone  # noqa: E402
 from dassl.utils import InputError, load_checkpoint  # noqa: E402
 from prompting import load_clip  # noqa: E402
+from prompting.backbone import weights_digest  # noqa: E402
 from prompting.text import tokenizer  # noqa: E402
 from tools.predict import add_run_flags, newest_checkpoint, run_config  # noqa: E402
 
@@ -28,6 +30,16 @@ def text_context(folder, epoch=None):
     """(context, classnames): the run's learned text context, (..., n_ctx, W) float32, and its training classes.
 
     Raises InputError where there is no checkpoint, or none that holds a text context."""
+    _, state = learned(folder, epoch)
+    for name in CONTEXT:
+        if name in state["state_dict"]:
+            return state["state_dict"][name].float(), list(state.get("classnames", ()))
+    raise InputError(f"{state.get('trainer', 'the method')} learns no text context, it learns "
+                     f"{', '.join(sorted(state['state_dict']))}")
+
+
+def learned(folder, epoch=None):
+    """(file, contents) of a run's checkpoint: of `epoch` (from 1), else the best kept, else the newest."""
     models = os.path.join(folder, "prompt_learner")
     path = os.path.join(models, f"model.pth.tar-{epoch}" if epoch else "model-best.pth.tar")
     if not epoch and not os.path.isfile(path):
@@ -36,12 +48,7 @@ def text_context(folder, epoch=None):
             raise InputError(f"{folder} holds no learned prompts; its method learns none, or it was only evaluated")
     if not os.path.isfile(path):
         raise InputError(f"no checkpoint at {path}; check --load-epoch")
-    state = load_checkpoint(path)
-    for name in CONTEXT:
-        if name in state["state_dict"]:
-            return state["state_dict"][name].float(), list(state.get("classnames", ()))
-    raise InputError(f"{state.get('trainer', 'the method')} learns no text context, it learns "
-                     f"{', '.join(sorted(state['state_dict']))}")
+    return path, load_checkpoint(path)
 
 
 def nearest_words(vectors, embeddings, top):
@@ -67,6 +74,8 @@ def interpret(folder, top=3, epoch=None, backbone="", plugins=()):
     train.discover(plugins)
     context, classnames = text_context(folder, epoch)
     cfg = run_config(folder, backbone)
+    name = cfg.MODEL.BACKBONE.NAME
+    require_own_backbone(*learned(folder, epoch), {"name": name, "digest": weights_digest(name)})
     embeddings = load_clip(cfg.MODEL.BACKBONE.NAME).token_embedding.weight.float()
     if context.shape[-1] != embeddings.shape[1]:
         raise InputError(f"the context vectors of {folder} have {context.shape[-1]} dimensions, the words of "

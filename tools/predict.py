@@ -30,6 +30,7 @@ import train  # noqa: E402
 from dassl.data.transforms import build_transform  # noqa: E402
 from dassl.engine import TRAINER_REGISTRY  # noqa: E402
 from dassl.utils import InputError, load_checkpoint, read_image, read_json  # noqa: E402
+from prompting.backbone import unpublished_note  # noqa: E402
 from trainers.base import PromptTrainer  # noqa: E402
 from trainers.without_data import NeedsImages  # noqa: E402
 
@@ -162,6 +163,8 @@ class LoadedRun:
     def _build(self, classes):
         try:
             trainer = self.kind(self.cfg, clips=self.clips, classnames=classes)
+            if self.built is None and (note := unpublished_note(trainer.backbone_facts)):
+                print(note, file=sys.stderr)
             if trainer.class_bound:
                 self._require_own(classes)
             return trainer

@@ -22,6 +22,7 @@ from dassl.utils import InputError, from_first, world_size  # noqa: E402
 from tools import cluster, status  # noqa: E402
 from tools.execution import Outcome, execute, finished, list_runs  # noqa: E402
 from tools.plans import SHOTS, Planner  # noqa: E402
+from tools.run_folders import require_comparable  # noqa: E402
 from tools.tables import Cells, method_tables, seed_tables  # noqa: E402
 
 COMPARED = ("ZeroshotCLIP", "CoOp", "CoCoOp", "MetaPrompt")
@@ -178,10 +179,10 @@ def submitted(runs, args):
 
 def made(runs):
     """The Outcome of what is done, without making anything. Raises InputError if that is nothing."""
-    outcome = Outcome(list(runs))
+    outcome, seen = Outcome(list(runs)), {}
     for run in runs:
         try:
-            results = finished(run)
+            results = finished(run, seen)
         except InputError as error:
             outcome.fail(run, str(error))
         else:
@@ -198,6 +199,7 @@ def show(args, runs, outcome, more):
     more: ends the line of conditions."""
     print(f"\n{', '.join(args.trainer)}: {PROTOCOLS[args.of]}; accuracy (%)\n{conditions(args, runs)}, "
           f"results in {args.output}{more}")
+    require_comparable(Cells(outcome.cells), {run.place: run.folder for run in runs})
     text = ""
     for table in make_tables(args, runs, outcome):
         text = table.render()

@@ -14,9 +14,17 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
 import train  # noqa: E402
+from dassl.engine.identity import same_backbone  # noqa: E402
 from dassl.utils import InputError  # noqa: E402
+from prompting.backbone import weights_digest  # noqa: E402
 from tools.published import published_table  # noqa: E402
-from tools.run_folders import backbone_of, find_runs, require_comparable, without_folder  # noqa: E402
+from tools.run_folders import (  # noqa: E402
+    backbone_of,
+    find_runs,
+    known_backbone,
+    require_comparable,
+    without_folder,
+)
 from tools.tables import FORMATS, Table, average, method_tables, titled, xd_groups  # noqa: E402
 
 PAIRS = 6  # every pair of four methods; of more methods, the best is compared with each other one
@@ -51,8 +59,9 @@ def chosen_runs(args):
                 raise InputError(f"no run has {field} {' or '.join(map(str, wanted))}; there are: "
                                  f"{', '.join(map(str, known))}")
     if args.backbone:
+        asked = {"name": without_folder(args.backbone), "digest": weights_digest(args.backbone)}
         cells = type(cells)({place: results for place, results in cells.items()
-                             if backbone_of(results) == without_folder(args.backbone)})
+                             if same_backbone(known_backbone(results), asked)})
         if not cells:
             raise InputError(f"no run has the backbone {args.backbone}")
     require_comparable(cells, where)

@@ -1,6 +1,8 @@
 """Finding finished runs on disk, and refusing to mix what cannot be compared."""
+import itertools
 import os
 
+from dassl.engine.identity import same_backbone, shown
 from dassl.utils import InputError, read_json
 from tools.plans import Place
 from tools.tables import Cells
@@ -62,12 +64,13 @@ def without_folder(backbone):
 def require_comparable(cells, where):
     """Raise InputError unless the runs may stand in one table.
 
-    Within a protocol all runs must have one backbone and, but for few-shot curves, one number of shots. Runs that are
-    tested on the same part of a dataset must have the same test images, and those of one seed the same training images.
+    Within a protocol all runs must have one backbone, known by the digest of its weights where that was kept, and, but
+    for few-shot curves, one number of shots. Runs that are tested on the same part of a dataset must have the same test
+    images, and those of one seed the same training images.
     """
     for protocol in cells.values("protocol"):
         chosen = cells.where(protocol=protocol)
-        _require_one(chosen, where, backbone_of, f"{protocol}: backbone", "--backbone")
+        _require_one_backbone(chosen, where, protocol)
         if protocol != "fewshot":
             _require_one(chosen, where, lambda results: results["config"]["DATASET"]["NUM_SHOTS"],
                          f"{protocol}: number of shots", "--shots")
@@ -81,6 +84,23 @@ def require_comparable(cells, where):
                         _require_one(same.where(shots=shots, seed=seed), where,
                                      lambda results: digest(results, "train"),
                                      f"{what}, seed {seed}: digest of the training images")
+
+
+def known_backbone(results):
+    """{"name", "digest"} of a run's backbone; the digest is None for a run that was made before it was kept."""
+    return {"name": backbone_of(results), "digest": (results.get("backbone") or {}).get("digest")}
+
+
+def _require_one_backbone(cells, where, protocol):
+    """Raise InputError, naming two runs, unless every two have the same weights."""
+    kinds = {}
+    for place, results in cells.items():
+        kinds.setdefault(tuple(known_backbone(results).items()), place)
+    for (one, first), (other, second) in itertools.combinations(kinds.items(), 2):
+        if not same_backbone(dict(one), dict(other)):
+            raise InputError(f"these runs cannot be averaged or compared, they differ in {protocol}: backbone: "
+                             f"{shown(dict(one))} in {where[first]}, {shown(dict(other))} in {where[second]}; choose "
+                             "one with --backbone, or run one of them anew")
 
 
 def digest(results, part):

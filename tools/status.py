@@ -122,9 +122,9 @@ def states(runs, output):
     holders = {run.folder: lock_holder(run.folder) for run in runs}
     submitted = record or any("job" in holder for holder in holders.values())
     queue = Queue() if submitted and shutil.which("squeue") else None
-    found, busy = [], set()
+    found, busy, seen = [], set(), {}
     for run in runs:
-        state = _state(run, record.get(run.place.folder, ""), holders[run.folder], queue, output)
+        state = _state(run, record.get(run.place.folder, ""), holders[run.folder], queue, output, seen)
         if state.word == "running" and state.job:
             if state.job in busy:  # a task makes its runs one after another
                 state = State(run, "queued", state.job, "its task makes another run first")
@@ -133,9 +133,9 @@ def states(runs, output):
     return found
 
 
-def _state(run, job, holder, queue, output):
+def _state(run, job, holder, queue, output, seen):
     try:
-        if finished(run) is not None:
+        if finished(run, seen) is not None:
             return State(run, "done")
     except InputError as error:
         return State(run, "refused", detail=str(error))

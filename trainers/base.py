@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 from yacs.config import CfgNode as CN
 
+from dassl.engine.identity import note_other_origin
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import (
@@ -19,12 +20,20 @@ from dassl.utils import (
     one_machine_first,
     processes_here,
 )
-from prompting.backbone import Towers, load_clip
+from prompting.backbone import Towers, describe_backbone, load_clip, unpublished_note, weights_digest
 from prompting.memory import activation_budget
 from prompting.precision import GradientOverflow, Precision, all_finite
 from prompting.ranks import Ranks
 from trainers.checkpoints import PromptCheckpoints
 from trainers.without_data import DataManagerWithoutData
+
+OF_EVERY_STEP = ("OPTIM.LABEL_SMOOTHING", "OPTIM.CLIP_GRAD_NORM")
+TRAINING_OPTIONS = (*OF_EVERY_STEP, "TRAIN.PATIENCE")  # off by default; what no other kind of trainer has
+
+
+def options_set(cfg):
+    """Those of TRAINING_OPTIONS that a config sets."""
+    return [key for key in TRAINING_OPTIONS if cfg[key.split(".")[0]][key.split(".")[1]]]
 
 
 class PromptTrainer(PromptCheckpoints):
@@ -51,6 +60,7 @@ class PromptTrainer(PromptCheckpoints):
     def __init__(self, cfg, clip_model=None, clips=None, classnames=None):
         self.clip_model, self.clips = clip_model, {} if clips is None else clips
         self.predicts_only, self.given_classnames = classnames is not None, classnames
+        self.honoured = set()  # those of OF_EVERY_STEP that a training step has taken note of
         self.complete_cfg(cfg)
         if self.trains and cfg.DATALOADER.TRAIN_X.BATCH_SIZE < self.min_batch:
             raise InputError(f"{type(self).__name__} needs batches of at least {self.min_batch} images; "
@@ -77,7 +87,7 @@ class PromptTrainer(PromptCheckpoints):
     def compute_loss(self, batch):
         """(loss, logits (B, n_cls)) of a batch on the device; default: cross-entropy."""
         logits = self.model(batch["img"])
-        return F.cross_entropy(logits, batch["label"]), logits
+        return self.cross_entropy(logits, batch["label"]), logits
 
     def training_step(self, batch):
         """One batch's update(s); returns the numbers to print. Default: one step down `compute_loss`."""
@@ -90,6 +100,10 @@ class PromptTrainer(PromptCheckpoints):
         optim = build_optimizer(self.trainables, self.cfg.OPTIM)
         return [(optim, build_lr_scheduler(optim, self.cfg.OPTIM))]
 
+    def finish(self):
+        """What is made of the trained tensors at the end of a training. A method that has such an end calls it after
+        its last epoch; it is called, too, where TRAIN.PATIENCE makes an epoch the last."""
+
     def extra_state(self):
         """What is not a trained tensor and must survive in a checkpoint: plain data and tensors."""
         return {}
@@ -98,6 +112,11 @@ class PromptTrainer(PromptCheckpoints):
         """Take back what `extra_state` gave."""
 
     # ---- what all methods share ----
+    def cross_entropy(self, logits, labels, reduction="mean"):
+        """The cross-entropy of logits (B, n_cls) with labels (B,), smoothed by OPTIM.LABEL_SMOOTHING."""
+        self.honoured.add("OPTIM.LABEL_SMOOTHING")
+        return F.cross_entropy(logits, labels, reduction=reduction, label_smoothing=self.cfg.OPTIM.LABEL_SMOOTHING)
+
     @classmethod
     def complete_cfg(cls, cfg):
         """Set what follows from the method: its sampler."""
@@ -139,10 +158,14 @@ class PromptTrainer(PromptCheckpoints):
             print(f"Backbone: {backbone}, precision {self.precision.name}, on {self.device}")
         clip_model, name = self.clip_model, cfg.MODEL.BACKBONE.NAME
         if clip_model is None:
-            if name not in self.clips:
+            known = getattr(self.clips.get(name), "weights_digest", None)
+            if name not in self.clips or known and known != weights_digest(name):  # the file may be another by now
                 with isolated_rng(0):  # loading draws numbers, and a run that is handed a loaded CLIP does not load
                     self.clips[name] = one_machine_first(lambda: load_clip(name))
             clip_model = self.clips[name]
+        self.backbone_facts = describe_backbone(clip_model, name)
+        if note := unpublished_note(self.backbone_facts):
+            print(note)
         self.towers = Towers(clip_model, self.device, half=self.precision.half, ranks=self.ranks)
         self.towers.text.activation_bytes = cfg.TRAIN.TEXT_MEMORY_MB * 2**20 or activation_budget(
             self.device, processes_here())
@@ -156,6 +179,7 @@ class PromptTrainer(PromptCheckpoints):
             self.model = self.build_model(self.towers, self.dm.dataset.classnames).to(self.device)
         if cfg.MODEL.INIT_WEIGHTS:
             load_pretrained_weights(self.model, cfg.MODEL.INIT_WEIGHTS)
+            note_other_origin(self, cfg.MODEL.INIT_WEIGHTS)
         self.trainables = [p for p in self.model.parameters() if p.requires_grad]
         trained = self.trains and not self.predicts_only
         if trained:
@@ -165,15 +189,46 @@ class PromptTrainer(PromptCheckpoints):
         self.register_model("prompt_learner", self.model, self.optim, self.sched)
 
     def train(self):
+        self.check_training_options()
         if not self.trains:
             self.max_epoch = self.start_epoch
         super().train()
+
+    def check_training_options(self):
+        """Name the options of training that cannot act. Raises InputError where early stopping has nothing to go by."""
+        cfg, name = self.cfg, type(self).__name__
+        if not self.trains:
+            for key in options_set(cfg):
+                print(f"Note: {key} acts on training, and {name} trains nothing")
+            return
+        if not cfg.TRAIN.PATIENCE:
+            return
+        if cfg.TEST.NO_TEST:
+            raise InputError("TRAIN.PATIENCE ends a training by its validation accuracy, which TEST.NO_TEST leaves "
+                             "out; give one of them")
+        if self.val_loader is None:
+            raise InputError(f"TRAIN.PATIENCE ends a training by its validation accuracy, but {cfg.DATASET.NAME} has "
+                             "no validation part; leave it out, or add validation images")
+        test = {item.impath for item in self.dm.dataset.test}
+        if shared := sum(item.impath in test for item in self.dm.dataset.val):
+            raise InputError(f"TRAIN.PATIENCE ends a training by its validation accuracy, but {shared} of the "
+                             f"{len(self.dm.dataset.val)} validation images of {cfg.DATASET.NAME} are test images; "
+                             "leave it out, or take validation images of their own")
+
+    def require_honoured(self):
+        """Raise InputError after a training step that takes no note of an option that is set."""
+        for key in OF_EVERY_STEP:
+            if key in options_set(self.cfg) and key not in self.honoured:
+                how = ("computes its loss without self.cross_entropy" if key == "OPTIM.LABEL_SMOOTHING" else
+                       "makes its steps without apply_gradients")
+                raise InputError(f"{key} has no effect: {type(self).__name__} {how}; leave the option out")
 
     def forward_backward(self, batch):
         batch = self.batch = self.whole({key: self.to_device(value) for key, value in batch.items()})
         try:
             with self.precision.autocast():
                 summary = self.training_step(batch)
+            self.require_honoured()
         except GradientOverflow:
             summary = {"overflow": 1}
         if self.batch_idx + 1 == self.num_batches:
@@ -233,13 +288,30 @@ class PromptTrainer(PromptCheckpoints):
             raise NonFiniteError(f"a gradient is not finite in epoch {self.epoch + 1}, batch {self.batch_idx + 1}, at "
                                  f"learning rate {self.get_current_lr():.3g}{self._batch_files()}; lower OPTIM.LR or "
                                  "use PREC fp32")
-        for tensor, gradient in zip(tensors, gradients):
+        for tensor, gradient in zip(tensors, self.clipped(gradients)):
             tensor.grad = gradient
         (optimizer or self.optim).step()
         torch.clear_autocast_cache()  # which holds half-precision copies of what has just changed
         self.precision.good_step()
         for tensor in tensors:
             tensor.grad = None
+
+    def clipped(self, gradients):
+        """Gradients of tensors that are updated together, scaled to a common length of OPTIM.CLIP_GRAD_NORM at most."""
+        self.honoured.add("OPTIM.CLIP_GRAD_NORM")
+        most = self.cfg.OPTIM.CLIP_GRAD_NORM
+        if not most:
+            return gradients
+        length = torch.stack([gradient.norm() for gradient in gradients]).norm()
+        scale = (most / length).clamp(max=1.0)
+        return [gradient * scale for gradient in gradients]
+
+    def model_update(self, names=None):
+        """For methods that are written with `loss.backward()`."""
+        tensors = [tensor for tensor in self.trainables if tensor.grad is not None]
+        for tensor, gradient in zip(tensors, self.clipped([tensor.grad for tensor in tensors])):
+            tensor.grad = gradient
+        super().model_update(names)
 
     def model_backward(self, loss):
         """For methods that are written with `loss.backward()`: what it leaves is the mean over the ranks."""

@@ -5,6 +5,8 @@ import re
 import torch
 
 from dassl.engine import TrainerX
+from dassl.engine.identity import check_evaluated, check_resumed, made_for
+from dassl.optim import go_on
 from dassl.utils import (
     BEST,
     INTERRUPTED,
@@ -76,7 +78,10 @@ class PromptCheckpoints(TrainerX):
             "rng": get_rng_state(),
             "extra": self.extra_state(),
             "best_result": float(self.best_result),
+            "best_epoch": self.best_epoch,
+            "finished": epoch + 1 == self.max_epoch,
             "val_result": val_result,
+            "made_for": made_for(self),
         }
         save_checkpoint(state, os.path.join(directory, "prompt_learner"), is_best=is_best, model_name=model_name,
                         remove_module_from_keys=False)
@@ -86,9 +91,11 @@ class PromptCheckpoints(TrainerX):
         path, state = next(checkpoints_newest_first(folder), (None, None)) if self.trains else (None, None)
         if state is None:
             return 0
-        self._load_state(path)
+        _, changed = self._load_state(path, check_resumed)
         try:
-            self._go_on_from(state)
+            self._go_on_from(state, changed)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
         except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise InputError(f"{path} lacks what a run needs to go on ({type(error).__name__}: {error}); delete it"
                              ) from None
@@ -96,17 +103,18 @@ class PromptCheckpoints(TrainerX):
         print(f"Resuming from {folder} after epoch {state['epoch']}{step}")
         return state["epoch"]
 
-    def _go_on_from(self, state):
-        """Optimizers, schedules, loss scale, threads, generators and position as a checkpoint holds them."""
+    def _go_on_from(self, state, changed):
+        """Optimizers, schedules, loss scale, threads, generators and position as a checkpoint holds them; where
+        settings of the training have changed, rates as the new ones give them at that position."""
         for (optim, sched), optim_state, sched_state in zip(self.optimizers, state["optimizers"], state["schedules"],
                                                             strict=True):
-            optim.load_state_dict(optim_state)
-            sched.load_state_dict(sched_state)
+            go_on(optim, sched, optim_state, sched_state, changed)
         self.precision.load_state_dict(state["precision"])
         if state.get("ranks", 1) == world_size():  # with another number all is rounded differently anyway
             torch.set_num_threads(state["threads"])  # another number rounds differently; so do other chunks
             self.towers.text.activation_bytes = state["activation_bytes"]
-        self.best_result = state["best_result"]
+        self.best_result, self.best_epoch = state["best_result"], state.get("best_epoch", 0)
+        self.went_on_from_finished = state.get("finished", False)
         self.first_batch = state["step"]
         set_rng_state(state["rng"])
 
@@ -114,7 +122,8 @@ class PromptCheckpoints(TrainerX):
         """Take the prompts of a trained run: of `epoch` (from 1), else the best on validation if kept, else the last.
 
         Raises:
-            InputError: there is no such checkpoint, or it is another method's or of another shape.
+            InputError: there is no such checkpoint, or it is another method's, or was trained with another backbone or
+                other settings (`dassl.engine.identity`), or is of another shape.
         """
         if not directory or not self.trains:
             return
@@ -128,7 +137,7 @@ class PromptCheckpoints(TrainerX):
             path = self._newest(folder)
         if not os.path.isfile(path):
             raise InputError(f"no checkpoint at {path}; check --model-dir and --load-epoch")
-        state = self._load_state(path)
+        state, self.changed = self._load_state(path, check_evaluated)
         print(f"Loaded {path} (epoch {state['epoch']})")
 
     @staticmethod
@@ -138,13 +147,15 @@ class PromptCheckpoints(TrainerX):
             raise InputError(f"no trained prompts in {folder}; check --model-dir")
         return os.path.join(folder, name)
 
-    def _load_state(self, path):
-        """Put a checkpoint's trained tensors in their places and return its other contents."""
+    def _load_state(self, path, check):
+        """Put a checkpoint's trained tensors in their places. Returns its other contents, and what
+        `check(self, path, contents)` gives, which compares what it was trained for."""
         state = load_checkpoint(path)
         tensors, own = state.get("state_dict", {}), dict(self.model.named_parameters())
         own = {n: p for n, p in own.items() if p.requires_grad}
         if not isinstance(tensors, dict) or not all(torch.is_tensor(tensor) for tensor in tensors.values()):
             raise InputError(f"{path} is not a checkpoint of prompts: its state_dict does not hold named tensors")
+        answer = check(self, path, state) if state.get("trainer") == type(self).__name__ else None
         if self.class_tensors and state.get("classnames") != list(self.dm.dataset.classnames):
             own, tensors = ({n: t for n, t in named.items() if not n.startswith(self.class_tensors)}
                             for named in (own, tensors))
@@ -165,4 +176,4 @@ class PromptCheckpoints(TrainerX):
             raise InputError(f"{path} was trained on other classes ({', '.join(trained_on[:3])}, ...), and "
                              f"what {type(self).__name__} learns with this config belongs to its classes")
         self.load_extra_state(state.get("extra", {}))
-        return state
+        return state, answer

@@ -12,7 +12,6 @@ import functools
 import json
 
 import torch
-from torch.nn import functional as F
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import InputError
@@ -79,7 +78,7 @@ class CoPrompt(MaPLe):
         number = self.sentence_number(len(self.sentence_features))
         consistency = (cosine_distance(texts, self.sentence_features[number])
                        + cosine_distance(images, self.towers.encode_image(second)))
-        return F.cross_entropy(logits, batch["label"]) + self.node.W * consistency, logits
+        return self.cross_entropy(logits, batch["label"]) + self.node.W * consistency, logits
 
     def sentence_number(self, count):
         """The step's draw, one for all classes."""

@@ -7,7 +7,6 @@ mixed, not their probabilities.
 """
 import torch
 from torch import nn
-from torch.nn import functional as F
 from yacs.config import CfgNode as CN
 
 from dassl.engine import TRAINER_REGISTRY
@@ -89,8 +88,8 @@ class DePT(PromptTrainer):
         cosine = self.towers.cosine_logits(images, text)
         # The head learns from images and from the texts of their classes alike.
         head = torch.cat([model.head(model.film_lp_text, text[label]), model.head(model.film_lp_img, images)])
-        loss = ((1 - model.weight) * F.cross_entropy(cosine, label)
-                + model.weight * F.cross_entropy(head, torch.cat([label, label])))
+        loss = ((1 - model.weight) * self.cross_entropy(cosine, label)
+                + model.weight * self.cross_entropy(head, torch.cat([label, label])))
         return loss, (1 - model.weight) * cosine + model.weight * head[len(label):]
 
     def extra_state(self):

@@ -3,7 +3,6 @@
 Learned: CoOp's context. Loss: cross-entropy, and W times the distance of the learned class features from those of
 hand-written prompts, which keeps what CLIP knows of classes that are not trained on.
 """
-from torch.nn import functional as F
 from yacs.config import CfgNode as CN
 
 from dassl.engine import TRAINER_REGISTRY
@@ -37,5 +36,5 @@ class KgCoOp(PromptTrainer):
     def compute_loss(self, batch):
         text = self.model.class_features()
         logits = self.model.logits(self.model.encode_images(batch["img"]), text)
-        loss = F.cross_entropy(logits, batch["label"]) + self.node.W * cosine_distance(text, self.frozen_text)
+        loss = self.cross_entropy(logits, batch["label"]) + self.node.W * cosine_distance(text, self.frozen_text)
         return loss, logits

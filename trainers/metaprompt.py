@@ -7,7 +7,6 @@ do well on a part of the batch after a step on the other parts (section III-C, a
 import contextlib
 
 import torch
-from torch.nn import functional as F
 from yacs.config import CfgNode as CN
 
 from dassl.engine import TRAINER_REGISTRY
@@ -71,7 +70,7 @@ class MetaPrompt(PromptTrainer):
         image_logits = model.image_logits(model.image_features(embedded))
         text_logits = model.text_logits(frozen, model.text_features())
         mix = (image_logits + text_logits) / 2
-        loss = sum(F.cross_entropy(logits, label) for logits in (mix, image_logits, text_logits))
+        loss = sum(self.cross_entropy(logits, label) for logits in (mix, image_logits, text_logits))
         self.apply_gradients(self.gradients(loss, self.trainables))
 
         # Domain-split update: one prompt must also do well on what it was not stepped on.
@@ -93,7 +92,7 @@ class MetaPrompt(PromptTrainer):
             chosen = [torch.where(batch["domain"] == d)[0] for d in batch["domain"].unique()]
 
             def part(index):
-                return lambda ctx: F.cross_entropy(
+                return lambda ctx: self.cross_entropy(
                     model.image_logits(model.image_features(embedded[index], ctx)), label[index])
 
             if len(chosen) < 2:
@@ -110,7 +109,7 @@ class MetaPrompt(PromptTrainer):
 
         def part(index, half):
             target = (label[index][:, None] == half).int().argmax(dim=1)
-            return lambda ctx: F.cross_entropy(
+            return lambda ctx: self.cross_entropy(
                 model.text_logits(frozen[index], model.text_features(ctx, half)), target)
 
         return model.prompt_learner.ctx, [part(i, h) for i, h in zip(chosen, halves)], [len(i) for i in chosen]

@@ -78,7 +78,7 @@ class ProGrad(PromptTrainer):
         logits = self.model.logits(images, self.model.class_features())
         teacher = self.towers.cosine_logits(images, self.zero_shot_text)
 
-        loss = F.cross_entropy(logits, label)
+        loss = self.cross_entropy(logits, label)
         divergence = soft_cross_entropy(logits, teacher, self.node.T)
         domain = self.gradients(loss, self.trainables, retain_graph=True)
         general = self.gradients(divergence, self.trainables)

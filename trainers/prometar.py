@@ -14,7 +14,6 @@ import functools
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl.metrics import compute_accuracy
@@ -115,8 +114,8 @@ class ProMetaR(IVLP):
         images, texts = self.model.image_features(embedded, visual), self.model.text_features(text)
         mixed = ratio[:, None] * images[query] + (1 - ratio)[:, None] * images[support][partners]
         logits = self.towers.cosine_logits(mixed, texts)
-        loss = (ratio * F.cross_entropy(logits, label[query], reduction="none")
-                + (1 - ratio) * F.cross_entropy(logits, label[support][partners], reduction="none")).mean()
+        loss = (ratio * self.cross_entropy(logits, label[query], reduction="none")
+                + (1 - ratio) * self.cross_entropy(logits, label[support][partners], reduction="none")).mean()
         gates = list(self.model.vnet.parameters())
         gradients = self.gradients(self.node.LR_RATIO * loss, [*self.prompts, *gates])
         self.apply_gradients(gradients[:2], self.prompts)
@@ -128,7 +127,7 @@ class ProMetaR(IVLP):
         frozen features are `frozen` (B, E)."""
         images, texts = self.model.image_features(embedded), self.model.text_features()
         logits = self.towers.cosine_logits(images, texts)
-        loss = F.cross_entropy(logits, label)
+        loss = self.cross_entropy(logits, label)
         # Each distance depends on its own tower's prompts alone, so the sum's gradient is both of theirs.
         distance = (self.node.TEXT_LOSS_WEIGHT * l1_distance(texts, self.frozen_text)
                     + self.node.IMAGE_LOSS_WEIGHT * l1_distance(images, frozen))

@@ -52,19 +52,31 @@ class PromptSRC(IVLP):
         image = l1_distance(images, frozen_images)
         divergence = F.kl_div(logits.log_softmax(1), frozen_logits.log_softmax(1), reduction="sum", log_target=True)
         divergence = divergence / logits.numel()  # by images and classes, as in the authors' code
-        loss = (F.cross_entropy(logits, batch["label"]) + node.TEXT_LOSS_WEIGHT * text
+        loss = (self.cross_entropy(logits, batch["label"]) + node.TEXT_LOSS_WEIGHT * text
                 + node.IMAGE_LOSS_WEIGHT * image + divergence)
         return loss, logits
 
     # ---- the average over the epochs ----
     average = None  # {name: tensor}, the weighted sum so far
+    averaged_for = None  # over how many epochs its weights sum to 1
+    last = None  # {name: tensor}, at the end of a training: the last epoch's prompts
 
-    def epoch_weight(self, epoch):
-        """The Gaussian weight of `epoch` (from 1); those of all epochs sum to 1."""
+    def epoch_weight(self, epoch, epochs=None):
+        """The Gaussian weight of `epoch` (from 1); those of all epochs (default OPTIM.MAX_EPOCH) sum to 1."""
         # A softmax, so that a mean far from every epoch gives no 0 / 0.
-        epochs = torch.arange(1, self.max_epoch + 1, dtype=torch.float64)
+        epochs = torch.arange(1, (epochs or self.max_epoch) + 1, dtype=torch.float64)
         weights = torch.softmax(-0.5 * ((epochs - self.node.GPA_MEAN) / self.node.GPA_STD) ** 2, dim=0)
         return weights[epoch - 1].item()
+
+    def before_train(self):
+        super().before_train()
+        done = self.start_epoch
+        if self.average and self.averaged_for not in (None, self.max_epoch) and done < self.max_epoch:
+            # Their weights have summed up to 1 over another number of epochs.
+            now, then = self.epoch_weight(done), self.epoch_weight(done, self.averaged_for)
+            self.average = {name: prompts * (now / then) for name, prompts in self.average.items()}
+        if self.went_on_from_finished and done < self.max_epoch and self.last:
+            self.put(self.last)  # what the average had taken the place of
 
     @torch.no_grad()
     def after_epoch(self):
@@ -72,13 +84,28 @@ class PromptSRC(IVLP):
         weight, now = self.epoch_weight(self.epoch + 1), self.trained_state()
         before = self.average or {name: torch.zeros_like(prompts) for name, prompts in now.items()}
         self.average = {name: before[name] + weight * prompts for name, prompts in now.items()}
+        self.last, self.averaged_for = None, self.max_epoch
         if self.epoch + 1 == self.max_epoch:
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(self.average[name])
+            self.finish()
         super().after_epoch()
 
+    def finish(self):
+        """The average takes the prompts' place; of fewer epochs than planned it is that of those."""
+        self.last = self.trained_state()
+        done = self.epoch + 1
+        whole = 1 if done == self.max_epoch else sum(self.epoch_weight(epoch + 1) for epoch in range(done))
+        self.put(self.average if whole == 1 else {name: prompts / whole for name, prompts in self.average.items()})
+
+    @torch.no_grad()
+    def put(self, prompts):
+        for name, parameter in self.model.named_parameters():
+            parameter.copy_(prompts[name])
+
     def extra_state(self):
-        return {"average": self.average} if self.average else {}
+        if not self.average:
+            return {}
+        last = {"last": self.last} if self.last else {}
+        return {"average": self.average, "epochs": self.averaged_for, **last}
 
     def load_extra_state(self, state):
-        self.average = state.get("average")
+        self.average, self.averaged_for, self.last = state.get("average"), state.get("epochs"), state.get("last")

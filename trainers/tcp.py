@@ -7,7 +7,6 @@ from collections import OrderedDict
 
 from clip.model import QuickGELU
 from torch import nn
-from torch.nn import functional as F
 from yacs.config import CfgNode as CN
 
 from dassl.engine import TRAINER_REGISTRY
@@ -80,5 +79,5 @@ class TCP(PromptTrainer):
     def compute_loss(self, batch):
         text = self.model.class_features()
         logits = self.model.logits(self.model.encode_images(batch["img"]), text)
-        loss = F.cross_entropy(logits, batch["label"])
+        loss = self.cross_entropy(logits, batch["label"])
         return loss + self.node.W * cosine_distance(text, self.model.frozen_text), logits

@@ -82,6 +82,7 @@ class TipAdapter(FrozenFeatures):
 class TipAdapterF(TipAdapter):
     trains = True
     best_accuracy, best_keys = -1.0, None
+    last_keys = None  # at the end of a training: those of its last epoch
 
     def build_optimizers(self):
         """AdamW (by the config) whose rate falls to 0 along a cosine over all steps, not epoch by epoch."""
@@ -103,11 +104,15 @@ class TipAdapterF(TipAdapter):
         PromptTrainer.before_train(self)
         if not (self.start_epoch or self.first_batch):
             self.fill_cache()
+        if self.went_on_from_finished and self.start_epoch < self.max_epoch and self.last_keys is not None:
+            self.model.adapter.weight.data.copy_(self.last_keys)  # what the best epoch's had taken the place of
+            self.model.beta, self.model.alpha = self.node.BETA, self.node.ALPHA
 
     def load_model(self, directory, epoch=None):
         PromptTrainer.load_model(self, directory, epoch)
 
     def after_epoch(self):
+        self.last_keys = None
         self.keep_best()
         if self.epoch + 1 == self.max_epoch:
             self.finish()
@@ -115,6 +120,7 @@ class TipAdapterF(TipAdapter):
 
     def finish(self):
         """Take the best epoch's keys, and search what goes with them."""
+        self.last_keys = self.model.adapter.weight.detach().clone()
         self.model.adapter.weight.data.copy_(self.best_keys)
         self.search()
 
@@ -131,9 +137,10 @@ class TipAdapterF(TipAdapter):
 
     def extra_state(self):
         return {"values": self.model.values.cpu(), "beta": self.model.beta, "alpha": self.model.alpha,
-                "best_accuracy": self.best_accuracy, "best_keys": self.best_keys}
+                "best_accuracy": self.best_accuracy, "best_keys": self.best_keys, "last_keys": self.last_keys}
 
     def load_extra_state(self, state):
         self.model.values.copy_(state["values"])
         self.model.beta, self.model.alpha = state["beta"], state["alpha"]
         self.best_accuracy, self.best_keys = state["best_accuracy"], state["best_keys"]
+        self.last_keys = state.get("last_keys")

@@ -105,6 +105,8 @@ def get_cfg_default():
     cfg.OPTIM.WARMUP_CONS_LR = 1e-5
     cfg.OPTIM.WARMUP_MIN_LR = 1e-5
     cfg.OPTIM.WARMUP_RECOUNT = True
+    cfg.OPTIM.LABEL_SMOOTHING = 0.0  # share of the targets of a cross-entropy that is spread over all classes
+    cfg.OPTIM.CLIP_GRAD_NORM = 0.0  # most length of the gradient of the tensors updated together; 0: any
 
     cfg.TRAIN = CN()
     cfg.TRAIN.CHECKPOINT_FREQ = 0  # also keep every Nth epoch's checkpoint
@@ -113,6 +115,7 @@ def get_cfg_default():
     # What the text tower may keep for a backward pass; where that is less than all classes need, they are run in chunks
     # and computed again on the way back. 0: half of the memory that is free when a run starts.
     cfg.TRAIN.TEXT_MEMORY_MB = 0
+    cfg.TRAIN.PATIENCE = 0  # end after so many epochs without a better validation accuracy; 0: never
 
     cfg.TEST = CN()
     cfg.TEST.EVALUATOR = "Classification"
@@ -121,6 +124,8 @@ def get_cfg_default():
     cfg.TEST.NO_TEST = False
     cfg.TEST.SPLIT = "test"
     cfg.TEST.FINAL_MODEL = "last_step"  # or best_val
+    # What may differ from what a model was trained with when it is evaluated: ("backbone", "INPUT.PIXEL_MEAN", ...).
+    cfg.TEST.ALLOW_CHANGED = ()
 
     cfg.TRAINER = CN()
     cfg.TRAINER.NAME = ""

@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from torchvision.transforms import Compose, Normalize, Resize, ToTensor
 
-from dassl.data.datasets import build_dataset
+from dassl.data.datasets import build_dataset, dataset_digest
 from dassl.data.image_cache import ImageCache
 from dassl.data.pictures import leave_out_unreadable
 from dassl.data.samplers import EpochBatchSampler, build_sampler
@@ -141,10 +141,12 @@ def build_plain_transform(cfg):
 
 class DataManager:
     """The dataset of a config and its loaders: train_loader_x, train_loader_u, val_loader, test_loader (None where
-    the dataset has no such part). `skipped_images` is {path: fault} of what DATASET.SKIP_BAD_IMAGES left out."""
+    the dataset has no such part). `skipped_images` is {path: fault} of what DATASET.SKIP_BAD_IMAGES left out, and
+    `listed_digest` {part: digest} of the lists before that."""
 
     def __init__(self, cfg, custom_tfm_train=None, custom_tfm_test=None, dataset_wrapper=None):
         dataset = build_dataset(cfg)
+        self.listed_digest = dataset_digest(dataset, cfg.DATASET.ROOT)
         self.skipped_images = leave_out_unreadable(
             dataset, cfg.DATASET.SOURCE_DOMAINS, cfg.DATASET.TARGET_DOMAINS) if cfg.DATASET.SKIP_BAD_IMAGES else {}
         tfm_train = custom_tfm_train or build_transform(cfg, is_train=True)

@@ -3,40 +3,84 @@ import contextlib
 import hashlib
 import os
 import re
+import types
 
 import yaml
 
-from dassl.utils import BEST, INTERRUPTED, InputError, read_json
+from dassl.data.datasets import build_dataset, dataset_digest, relative_path
+from dassl.engine.identity import leaves, plain, require_same_data, same_backbone, shown
+from dassl.utils import (
+    BEST,
+    INTERRUPTED,
+    InputError,
+    isolated_rng,
+    load_checkpoint,
+    noted_checkpoint,
+    quiet,
+    read_json,
+)
 
 # What may differ between two runs that count as the same: places, and what changes no number.
 NOT_COMPARED = ("OUTPUT_DIR", "RESUME", "VERBOSE", "DATASET.ROOT", "DATALOADER.NUM_WORKERS", "TRAIN.PRINT_FREQ",
                 "TRAIN.CHECKPOINT_FREQ", "DATALOADER.CACHE_MB")
 
 
-def plain(cfg):
-    """A config as nested dicts of plain values, as it reads back from a file."""
-    return yaml.safe_load(cfg.dump())
-
-
-def flat(tree, prefix=""):
+def flat(tree):
     """Nested dicts -> {dotted key: value}, without what is not compared."""
-    leaves = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            leaves.update(flat(value, f"{prefix}{key}."))
-        elif prefix + key not in NOT_COMPARED:
-            leaves[prefix + key] = value
-    return leaves
+    return {key: value for key, value in leaves(tree).items() if key not in NOT_COMPARED}
 
 
-def finished_results(cfg, defaults, evaluation):
+class Sources:
+    """What a run of a config reads as things are now. Nothing is looked at before it is asked for.
+
+    Args:
+        cfg: the config.
+        weights_digest: backbone's name -> SHA-256 of its weights, or None.
+        seen: {}, filled and shared between the runs of a protocol, so that a dataset is listed once.
+    """
+
+    def __init__(self, cfg, weights_digest, seen=None):
+        self.cfg, self.weights_digest, self.seen = cfg, weights_digest, {} if seen is None else seen
+
+    def backbone(self):
+        """{"name", "digest"}"""
+        name = self.cfg.MODEL.BACKBONE.NAME
+        return {"name": name, "digest": self.weights_digest(name)}
+
+    def data(self, skipped=()):
+        """({part: digest} of the dataset's lists, ""), or (None, why it cannot be listed); pixels are not read.
+
+        skipped: paths of images that were left out of the lists."""
+        cfg = self.cfg
+        if skipped:
+            return self._list(set(skipped))
+        key = repr((plain(cfg.DATASET), cfg.SEED))
+        if key not in self.seen:
+            self.seen[key] = self._list(())
+        return self.seen[key]
+
+    def _list(self, skipped):
+        cfg = self.cfg
+        try:
+            with quiet(), isolated_rng(cfg.SEED):
+                dataset = build_dataset(cfg)
+        except Exception as error:  # whatever a dataset does that is not there any more
+            return None, " ".join(str(error).split()) or type(error).__name__
+        parts = {name: [item for item in getattr(dataset, name) or ()
+                        if not skipped or relative_path(item.impath, cfg.DATASET.ROOT) not in skipped]
+                 for name in ("train_x", "val", "test")}
+        return dataset_digest(types.SimpleNamespace(**parts), cfg.DATASET.ROOT), ""
+
+
+def finished_results(cfg, defaults, evaluation, sources):
     """The results of a finished run in OUTPUT_DIR, or None when the run is still to be made or to be gone on with.
 
     Args:
         cfg: the run's config; defaults: the tree before anything was merged, for keys that a stored config lacks.
         evaluation: {"eval_only", "load_epoch", "checkpoint"}: what is evaluated, and the digest of its files.
+        sources: the Sources of `cfg`.
     Raises:
-        InputError: the folder holds a run of another config.
+        InputError: the folder holds a run of another config, of other data or with other weights.
     """
     folder = cfg.OUTPUT_DIR
     results, config = os.path.join(folder, "results.json"), os.path.join(folder, "config.yaml")
@@ -45,12 +89,16 @@ def finished_results(cfg, defaults, evaluation):
         parts = ("config", "evaluation", "metrics")
         if not isinstance(stored, dict) or not all(isinstance(stored.get(part), dict) for part in parts):
             raise InputError(f"{results} is not a run's results; choose another --output-dir or move it away")
-        _require_same(folder, stored["config"], cfg, defaults)
+        then = stored.get("backbone") if isinstance(stored.get("backbone"), dict) else None
+        _require_same(folder, stored["config"], cfg, defaults, free=_moved_weights(then, sources))
         for key in ("eval_only", "load_epoch"):
             if stored["evaluation"].get(key) != evaluation[key]:
                 raise InputError(f"{folder} holds a run with {key} {stored['evaluation'].get(key)}, this one has "
                                  f"{evaluation[key]}; choose another --output-dir or delete that folder")
-        return stored if stored["evaluation"].get("checkpoint") == evaluation["checkpoint"] else None
+        if stored["evaluation"].get("checkpoint") != evaluation["checkpoint"]:
+            return None
+        _require_same_sources(folder, stored, then, sources)
+        return stored
     if evaluation["eval_only"] and _checkpoints(folder):
         raise InputError(f"{folder} holds a training run; choose another --output-dir for the evaluation")
     if os.path.isfile(config):
@@ -61,9 +109,72 @@ def finished_results(cfg, defaults, evaluation):
             stored = None
         if not isinstance(stored, dict):
             raise InputError(f"{config} is damaged; delete the folder to run again")
+        then = stored_identity_in(folder).get("backbone") if flat(stored).get("MODEL.BACKBONE.NAME") != \
+            cfg.MODEL.BACKBONE.NAME else None
         # A test image that turns out unreadable after the training may be left out for the evaluation.
-        _require_same(folder, stored, cfg, defaults, free=("DATASET.SKIP_BAD_IMAGES",))
+        _require_same(folder, stored, cfg, defaults, free=("DATASET.SKIP_BAD_IMAGES", *_moved_weights(then, sources)))
     return None
+
+
+def _moved_weights(then, sources):
+    """The key of the config that need not be the same where a weights file has only moved."""
+    if then and then.get("digest") and then["digest"] == sources.backbone()["digest"]:
+        return ("MODEL.BACKBONE.NAME",)
+    return ()
+
+
+def _require_same_sources(folder, stored, then, sources):
+    """Raise InputError where a finished run read other weights or other lists of images than it would read now."""
+    cfg, digests = sources.cfg, stored.get("dataset_digest")
+    if then is None:
+        print(f"Warning: {folder} was finished before runs noted the digest of their weights: whether it was made with "
+              "those of now cannot be told; delete the folder to make it again")
+    elif then.get("digest") and (now := sources.backbone())["digest"]:
+        _require_weights(folder, then, now)
+    if not isinstance(digests, dict):
+        print(f"Warning: {folder} was finished before runs noted what they read: whether that was the data of now "
+              "cannot be told; delete the folder to make it again")
+        return
+    skipped = stored.get("skipped_images") or {}
+    root = stored["config"].get("DATASET", {}).get("ROOT", "")
+    now, reason = sources.data([relative_path(path, root) for path in skipped])
+    if now is None:
+        print(f"Note: {folder} is finished and is taken over; its data cannot be compared, they cannot be listed any "
+              f"more ({reason})")
+        return
+    require_same_data(folder, digests, now, cfg)
+
+
+def _require_weights(folder, then, now):
+    if not same_backbone(then, now):
+        raise InputError(f"{folder} is of other weights: it was made with {shown(then)}, now the backbone is "
+                         f"{shown(now)}; bring the former file back, or choose another --output-dir (for the scripts "
+                         "OUTPUT), or delete that folder")
+
+
+def stored_identity_in(folder):
+    """What the newest checkpoint in a run folder says that it was made for (`dassl.engine.identity.made_for`); {} if it
+    does not say, or there is none that can be read."""
+    for path in _checkpoints(folder):
+        for name in (INTERRUPTED, noted_checkpoint(path) or BEST):
+            with contextlib.suppress(InputError, OSError):
+                found = load_checkpoint(os.path.join(path, name)).get("made_for")
+                if isinstance(found, dict):
+                    return found
+    return {}
+
+
+def require_goes_on(cfg, sources):
+    """Raise InputError where an interrupted run in OUTPUT_DIR cannot be gone on with: what it reads has changed.
+
+    A trainer that goes on from it finds the same; this is for telling it before."""
+    then = stored_identity_in(cfg.OUTPUT_DIR)
+    if isinstance(then.get("backbone"), dict):
+        _require_weights(cfg.OUTPUT_DIR, then["backbone"], sources.backbone())
+    if isinstance(then.get("data"), dict):
+        now, _ = sources.data()
+        if now is not None:
+            require_same_data(cfg.OUTPUT_DIR, then["data"], now, cfg)
 
 
 def _whole_json(path):
@@ -108,15 +219,23 @@ def newest_epoch(folder):
     return None
 
 
+def checkpoint_files(folder, epoch=None):
+    """The checkpoints that an evaluation of the run in `folder` loads: those of `epoch` (from 1), else the best that
+    are kept, else the newest."""
+    found = []
+    for path in _checkpoints(folder):
+        name = f"model.pth.tar-{epoch}" if epoch is not None else BEST
+        if epoch is None and not os.path.isfile(os.path.join(path, name)):
+            name = f"model.pth.tar-{newest_epoch(folder)}"
+        if os.path.isfile(os.path.join(path, name)):
+            found.append(os.path.join(path, name))
+    return found
+
+
 def checkpoint_digest(folder, epoch=None):
     """SHA-256 over the checkpoints that an evaluation of the run in `folder` loads; None if there are none."""
     digest = hashlib.sha256()
-    for path in _checkpoints(folder):
-        names = [f"model.pth.tar-{epoch}"] if epoch is not None else [BEST]
-        if epoch is None and not os.path.isfile(os.path.join(path, names[0])):
-            names = [f"model.pth.tar-{newest_epoch(folder)}"]
-        for name in names:
-            if os.path.isfile(os.path.join(path, name)):
-                with open(os.path.join(path, name), "rb") as file:
-                    digest.update(hashlib.sha256(file.read()).digest())
+    for path in checkpoint_files(folder, epoch):
+        with open(path, "rb") as file:
+            digest.update(hashlib.sha256(file.read()).digest())
     return digest.hexdigest() if _checkpoints(folder) else None

@@ -25,7 +25,8 @@ def describe_run(trainer):
 
     Returns:
         dict of classes and domains (accuracies of the test part), dataset_digest, untested_classes (names, where a
-        class has no test image), trained_parameters, device, device_name, peak_memory (bytes), processes, versions.
+        class has no test image), backbone, trained_parameters, device, device_name, peak_memory (bytes), processes,
+        versions.
     """
     facts = {}
     if test_predictions(trainer) is not None and hasattr(trainer.evaluator, "breakdown"):
@@ -37,6 +38,7 @@ def describe_run(trainer):
             facts["untested_classes"] = list(untested)
     return {
         **facts,
+        "backbone": trainer.backbone_facts,
         "trained_parameters": trained_parameters(trainer),
         "device": str(trainer.device),
         "device_name": device_name(trainer.device),

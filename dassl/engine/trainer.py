@@ -16,7 +16,9 @@ from tqdm import tqdm
 from dassl.data import DataManager
 from dassl.data.pictures import require_readable
 from dassl.data.samplers import EpochBatchSampler
+from dassl.engine.identity import check_resumed, made_for
 from dassl.evaluation import build_evaluator
+from dassl.optim import go_on
 from dassl.utils import (
     BEST,
     INTERRUPTED,
@@ -59,6 +61,8 @@ class TrainerBase:
         self.batches_done = 0  # batches of the current epoch that are trained on, 0 once its checkpoint is due
         self.stop = None  # the StopRequest of a training that can be ended by a signal
         self.results = OrderedDict()  # split -> the numbers of its last evaluation
+        self.backbone_facts = None  # {"name", "digest", ...} of its frozen weights, by whoever loads them
+        self.changed = {}  # {setting: [trained with, evaluated with]} of a model that is evaluated under others
 
     # ---- models ----
     def register_model(self, name="model", model=None, optim=None, sched=None):
@@ -102,23 +106,32 @@ class TrainerBase:
                 "val_result": val_result,
                 "rng": get_rng_state(),
                 "best_result": float(getattr(self, "best_result", -math.inf)),
+                "made_for": made_for(self),
             }
             save_checkpoint(state, os.path.join(directory, name), is_best=is_best, model_name=model_name)
 
     def resume_model_if_exist(self, directory):
         """Load the checkpoint that is furthest on and whole for every model, if there is one.
 
-        Returns the epoch (from 0) to start with; `first_batch` says how many of its batches are done."""
+        Returns the epoch (from 0) to start with; `first_batch` says how many of its batches are done.
+        Raises InputError where it was trained for something else (`dassl.engine.identity`)."""
         names = self.get_model_names()
-        states = self._common_states([os.path.join(directory, name) for name in names]) if names else None
-        if states is None:
+        found = self._common_states([os.path.join(directory, name) for name in names]) if names else None
+        if found is None:
             return 0
+        changed = check_resumed(self, *found[0])
         print(f"Found a checkpoint in {directory} (training goes on from it)")
-        for name, state in zip(names, states):
+        states = [state for _, state in found]
+        for name, (path, state) in zip(names, found):
             self._models[name].load_state_dict(state["state_dict"])
-            for part, key in ((self._optims[name], "optimizer"), (self._scheds[name], "scheduler")):
-                if part is not None and state.get(key) is not None:
-                    part.load_state_dict(state[key])
+            optim, sched = self._optims[name], self._scheds[name]
+            try:
+                if optim is not None and state.get("optimizer") is not None:
+                    go_on(optim, sched, state["optimizer"], state.get("scheduler"), changed)
+                elif sched is not None and state.get("scheduler") is not None:
+                    sched.load_state_dict(state["scheduler"])
+            except InputError as error:
+                raise InputError(f"{path}: {error}") from None
         self.best_result = states[-1].get("best_result", -math.inf)
         self.first_batch = states[-1].get("step", 0)
         if "rng" in states[-1]:
@@ -127,12 +140,12 @@ class TrainerBase:
 
     @staticmethod
     def _common_states(folders):
-        """The checkpoints, one a folder, of the furthest point that every folder has: a run may be killed between two
-        models' checkpoints. None if there is no such point."""
+        """(path, contents) of the checkpoints, one a folder, of the furthest point that every folder has: a run may be
+        killed between two models' checkpoints. None if there is no such point."""
         for path, first in checkpoints_newest_first(folders[0]):
-            states = [first]
+            states = [(path, first)]
             for folder in folders[1:]:
-                found = (state for other, state in checkpoints_newest_first(folder)
+                found = ((other, state) for other, state in checkpoints_newest_first(folder)
                          if os.path.basename(other) == os.path.basename(path)
                          and (state["epoch"], state.get("step", 0)) == (first["epoch"], first.get("step", 0)))
                 states.append(next(found, None))
@@ -184,6 +197,8 @@ class TrainerBase:
             self.first_batch = 0
             self.after_epoch()
             self.batches_done = 0
+            if self.epoch + 1 >= self.max_epoch:  # which may have come nearer
+                break
         self.after_train()
 
     def before_train(self):
@@ -346,7 +361,9 @@ class SimpleTrainer(TrainerBase):
         self.build_data_loader()
         self.prepare_model()
         self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
-        self.best_result = -math.inf
+        self.best_result, self.best_epoch = -math.inf, 0  # on validation; the epoch counts from 1
+        self.went_on_from_finished = False  # whether the run goes on from a training that had come to its end
+        self.stopped = None  # {"epoch", "best_epoch", "patience"} of a training that TRAIN.PATIENCE has ended
 
     def check_cfg(self, cfg):
         """Raise for a config the method cannot run with."""
@@ -390,9 +407,15 @@ class SimpleTrainer(TrainerBase):
         self.start_epoch = self.resume_model_if_exist(self.output_dir)
         if self.cfg.RESUME and not (self.start_epoch or self.first_batch):
             self.start_epoch = self.resume_from(self.cfg.RESUME)
+        if self.start_epoch > self.max_epoch:
+            raise InputError(f"the checkpoint to go on from is of epoch {self.start_epoch}, OPTIM.MAX_EPOCH is "
+                             f"{self.max_epoch}; give at least {self.start_epoch}, or start a new run without --resume")
         if len(set(of_all((self.start_epoch, self.first_batch)))) > 1:
             raise InputError(f"the processes of this run find different checkpoints in {self.output_dir}; it must lie "
                              "on a disk that all machines see")
+        if self.start_epoch < self.max_epoch and not self.first_batch and self.out_of_patience(self.start_epoch):
+            self.epoch = self.start_epoch - 1
+            self.end_early()
         for name in self.get_model_names():  # a kill may have come between a checkpoint and the note of it
             if rank() == 0:
                 note_checkpoint(os.path.join(self.output_dir, name), f"model.pth.tar-{self.start_epoch}")
@@ -429,16 +452,43 @@ class SimpleTrainer(TrainerBase):
         self.close_writer()
 
     def after_epoch(self):
+        self.validate()
         last_epoch = (self.epoch + 1) == self.max_epoch
         freq = self.cfg.TRAIN.CHECKPOINT_FREQ
-        if not self.cfg.TEST.NO_TEST and self.cfg.TEST.FINAL_MODEL == "best_val":
-            result = self.test(split="val")
-            if result > self.best_result:
-                self.best_result = result
-                self.save_model(self.epoch, self.output_dir, val_result=result, model_name=BEST)
         if last_epoch or (freq > 0 and (self.epoch + 1) % freq == 0):
             self.save_model(self.epoch, self.output_dir)
             self.forget_interruption()
+
+    def validate(self):
+        """Where the best epoch is asked for, or patience has an end: evaluate on the validation part, keep what is
+        better than before, and end the training after TRAIN.PATIENCE epochs without that."""
+        keeps_best = self.cfg.TEST.FINAL_MODEL == "best_val"
+        if self.cfg.TEST.NO_TEST or not (keeps_best or self.cfg.TRAIN.PATIENCE):
+            return
+        result = self.test(split="val")
+        if result > self.best_result:
+            self.best_result, self.best_epoch = result, self.epoch + 1
+            if keeps_best:
+                self.save_model(self.epoch, self.output_dir, val_result=result, model_name=BEST)
+        if self.epoch + 1 < self.max_epoch and self.out_of_patience(self.epoch + 1):
+            self.end_early()
+
+    def out_of_patience(self, done):
+        """Whether the last TRAIN.PATIENCE of `done` epochs were no better on validation than one before."""
+        patience = self.cfg.TRAIN.PATIENCE
+        return patience > 0 and self.best_epoch > 0 and done - self.best_epoch >= patience
+
+    def end_early(self):
+        """Let the current epoch be the last."""
+        if not self.went_on_from_finished or self.epoch >= self.start_epoch:
+            self.finish()
+        self.max_epoch = self.epoch + 1
+        self.stopped = {"epoch": self.max_epoch, "best_epoch": self.best_epoch, "patience": self.cfg.TRAIN.PATIENCE}
+        print(f"No better validation accuracy in {self.cfg.TRAIN.PATIENCE} epochs: the training ends after epoch "
+              f"{self.max_epoch}, the best was epoch {self.best_epoch}")
+
+    def finish(self):
+        """What a method makes of its tensors when the training ends before OPTIM.MAX_EPOCH."""
 
     @torch.no_grad()
     def test(self, split=None):

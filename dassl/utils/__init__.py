@@ -18,6 +18,7 @@ from dassl.utils.lock import LOCK_NAME, FolderLock, lives_here, lock_holder, slu
 from dassl.utils.logger import Logger, setup_logger
 from dassl.utils.meters import AverageMeter, MetricMeter
 from dassl.utils.plugins import import_package_modules, load_entry_points, load_plugin
+from dassl.utils.quiet import quiet
 from dassl.utils.random import derive_seed, get_rng_state, isolated_rng, set_random_seed, set_rng_state
 from dassl.utils.ranks import (
     first_to_tell,
@@ -55,7 +56,7 @@ __all__ = [
     "from_first", "get_rng_state", "highest", "import_package_modules", "isolated_rng", "joined", "last_line",
     "leave_signals_to_the_parent", "listdir_nohidden", "lives_here", "load_checkpoint", "load_entry_points",
     "load_plugin", "load_pretrained_weights", "lock_holder", "lost_another", "mkdir_if_missing", "note_checkpoint",
-    "noted_checkpoint", "of_all", "one_machine_first", "processes_here", "rank", "read_image", "read_json",
+    "noted_checkpoint", "of_all", "one_machine_first", "processes_here", "quiet", "rank", "read_image", "read_json",
     "remove_torn_files", "require_own_gpu", "resume_from_checkpoint", "save_checkpoint", "set_random_seed",
     "set_rng_state", "setup_logger", "share_of", "sigterm_raises", "slurm_job", "surroundings", "tolist_if_not",
     "world_size", "write_atomically", "write_json",
