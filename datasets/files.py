@@ -1,13 +1,11 @@
 """How datasets find their files: folders, lists, images that are there, folders of one's own."""
 import os
 import unicodedata
-import warnings
 from collections import defaultdict
-
-from PIL import Image
 
 from dassl.data.datasets import Datum
 from dassl.utils import InputError, listdir_nohidden
+from dassl.utils.images import is_picture
 
 FEWSHOT_FOLDER = "split_fewshot"
 
@@ -131,12 +129,9 @@ def leave_out_non_images(items, folder):
     """
     images, left_out = [], []
     for item in items:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # what Pillow has to say of a size or of metadata is no verdict
-                Image.open(item.impath).close()
+        if is_picture(item.impath):
             images.append(item)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        else:
             left_out.append(os.path.relpath(item.impath, folder))
     return images, left_out
 
