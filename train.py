@@ -19,7 +19,17 @@ import torch
 
 import datasets
 import trainers
-from dassl.config import check_config, clean_cfg, get_cfg_default, merge_file, merge_options, write_config
+from dassl.config import (
+    check_config,
+    clean_cfg,
+    get_cfg_default,
+    merge_file,
+    merge_flag,
+    merge_options,
+    own_cfg,
+    paired,
+    write_config,
+)
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.data.samplers import SAMPLER_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, build_trainer
@@ -66,20 +76,57 @@ def is_key(word):
     return word in TOP_LEVEL_KEYS or re.fullmatch(r"[A-Z0-9_]+(\.[A-Z0-9_]+)+", word) is not None
 
 
-def give_back_options(args, *flags):
-    """A flag that takes several words takes the options behind it, too: move those to `args.opts`."""
-    for flag in flags:
-        words = getattr(args, flag) or []
-        keys = [i for i, word in enumerate(words) if is_key(word)]
-        first = keys[0] if keys else len(words)
-        args.opts = words[first:] + args.opts
-        setattr(args, flag, words[:first] or None)
+def is_flag(word):
+    return re.match(r"--[A-Za-z]|-h$", word) is not None
+
+
+def parse_words(parser, argv):
+    """The arguments of a command line whose flags and options stand in any order; `opts` becomes [KEY, VALUE, ...].
+
+    A flag that takes several words ends before the next flag or option.
+
+    Args:
+        parser: an ArgumentParser with the positional argument `opts` (`add_options`).
+    Raises:
+        InputError: an unknown flag, or an option without a value.
+    """
+    words, flags, options = list(argv), [], []
+    while words:
+        word = words.pop(0)
+        if is_flag(word):
+            flags.append(word)
+            most = 0 if "=" in word else _most_words(parser, word)
+            while most and words and not is_flag(words[0]) and not (most > 1 and is_key(words[0].partition("=")[0])):
+                flags.append(words.pop(0))
+                most -= 1
+        elif word == "--" or "=" in word:
+            options.append(word)
+        elif words and is_flag(words[0]):
+            raise InputError(f"options come in pairs KEY VALUE; '{word}' has no value, {words[0]} follows")
+        else:
+            options += [word, *words[:1]]
+            del words[:1]
+    args = parser.parse_args(flags)
+    args.opts = paired(options)
     return args
+
+
+def _most_words(parser, flag):
+    """How many words a flag takes at most; argparse takes a flag's first letters, too, where they are enough."""
+    known = parser._option_string_actions
+    action = known.get(flag) or next((action for name, action in known.items() if name.startswith(flag)), None)
+    if action is None or action.nargs == 0:
+        return 0
+    return action.nargs if isinstance(action.nargs, int) else 1 if action.nargs in (None, "?") else float("inf")
+
+
+def add_options(parser, help="config options: KEY VALUE or KEY=VALUE ..."):
+    parser.add_argument("opts", nargs="*", default=[], metavar="OPTION", help=help)
 
 
 def parse_arguments(argv):
     parser = ArgumentParser(description="Train or evaluate one run.",
-                            epilog="Words after the flags are config options: KEY VALUE ... Started by torchrun, "
+                            epilog="Other words are config options, KEY VALUE or KEY=VALUE. Started by torchrun, "
                                    "several processes make one run together; see docs/SCALING.md.")
     parser.add_argument("--root", default="", help="folder that holds the datasets (DATASET.ROOT)")
     parser.add_argument("--output-dir", default="", help="run folder (OUTPUT_DIR)")
@@ -101,8 +148,8 @@ def parse_arguments(argv):
     parser.add_argument("--no-train", action="store_true", help="build everything, neither train nor evaluate")
     parser.add_argument("--skip-bad-images", action="store_true",
                         help="leave unreadable images out and list them in results.json (DATASET.SKIP_BAD_IMAGES)")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, default=[], help="config options: KEY VALUE ...")
-    return give_back_options(parser.parse_args(argv), "source_domains", "target_domains", "transforms")
+    add_options(parser)
+    return parse_words(parser, sys.argv[1:] if argv is None else argv)
 
 
 def discover(plugins=()):
@@ -151,17 +198,8 @@ def build_config(args):
     for path in (args.dataset_config_file, args.config_file):
         if path:
             merge_file(cfg, path, open_trainer)
-    for key, value in (("DATASET.ROOT", args.root), ("OUTPUT_DIR", args.output_dir), ("RESUME", args.resume),
-                       ("TRAINER.NAME", args.trainer), ("MODEL.BACKBONE.NAME", args.backbone),
-                       ("MODEL.HEAD.NAME", args.head), ("DATASET.SOURCE_DOMAINS", args.source_domains),
-                       ("DATASET.TARGET_DOMAINS", args.target_domains), ("INPUT.TRANSFORMS", args.transforms),
-                       ("DATASET.SKIP_BAD_IMAGES", args.skip_bad_images)):
-        if value:
-            *nodes, leaf = key.split(".")
-            node = cfg
-            for name in nodes:
-                node = node[name]
-            node[leaf] = tuple(value) if isinstance(value, list) else value
+    for flag, key, value in flag_settings(args):
+        merge_flag(cfg, key, value, flag)
     merge_options(cfg, args.opts, open_trainer)
     check_config(cfg)
     if "USE_CUDA" in args.opts[::2] and cfg.USE_CUDA and not torch.cuda.is_available():
@@ -183,6 +221,15 @@ def build_config(args):
         raise InputError(f"--eval-only needs --model-dir, the run folder that holds what {cfg.TRAINER.NAME} trained")
     cfg.freeze()
     return cfg
+
+
+def flag_settings(args):
+    """[(flag, key, value)] of the flags that were given and stand for a config key."""
+    keys = {"root": "DATASET.ROOT", "output_dir": "OUTPUT_DIR", "resume": "RESUME", "trainer": "TRAINER.NAME",
+            "backbone": "MODEL.BACKBONE.NAME", "head": "MODEL.HEAD.NAME", "source_domains": "DATASET.SOURCE_DOMAINS",
+            "target_domains": "DATASET.TARGET_DOMAINS", "transforms": "INPUT.TRANSFORMS",
+            "skip_bad_images": "DATASET.SKIP_BAD_IMAGES"}
+    return [(f"--{name.replace('_', '-')}", key, value) for name, key in keys.items() if (value := getattr(args, name))]
 
 
 def resolve_precision(cfg):
@@ -248,7 +295,8 @@ def run(args, cfg, evaluation, clips):
     else:
         serve_foreign_code(cfg.MODEL.BACKBONE.NAME)
         trainer = build_trainer(cfg)
-    from_first(lambda: write_config(cfg, cfg.OUTPUT_DIR))
+    stored = own_cfg(cfg, default_config())
+    from_first(lambda: write_config(stored, cfg.OUTPUT_DIR))
     if args.no_train:
         return {}
     if args.eval_only:
@@ -268,7 +316,7 @@ def run(args, cfg, evaluation, clips):
         "class_bound": bool(getattr(trainer, "class_bound", False)),
         "seconds": round(time.time() - started, 2),
         **describe_run(trainer),
-        "config": plain(cfg),
+        "config": plain(stored),
     }
     if cfg.DATASET.SKIP_BAD_IMAGES:
         results["skipped_images"] = getattr(getattr(trainer, "dm", None), "skipped_images", {})

@@ -6,6 +6,7 @@ import re
 
 import yaml
 
+from dassl.config import dump
 from dassl.utils import BEST, INTERRUPTED, InputError, read_json
 
 # What may differ between two runs that count as the same: places, and what changes no number.
@@ -15,7 +16,7 @@ NOT_COMPARED = ("OUTPUT_DIR", "RESUME", "VERBOSE", "DATASET.ROOT", "DATALOADER.N
 
 def plain(cfg):
     """A config as nested dicts of plain values, as it reads back from a file."""
-    return yaml.safe_load(cfg.dump())
+    return yaml.safe_load(dump(cfg))
 
 
 def flat(tree, prefix=""):
@@ -55,7 +56,7 @@ def finished_results(cfg, defaults, evaluation):
         raise InputError(f"{folder} holds a training run; choose another --output-dir for the evaluation")
     if os.path.isfile(config):
         try:
-            with open(config, encoding="utf-8") as file:
+            with open(config, encoding="utf-8-sig") as file:
                 stored = yaml.safe_load(file)
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
             stored = None
