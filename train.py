@@ -30,6 +30,7 @@ from dassl.config import (
     paired,
     write_config,
 )
+from dassl.config.effect import RunFacts, note_of, without_effect
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.data.samplers import SAMPLER_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, build_trainer
@@ -295,7 +296,9 @@ def run(args, cfg, evaluation, clips):
     else:
         serve_foreign_code(cfg.MODEL.BACKBONE.NAME)
         trainer = build_trainer(cfg)
-    stored = own_cfg(cfg, default_config())
+    silent, stored = settings_without_effect(args, cfg, trainer), own_cfg(cfg, default_config())
+    if silent:
+        print(note_of(silent))
     from_first(lambda: write_config(stored, cfg.OUTPUT_DIR))
     if args.no_train:
         return {}
@@ -318,6 +321,8 @@ def run(args, cfg, evaluation, clips):
         **describe_run(trainer),
         "config": plain(stored),
     }
+    if silent:
+        results["without_effect"] = list(silent)
     if cfg.DATASET.SKIP_BAD_IMAGES:
         results["skipped_images"] = getattr(getattr(trainer, "dm", None), "skipped_images", {})
     results = json.loads(json.dumps(results))
@@ -328,6 +333,17 @@ def run(args, cfg, evaluation, clips):
 
     from_first(store)
     return results
+
+
+def settings_without_effect(args, cfg, trainer):
+    """{key or flag: why} of what was set and acts nowhere in this run."""
+    given = {*args.opts[::2], *(key for _, key, _ in flag_settings(args))}
+    facts = RunFacts(cfg, trainer, args.eval_only, isinstance(trainer, PromptTrainer))
+    silent = without_effect(facts, default_config(), given)
+    for flag, value in (("--model-dir", args.model_dir), ("--load-epoch", args.load_epoch)):
+        if value and not args.eval_only:
+            silent[flag] = "without --eval-only"
+    return silent
 
 
 def measured(trainer):

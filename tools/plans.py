@@ -266,8 +266,8 @@ class Planner:
         # An xd's target is evaluated with the config and the backbone that its source was trained with.
         source = Dataset.of(needs.argv[needs.argv.index("--dataset-config-file") + 1]) if needs else dataset
         _, config = self.method_config(place.protocol, place.trainer, source)
-        argv = ["--root", dataset.root or self.root, "--seed", str(place.seed), "--trainer", place.trainer, "--dataset-config-file",
-                dataset.file, "--config-file", config, "--output-dir", folder, *words]
+        argv = ["--root", dataset.root or self.root, "--seed", str(place.seed), "--trainer", place.trainer,
+                "--dataset-config-file", dataset.file, "--config-file", config, "--output-dir", folder, *words]
         if self.backbone or source.backbone:
             argv += ["--backbone", self.backbone or source.backbone]
         for plugin in self.plugins:
