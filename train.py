@@ -167,12 +167,17 @@ def declares_config(trainer):
     return getattr(trainer, "extend_cfg", PromptTrainer.extend_cfg) is not PromptTrainer.extend_cfg
 
 
-def default_config():
-    """The engine's defaults and those of every known method."""
+def default_config(run=None):
+    """The engine's defaults and those of every known method; those that a run's own config began from where that is
+    given (`resolve_precision`)."""
     cfg = get_cfg_default()
     for trainer in (*TRAINER_REGISTRY.replaced.values(), *(trainer for _, trainer in TRAINER_REGISTRY.items())):
         if declares_config(trainer):
             trainer.extend_cfg(cfg)
+    if run is not None and not issubclass(TRAINER_REGISTRY.get(run.TRAINER.NAME), PromptTrainer):
+        cfg.USE_CUDA = run.USE_CUDA
+        resolve_precision(cfg)
+        cfg.USE_CUDA = True
     return cfg
 
 
@@ -255,11 +260,11 @@ def main(argv=None, clips=None):
     discover(args.plugin)
     cfg = build_config(args)
     evaluation = what_is_evaluated(args)
-    results = from_first(lambda: finished_results(cfg, default_config(), evaluation))
+    results = from_first(lambda: finished_results(cfg, default_config(cfg), evaluation))
     if results is None or args.no_train:
         with sigterm_raises(), first_within(lambda: FolderLock(cfg.OUTPUT_DIR)):
             # Asked again: the process that held the lock before may just have finished this very run.
-            results = from_first(lambda: finished_results(cfg, default_config(), evaluation))
+            results = from_first(lambda: finished_results(cfg, default_config(cfg), evaluation))
             if results is None or args.no_train:
                 with first_within(lambda: logged(cfg.OUTPUT_DIR)):
                     return run(args, cfg, evaluation, {} if clips is None else clips)
@@ -296,7 +301,7 @@ def run(args, cfg, evaluation, clips):
     else:
         serve_foreign_code(cfg.MODEL.BACKBONE.NAME)
         trainer = build_trainer(cfg)
-    silent, stored = settings_without_effect(args, cfg, trainer), own_cfg(cfg, default_config())
+    silent, stored = settings_without_effect(args, cfg, trainer), own_cfg(cfg, default_config(cfg))
     if silent:
         print(note_of(silent))
     from_first(lambda: write_config(stored, cfg.OUTPUT_DIR))

@@ -18,7 +18,8 @@ from dassl.utils import InputError, rank, sigterm_raises, world_size
 def finished(run):
     """The results of a run that is finished, else None. Raises InputError where its folder holds another run."""
     args = train.parse_arguments(list(run.argv))
-    return finished_results(train.build_config(args), train.default_config(), train.what_is_evaluated(args))
+    cfg = train.build_config(args)
+    return finished_results(cfg, train.default_config(cfg), train.what_is_evaluated(args))
 
 
 @dataclass

@@ -90,6 +90,8 @@ def to_rgb(image, exif=False):
         exif: turn the picture upright as its EXIF says.
     Raises ValueError for floating-point pictures and for whole numbers that are not of 16 bits: which of them is white
     is not known."""
+    if getattr(image, "tag_v2", {}).get(ORIENTATION, 1) > 4:
+        image.filename = ""  # Pillow turns a TIFF by itself, and scrambles the rows of one that it maps from its file
     image.load()
     if image.mode == "F" or image.mode.startswith("I"):
         rgb = Image.fromarray(_eight_bits(image)).convert("RGB")
