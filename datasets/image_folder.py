@@ -13,8 +13,8 @@ class ImageFolder(FewShotDataset):
 
     Layout: `<class>/<image>`, for which a split is drawn once, or `train/<class>/<image>` with `val/` or `test/` or
     both, which is taken as it is: without `test/`, `val/` is the test part; without a validation part of its own, one
-    is drawn from unused training images. A folder's name is the class's name. Any kind of image that Pillow reads is
-    taken, in any colours; other files are named and left out.
+    is drawn from unused training images. A folder's name is the class's name. Any image of the formats in
+    dassl/utils/images.py is taken; other files are named and left out.
     """
 
     def __init__(self, cfg):
