@@ -30,11 +30,11 @@ from dassl.config import (
     paired,
     write_config,
 )
-from dassl.config.effect import RunFacts, note_of, without_effect
+from dassl.config.effect import RunFacts, leaf_of, note_of, without_effect
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.data.samplers import SAMPLER_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, build_trainer
-from dassl.engine.run_folder import checkpoint_digest, finished_results, newest_epoch, plain
+from dassl.engine.run_folder import checkpoint_digest, finished_results, newest_epoch, plain, stored_config
 from dassl.engine.run_record import describe_run, write_predictions
 from dassl.evaluation import EVALUATOR_REGISTRY
 from dassl.utils import (
@@ -345,6 +345,10 @@ def settings_without_effect(args, cfg, trainer):
     given = {*args.opts[::2], *(key for _, key, _ in flag_settings(args))}
     facts = RunFacts(cfg, trainer, args.eval_only, isinstance(trainer, PromptTrainer))
     silent = without_effect(facts, default_config(), given)
+    if args.eval_only and args.model_dir:  # what the evaluated run was trained with did act, there
+        here, there = plain(cfg), stored_config(args.model_dir)
+        silent = {key: why for key, why in silent.items()
+                  if leaf_of(here, key) is None or leaf_of(here, key) != leaf_of(there, key)}
     for flag, value in (("--model-dir", args.model_dir), ("--load-epoch", args.load_epoch)):
         if value and not args.eval_only:
             silent[flag] = "without --eval-only"

@@ -55,16 +55,22 @@ def finished_results(cfg, defaults, evaluation):
     if evaluation["eval_only"] and _checkpoints(folder):
         raise InputError(f"{folder} holds a training run; choose another --output-dir for the evaluation")
     if os.path.isfile(config):
-        try:
-            with open(config, encoding="utf-8-sig") as file:
-                stored = yaml.safe_load(file)
-        except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
-            stored = None
-        if not isinstance(stored, dict):
+        stored = stored_config(folder)
+        if not stored:
             raise InputError(f"{config} is damaged; delete the folder to run again")
         # A test image that turns out unreadable after the training may be left out for the evaluation.
         _require_same(folder, stored, cfg, defaults, free=("DATASET.SKIP_BAD_IMAGES",))
     return None
+
+
+def stored_config(folder):
+    """The config that a run folder keeps, nested dicts of plain values; {} where there is none or it is damaged."""
+    try:
+        with open(os.path.join(folder, "config.yaml"), encoding="utf-8-sig") as file:
+            stored = yaml.safe_load(file)
+    except (FileNotFoundError, yaml.YAMLError, UnicodeDecodeError, RecursionError):
+        return {}
+    return stored if isinstance(stored, dict) else {}
 
 
 def _whole_json(path):

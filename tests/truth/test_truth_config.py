@@ -412,6 +412,17 @@ def test_results_keep_what_acted_nowhere(made):
     assert "without_effect" not in made("ZeroshotCLIP", out="other")[0]
 
 
+@pytest.mark.parametrize(("words", "silent"), [
+    (("OPTIM.MAX_EPOCH", 1, "OPTIM.LR", 0.02), None), (("OPTIM.MAX_EPOCH", 5), ["OPTIM.MAX_EPOCH"]),
+    (("OPTIM.NAME", "adamw", "TEST.NO_TEST", True), ["OPTIM.NAME", "TEST.NO_TEST"]),
+])
+def test_an_evaluation_names_what_its_training_was_not_made_with(words, silent, made, tmp_path):
+    """A protocol gives the options of its training runs to the evaluations, too."""
+    made("CoOp", "OPTIM.MAX_EPOCH", 1, "OPTIM.LR", 0.02, out="trained")
+    results, _ = made("CoOp", "--eval-only", "--model-dir", tmp_path / "trained", *words)
+    assert results.get("without_effect") == silent
+
+
 READER = """
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY
