@@ -19,12 +19,30 @@ import torch
 
 import datasets
 import trainers
-from dassl.config import check_config, clean_cfg, get_cfg_default, merge_file, merge_options, write_config
+from dassl.config import (
+    check_config,
+    clean_cfg,
+    get_cfg_default,
+    merge_file,
+    merge_flag,
+    merge_options,
+    own_cfg,
+    paired,
+    write_config,
+)
+from dassl.config.effect import RunFacts, leaf_of, note_of, without_effect
 from dassl.data.datasets import DATASET_REGISTRY, keep_draws
 from dassl.data.samplers import SAMPLER_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.engine.identity import check_evaluated, plain
-from dassl.engine.run_folder import Sources, checkpoint_digest, checkpoint_files, finished_results, newest_epoch
+from dassl.engine.run_folder import (
+    Sources,
+    checkpoint_digest,
+    checkpoint_files,
+    finished_results,
+    newest_epoch,
+    stored_config,
+)
 from dassl.engine.run_record import describe_run, write_predictions
 from dassl.evaluation import EVALUATOR_REGISTRY
 from dassl.utils import (
@@ -68,20 +86,57 @@ def is_key(word):
     return word in TOP_LEVEL_KEYS or re.fullmatch(r"[A-Z0-9_]+(\.[A-Z0-9_]+)+", word) is not None
 
 
-def give_back_options(args, *flags):
-    """A flag that takes several words takes the options behind it, too: move those to `args.opts`."""
-    for flag in flags:
-        words = getattr(args, flag) or []
-        keys = [i for i, word in enumerate(words) if is_key(word)]
-        first = keys[0] if keys else len(words)
-        args.opts = words[first:] + args.opts
-        setattr(args, flag, words[:first] or None)
+def is_flag(word):
+    return re.match(r"--[A-Za-z]|-h$", word) is not None
+
+
+def parse_words(parser, argv):
+    """The arguments of a command line whose flags and options stand in any order; `opts` becomes [KEY, VALUE, ...].
+
+    A flag that takes several words ends before the next flag or option.
+
+    Args:
+        parser: an ArgumentParser with the positional argument `opts` (`add_options`).
+    Raises:
+        InputError: an unknown flag, or an option without a value.
+    """
+    words, flags, options = list(argv), [], []
+    while words:
+        word = words.pop(0)
+        if is_flag(word):
+            flags.append(word)
+            most = 0 if "=" in word else _most_words(parser, word)
+            while most and words and not is_flag(words[0]) and not (most > 1 and is_key(words[0].partition("=")[0])):
+                flags.append(words.pop(0))
+                most -= 1
+        elif word == "--" or "=" in word:
+            options.append(word)
+        elif words and is_flag(words[0]):
+            raise InputError(f"options come in pairs KEY VALUE; '{word}' has no value, {words[0]} follows")
+        else:
+            options += [word, *words[:1]]
+            del words[:1]
+    args = parser.parse_args(flags)
+    args.opts = paired(options)
     return args
+
+
+def _most_words(parser, flag):
+    """How many words a flag takes at most; argparse takes a flag's first letters, too, where they are enough."""
+    known = parser._option_string_actions
+    action = known.get(flag) or next((action for name, action in known.items() if name.startswith(flag)), None)
+    if action is None or action.nargs == 0:
+        return 0
+    return action.nargs if isinstance(action.nargs, int) else 1 if action.nargs in (None, "?") else float("inf")
+
+
+def add_options(parser, help="config options: KEY VALUE or KEY=VALUE ..."):
+    parser.add_argument("opts", nargs="*", default=[], metavar="OPTION", help=help)
 
 
 def parse_arguments(argv):
     parser = ArgumentParser(description="Train or evaluate one run.",
-                            epilog="Words after the flags are config options: KEY VALUE ... Started by torchrun, "
+                            epilog="Other words are config options, KEY VALUE or KEY=VALUE. Started by torchrun, "
                                    "several processes make one run together; see docs/SCALING.md.")
     parser.add_argument("--root", default="", help="folder that holds the datasets (DATASET.ROOT)")
     parser.add_argument("--output-dir", default="", help="run folder (OUTPUT_DIR)")
@@ -103,8 +158,8 @@ def parse_arguments(argv):
     parser.add_argument("--no-train", action="store_true", help="build everything, neither train nor evaluate")
     parser.add_argument("--skip-bad-images", action="store_true",
                         help="leave unreadable images out and list them in results.json (DATASET.SKIP_BAD_IMAGES)")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, default=[], help="config options: KEY VALUE ...")
-    return give_back_options(parser.parse_args(argv), "source_domains", "target_domains", "transforms")
+    add_options(parser)
+    return parse_words(parser, sys.argv[1:] if argv is None else argv)
 
 
 def discover(plugins=()):
@@ -121,12 +176,17 @@ def declares_config(trainer):
     return getattr(trainer, "extend_cfg", PromptTrainer.extend_cfg) is not PromptTrainer.extend_cfg
 
 
-def default_config():
-    """The engine's defaults and those of every known method."""
+def default_config(run=None):
+    """The engine's defaults and those of every known method; those that a run's own config began from where that is
+    given (`resolve_precision`)."""
     cfg = get_cfg_default()
     for trainer in (*TRAINER_REGISTRY.replaced.values(), *(trainer for _, trainer in TRAINER_REGISTRY.items())):
         if declares_config(trainer):
             trainer.extend_cfg(cfg)
+    if run is not None and not issubclass(TRAINER_REGISTRY.get(run.TRAINER.NAME), PromptTrainer):
+        cfg.USE_CUDA = run.USE_CUDA
+        resolve_precision(cfg)
+        cfg.USE_CUDA = True
     return cfg
 
 
@@ -153,17 +213,8 @@ def build_config(args):
     for path in (args.dataset_config_file, args.config_file):
         if path:
             merge_file(cfg, path, open_trainer)
-    for key, value in (("DATASET.ROOT", args.root), ("OUTPUT_DIR", args.output_dir), ("RESUME", args.resume),
-                       ("TRAINER.NAME", args.trainer), ("MODEL.BACKBONE.NAME", args.backbone),
-                       ("MODEL.HEAD.NAME", args.head), ("DATASET.SOURCE_DOMAINS", args.source_domains),
-                       ("DATASET.TARGET_DOMAINS", args.target_domains), ("INPUT.TRANSFORMS", args.transforms),
-                       ("DATASET.SKIP_BAD_IMAGES", args.skip_bad_images)):
-        if value:
-            *nodes, leaf = key.split(".")
-            node = cfg
-            for name in nodes:
-                node = node[name]
-            node[leaf] = tuple(value) if isinstance(value, list) else value
+    for flag, key, value in flag_settings(args):
+        merge_flag(cfg, key, value, flag)
     merge_options(cfg, args.opts, open_trainer)
     check_config(cfg)
     if "USE_CUDA" in args.opts[::2] and cfg.USE_CUDA and not torch.cuda.is_available():
@@ -188,6 +239,15 @@ def build_config(args):
         raise InputError(f"--eval-only needs --model-dir, the run folder that holds what {cfg.TRAINER.NAME} trained")
     cfg.freeze()
     return cfg
+
+
+def flag_settings(args):
+    """[(flag, key, value)] of the flags that were given and stand for a config key."""
+    keys = {"root": "DATASET.ROOT", "output_dir": "OUTPUT_DIR", "resume": "RESUME", "trainer": "TRAINER.NAME",
+            "backbone": "MODEL.BACKBONE.NAME", "head": "MODEL.HEAD.NAME", "source_domains": "DATASET.SOURCE_DOMAINS",
+            "target_domains": "DATASET.TARGET_DOMAINS", "transforms": "INPUT.TRANSFORMS",
+            "skip_bad_images": "DATASET.SKIP_BAD_IMAGES"}
+    return [(f"--{name.replace('_', '-')}", key, value) for name, key in keys.items() if (value := getattr(args, name))]
 
 
 def resolve_precision(cfg):
@@ -227,7 +287,7 @@ def main(argv=None, clips=None, seen=None):
 
 def finished(cfg, evaluation, seen=None):
     """What `finished_results` says of the run of a config."""
-    return finished_results(cfg, default_config(), evaluation, Sources(cfg, weights_digest, seen))
+    return finished_results(cfg, default_config(cfg), evaluation, Sources(cfg, weights_digest, seen))
 
 
 @contextlib.contextmanager
@@ -258,7 +318,10 @@ def run(args, cfg, evaluation, clips):
         trainer = build_trainer(cfg, clips=clips)
     else:
         trainer = build_foreign(cfg)
-    from_first(lambda: write_config(cfg, cfg.OUTPUT_DIR))
+    silent, stored = settings_without_effect(args, cfg, trainer), own_cfg(cfg, default_config(cfg))
+    if silent:
+        print(note_of(silent))
+    from_first(lambda: write_config(stored, cfg.OUTPUT_DIR))
     if args.no_train:
         return {}
     from_first(lambda: keep_draws(getattr(getattr(trainer, "dm", None), "dataset", None), cfg.OUTPUT_DIR))
@@ -284,8 +347,10 @@ def run(args, cfg, evaluation, clips):
         "class_bound": bool(getattr(trainer, "class_bound", False)),
         "seconds": round(time.time() - started, 2),
         **describe_run(trainer),
-        "config": plain(cfg),
+        "config": plain(stored),
     }
+    if silent:
+        results["without_effect"] = list(silent)
     if cfg.DATASET.SKIP_BAD_IMAGES:
         results["skipped_images"] = getattr(getattr(trainer, "dm", None), "skipped_images", {})
     results = json.loads(json.dumps(results))
@@ -308,6 +373,21 @@ def build_foreign(cfg):
     trainer = build_trainer(cfg)
     trainer.backbone_facts = facts
     return trainer
+
+
+def settings_without_effect(args, cfg, trainer):
+    """{key or flag: why} of what was set and acts nowhere in this run."""
+    given = {*args.opts[::2], *(key for _, key, _ in flag_settings(args))}
+    facts = RunFacts(cfg, trainer, args.eval_only, isinstance(trainer, PromptTrainer))
+    silent = without_effect(facts, default_config(), given)
+    if args.eval_only and args.model_dir:  # what the evaluated run was trained with did act, there
+        here, there = plain(cfg), stored_config(args.model_dir)
+        silent = {key: why for key, why in silent.items()
+                  if leaf_of(here, key) is None or leaf_of(here, key) != leaf_of(there, key)}
+    for flag, value in (("--model-dir", args.model_dir), ("--load-epoch", args.load_epoch)):
+        if value and not args.eval_only:
+            silent[flag] = "without --eval-only"
+    return silent
 
 
 def measured(trainer):

@@ -1,13 +1,10 @@
 """How datasets find their files: folders, lists, images that are there, folders of one's own."""
 import os
-import warnings
 from collections import defaultdict
-
-from PIL import Image
 
 from dassl.data.datasets import Datum, composed
 from dassl.utils import InputError, listdir_nohidden
-from dassl.utils.images import FORMATS
+from dassl.utils.images import is_picture
 
 FEWSHOT_FOLDER = "split_fewshot"
 BYTE_ORDER_MARK = "\ufeff"
@@ -185,18 +182,8 @@ def is_image(path):
         return False
     key = path, found.st_size, found.st_mtime_ns
     if key not in _seen:
-        _seen[key] = _has_header(path)
+        _seen[key] = is_picture(path)
     return _seen[key]
-
-
-def _has_header(path):
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what Pillow has to say of a size or of metadata is no verdict
-            Image.open(path, formats=FORMATS).close()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return False
-    return True
 
 
 def report_left_out(left_out, folder):

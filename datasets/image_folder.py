@@ -13,8 +13,9 @@ class ImageFolder(FewShotDataset):
 
     Layout: `<class>/<image>`, for which a split is drawn, or `train/<class>/<image>` with `val/` or `test/` or
     both, which is taken as it is: without `test/`, `val/` is the test part; without a validation part of its own, one
-    is drawn from unused training images. A folder's name is the class's name. Any kind of image that Pillow reads is
-    taken, in any colours; other files are named and left out, and a class folder with nothing else is an error.
+    is drawn from unused training images. A folder's name is the class's name. Any image of the formats in
+    dassl/utils/images.py is taken; other files are named and left out, and a class folder with nothing else is an
+    error.
     """
 
     def __init__(self, cfg):

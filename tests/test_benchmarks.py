@@ -286,9 +286,9 @@ def test_samples_are_the_same_with_and_without_the_cache(pictures):
 def test_a_picture_is_decoded_once(pictures, monkeypatch):
     decoded = []
 
-    def counting(path):
+    def counting(path, exif):
         decoded.append(path)
-        return read_image(path)
+        return read_image(path, exif)
 
     monkeypatch.setattr("dassl.data.image_cache.read_image", counting)
     samples(pictures, 1, epochs=3)

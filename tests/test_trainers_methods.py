@@ -147,7 +147,7 @@ def test_tcp_class_prompts_are_made_for_classes_never_trained_on(clip_model):
 @pytest.mark.parametrize("method", ["TipAdapter", "TipAdapterF"])
 def test_tip_adapter_chooses_without_a_look_at_test_images(method, run, tmp_path, monkeypatch):
     seen, read = [], data_manager.read_image
-    monkeypatch.setattr(data_manager, "read_image", lambda path: seen.append(path) or read(path))
+    monkeypatch.setattr(data_manager, "read_image", lambda path, exif: seen.append(path) or read(path, exif))
     test = TRAINER_REGISTRY.get(method).test
     before, state = [], {}
 

@@ -132,7 +132,7 @@ def slurm_parameters(args):
 def read_cluster_file(path):
     """The settings of a YAML file: words, with `slurm` a dict of words and `setup` a list of shell lines."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             # Words as they stand: YAML would make 480 of 8:00 and 5400 of 1:30:00.
             found = yaml.load(file, yaml.BaseLoader) or {}
     except OSError as error:

@@ -8,7 +8,6 @@ Everything in it is read or measured: paper and subject from the methods' docstr
 ViT-B/16's architecture with random weights and each method's vit_b16.yaml, the time of a training step against CoOp's
 in turns in one process, the largest deviation from the golden records out of a run of tests/test_parity.py.
 """
-import argparse
 import contextlib
 import io
 import json
@@ -48,8 +47,8 @@ def parse_arguments(argv):
     parser.add_argument("--batch", type=int, default=16, help="images of a timed step (default 16)")
     parser.add_argument("--repeats", type=int, default=40, help="timed steps of each method (default 40)")
     parser.add_argument("--write", metavar="FILE", help="put the table between the marks in a file")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config options for every run: KEY VALUE ...")
-    return train.give_back_options(parser.parse_args(argv), "trainer")
+    train.add_options(parser, "config options for every run: KEY VALUE or KEY=VALUE ...")
+    return train.parse_words(parser, sys.argv[1:] if argv is None else argv)
 
 
 def random_vit_b16():

@@ -92,24 +92,27 @@ class Run:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A file of configs/datasets. name: the file's; registered: the dataset class; backbone: the CLIP it asks for."""
+    """A file of configs/datasets. name: the file's; registered: the dataset class; backbone: the CLIP it asks for;
+    root: its own DATASET.ROOT, which stands above a protocol's --root, that of all datasets."""
 
     name: str
     file: str
     registered: type
     backbone: str
+    root: str = ""
 
     @classmethod
     def of(cls, name):
         file = config_file("datasets", name)
         config = get_cfg_default()
         merge_file(config, file)
-        return cls(stem(file), file, DATASET_REGISTRY.get(config.DATASET.NAME), config.MODEL.BACKBONE.NAME)
+        return cls(stem(file), file, DATASET_REGISTRY.get(config.DATASET.NAME), config.MODEL.BACKBONE.NAME,
+                   config.DATASET.ROOT)
 
     def domains(self, root):
-        """Names of all domains below the data folder `root`; none for a dataset without domains."""
+        """Names of all domains below the data folder `root`, or its own; none for a dataset without domains."""
         listed = getattr(self.registered, "domain_names", None)
-        return list(listed(root) if listed else getattr(self.registered, "domains", ()))
+        return list(listed(self.root or root) if listed else getattr(self.registered, "domains", ()))
 
 
 def stem(path):
@@ -263,8 +266,8 @@ class Planner:
         # An xd's target is evaluated with the config and the backbone that its source was trained with.
         source = Dataset.of(needs.argv[needs.argv.index("--dataset-config-file") + 1]) if needs else dataset
         _, config = self.method_config(place.protocol, place.trainer, source)
-        argv = ["--root", self.root, "--seed", str(place.seed), "--trainer", place.trainer, "--dataset-config-file",
-                dataset.file, "--config-file", config, "--output-dir", folder, *words]
+        argv = ["--root", dataset.root or self.root, "--seed", str(place.seed), "--trainer", place.trainer,
+                "--dataset-config-file", dataset.file, "--config-file", config, "--output-dir", folder, *words]
         if self.backbone or source.backbone:
             argv += ["--backbone", self.backbone or source.backbone]
         for plugin in self.plugins:

@@ -30,12 +30,12 @@ import train  # noqa: E402
 from dassl.data.transforms import build_transform  # noqa: E402
 from dassl.engine import TRAINER_REGISTRY  # noqa: E402
 from dassl.utils import InputError, load_checkpoint, read_image, read_json  # noqa: E402
+from dassl.utils.images import SUFFIXES, size_of, to_rgb  # noqa: E402
 from prompting.backbone import unpublished_note  # noqa: E402
 from trainers.base import PromptTrainer  # noqa: E402
 from trainers.without_data import NeedsImages  # noqa: E402
 
 BATCH = 32  # images that are classified together
-SUFFIXES = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Prediction:
     top: list
 
 
-def load_run(folder, epoch=None, backbone="", plugins=(), clips=None):
+def load_run(folder, epoch=None, backbone="", plugins=(), clips=None, exif=True):
     """A run to predict with.
 
     Args:
@@ -55,6 +55,7 @@ def load_run(folder, epoch=None, backbone="", plugins=(), clips=None):
         backbone: where the CLIP now is, if the run's weights file has moved.
         plugins: files or modules that bring the run's method.
         clips: {backbone: loaded CLIP}, filled and shared between runs.
+        exif: turn pictures upright as their EXIF says, also those of a run that was trained without.
     Returns:
         LoadedRun.
     Raises:
@@ -65,7 +66,7 @@ def load_run(folder, epoch=None, backbone="", plugins=(), clips=None):
     trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
     if not issubclass(trainer, PromptTrainer):
         raise InputError(f"{cfg.TRAINER.NAME} is not a PromptTrainer: only those can be built without their dataset")
-    return LoadedRun(cfg, folder, trainer, epoch, {} if clips is None else clips)
+    return LoadedRun(cfg, folder, trainer, epoch, {} if clips is None else clips, exif)
 
 
 def run_config(folder, backbone=""):
@@ -106,8 +107,8 @@ class LoadedRun:
     Attributes: classes, the names of the run's own classes; cfg, its config.
     """
 
-    def __init__(self, cfg, folder, trainer, epoch, clips):
-        self.cfg, self.folder, self.epoch, self.clips = cfg, folder, epoch, clips
+    def __init__(self, cfg, folder, trainer, epoch, clips, exif=True):
+        self.cfg, self.folder, self.epoch, self.clips, self.exif = cfg, folder, epoch, clips, exif
         self.kind, self.built, self.built_for = trainer, None, None
         with contextlib.redirect_stdout(io.StringIO()):  # what it says to a run's log
             self.transform = build_transform(cfg, is_train=False)
@@ -144,9 +145,13 @@ class LoadedRun:
                             for image, row, values in zip(part, index.tolist(), best.tolist())]
         return predictions
 
-    @staticmethod
-    def _picture(image):
-        return image.convert("RGB") if isinstance(image, Image.Image) else read_image(image)
+    def _picture(self, image):
+        if not isinstance(image, Image.Image):
+            return read_image(image, self.exif)
+        try:
+            return to_rgb(image, self.exif)
+        except ValueError as error:
+            raise InputError(f"a picture cannot be classified: {error}") from None
 
     def trainer_for(self, classes):
         """The run's PromptTrainer for these classes, with what was trained. The last one made is kept."""
@@ -203,6 +208,8 @@ def parse_arguments(argv):
     parser.add_argument("--classes", default="", help="names to choose from, separated by commas; default the run's")
     parser.add_argument("--top", type=int, default=5, help="how many classes to print (default 5)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--no-exif", action="store_true",
+                        help="take pictures as they are stored, not upright as their EXIF says")
     add_run_flags(parser)
     return parser.parse_args(argv)
 
@@ -227,14 +234,17 @@ def main(argv=None):
         print(f"Note: left out, no image by its ending: {', '.join(others)}", file=sys.stderr)
     if not files:
         raise InputError(f"no image in {', '.join(args.images)}")
-    run = load_run(args.model_dir, args.load_epoch, args.backbone, args.plugin)
+    run = load_run(args.model_dir, args.load_epoch, args.backbone, args.plugin, exif=not args.no_exif)
     run.trainer_for(classes or run.classes)  # what is wrong with the run or the classes, before any image
+    if turned := sum(found[1] for file in files if (found := size_of(file, run.exif))):
+        print(f"Note: {turned} of {len(files)} pictures are turned upright as their EXIF says; --no-exif takes them as "
+              "they are stored" + ("" if run.cfg.INPUT.EXIF else ", as this run took its own"), file=sys.stderr)
     predictions, bad = [], []
     for start in range(0, len(files), BATCH):
         pictures = {}
         for file in files[start:start + BATCH]:
             try:
-                pictures[file] = read_image(file)
+                pictures[file] = read_image(file, run.exif)
             except InputError as error:
                 bad.append(file)
                 fault = str(error).partition(";")[0]  # what follows is advice for datasets

@@ -63,20 +63,25 @@ def parse_arguments(argv):
                          help="say which runs are done, running, queued or failed, with the last log line; run nothing")
     instead.add_argument("--table", action="store_true", help="print the table of what is done; run nothing")
     cluster.add_arguments(shared)
-    shared.add_argument("opts", nargs=argparse.REMAINDER, help="config options for every run: KEY VALUE ...")
+    train.add_options(shared, "config options for every run: KEY VALUE or KEY=VALUE ...")
     parser = train.ArgumentParser(description="Run a protocol over seeds and print its table.")
     protocols = parser.add_subparsers(dest="protocol", required=True, metavar="PROTOCOL")
+    kinds = {}
     for name, text in PROTOCOLS.items():
-        own = protocols.add_parser(name, parents=[shared], help=text, description=text)
+        own = kinds[name] = protocols.add_parser(name, parents=[shared], help=text, description=text)
         if name == "compare":
             own.add_argument("--protocol", dest="compared", choices=[*SHOTS], default="base2new",
                              help="which protocol (default base2new)")
         if name in ("xd", "compare"):
             own.add_argument("--targets", nargs="+", help="xd: datasets to test on; default for imagenet: the ten "
                                                           "others and its four variants")
-    args = parser.parse_args(argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] not in kinds:
+        parser.parse_args(argv)  # prints help, or says what the protocols are
+    args = train.parse_words(kinds[argv[0]], argv[1:])
+    args.protocol = argv[0]
     args.targets = getattr(args, "targets", None)
-    return train.give_back_options(args, "trainer", "dataset", "seeds", "shots", "targets")
+    return args
 
 
 def check_arguments(args):

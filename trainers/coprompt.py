@@ -109,7 +109,7 @@ def read_sentences(path):
     """{readable class name: [sentence, ...]} of a JSON file. Raises InputError when it is something else."""
     hint = 'a JSON file {"class name": ["sentence", ...]} is needed; see docs/COPROMPT_SENTENCES.md'
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             written = json.load(file)
     except (OSError, ValueError) as error:
         raise InputError(f"TRAINER.COPROMPT.SENTENCES: cannot read {path} ({error}); {hint}") from None

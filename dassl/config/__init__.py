@@ -1,7 +1,7 @@
 """The configuration tree: Dassl's keys and defaults, YAML files and command-line options merged with care."""
 from dassl.config.check import check_config
 from dassl.config.defaults import get_cfg_default
-from dassl.config.merge import merge_file, merge_options, write_config
+from dassl.config.merge import dump, merge_file, merge_flag, merge_options, paired, write_config
 
 
 def clean_cfg(cfg, trainer):
@@ -16,4 +16,23 @@ def clean_cfg(cfg, trainer):
             cfg.TRAINER.pop(key)
 
 
-__all__ = ["check_config", "clean_cfg", "get_cfg_default", "merge_file", "merge_options", "write_config"]
+def own_cfg(cfg, defaults):
+    """A config as it is stored with its run: a copy without the TRAINER nodes of other methods that say nothing.
+
+    A foreign trainer may read any node, so that one that differs from its defaults is kept, and one that has none.
+
+    Args:
+        cfg: the config of a run.
+        defaults: the tree before anything was merged.
+    """
+    own = cfg.clone()
+    own.defrost()
+    for key, node in cfg.TRAINER.items():
+        if key not in ("NAME", cfg.TRAINER.NAME.upper()) and node == defaults.TRAINER.get(key):
+            own.TRAINER.pop(key)
+    own.freeze()
+    return own
+
+
+__all__ = ["check_config", "clean_cfg", "dump", "get_cfg_default", "merge_file", "merge_flag", "merge_options",
+           "own_cfg", "paired", "write_config"]

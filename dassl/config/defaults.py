@@ -15,6 +15,7 @@ def get_cfg_default():
     cfg.INPUT = CN()
     cfg.INPUT.SIZE = (224, 224)
     cfg.INPUT.INTERPOLATION = "bilinear"
+    cfg.INPUT.EXIF = False  # turn pictures upright as their EXIF says
     cfg.INPUT.TRANSFORMS = ()
     cfg.INPUT.NO_TRANSFORM = False
     cfg.INPUT.PIXEL_MEAN = [0.485, 0.456, 0.406]

@@ -2,6 +2,7 @@
 import ast
 import math
 import os
+import re
 
 import yaml
 from yacs.config import CfgNode as CN
@@ -11,16 +12,24 @@ from dassl.utils.errors import InputError
 from dassl.utils.registry import nearest
 
 MOST_BYTES = 2**20  # of a config file
+MOST_SHARED = 16  # entries of a list that an alias may stand for
+WORD = re.compile(r"[\w.+/:-]+")  # entries of a list that commas tell apart
+NUMBERS = {"MODEL.HEAD.HIDDEN_LAYERS": 0}  # lists that are empty by default and hold no names: a value like theirs
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values only. Aliases are refused, which can make a few lines stand for more than memory holds, and a key
-    that comes twice, of which YAML would keep the last."""
+    """Plain values only. Aliases are refused, which can make a few lines stand for more than memory holds, but for
+    those of short lists, which config.yaml files of early runs have; and a key that comes twice, of which YAML would
+    keep the last."""
 
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read here",
-                                              self.peek_event().start_mark)
+            event = self.peek_event()
+            shared = self.anchors.get(event.anchor)
+            if not (isinstance(shared, yaml.SequenceNode) and len(shared.value) <= MOST_SHARED
+                    and all(isinstance(entry, yaml.ScalarNode) for entry in shared.value)):
+                raise yaml.composer.ComposerError(None, None, f"the alias *{event.anchor} is not read here; write out "
+                                                  "what it stands for", event.start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node, deep=False):
@@ -43,7 +52,7 @@ def merge_file(cfg, path, open_trainer=False):
     if not path.endswith((".yaml", ".yml")):
         raise InputError(f"config {path}: configs are YAML files (.yaml); other kinds are not read")
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:  # some editors begin a file with a byte-order mark
             text = file.read(MOST_BYTES + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the config {path}: {getattr(error, 'strerror', None) or error}") from None
@@ -62,12 +71,31 @@ def merge_file(cfg, path, open_trainer=False):
 
 
 def merge_options(cfg, options, open_trainer=False):
-    """Merge `["OPTIM.LR", "0.002", ...]` into `cfg`. Raises InputError as `merge_file` does."""
-    options = [o for o in options if o != "--"]
-    if len(options) % 2:
-        raise InputError(f"options come in pairs KEY VALUE; '{options[-1]}' has no value")
+    """Merge `["OPTIM.LR", "0.002", "SEED=3", ...]` into `cfg`. Raises InputError as `merge_file` does."""
+    options = paired(options)
     for key, text in zip(options[::2], options[1::2]):
         _set(cfg, key, text, "option", open_trainer)
+
+
+def merge_flag(cfg, key, value, flag):
+    """Set `key` to what a flag of the command line was given: words as they are, in a list where there are several."""
+    _set(cfg, key, value, flag, False)
+
+
+def paired(words):
+    """Options given as KEY VALUE or as KEY=VALUE -> [KEY, VALUE, ...]. Raises InputError for a key without a value."""
+    words, pairs = [word for word in words if word != "--"], []
+    while words:
+        key, equals, value = words[0].partition("=")
+        if equals and re.fullmatch(r"[\w.]+", key):
+            pairs += [key, value]
+            del words[0]
+        elif len(words) == 1:
+            raise InputError(f"options come in pairs KEY VALUE; '{words[0]}' has no value")
+        else:
+            pairs += words[:2]
+            del words[:2]
+    return pairs
 
 
 def _leaves(tree, path, prefix=""):
@@ -101,7 +129,7 @@ def _set(cfg, key, value, where, open_trainer):
             break
     if not isinstance(node, CN) or (leaf not in node and not free):
         raise InputError(f"{where}: unknown key {key}{nearest(key, _known_keys(cfg))}")
-    if isinstance(value, str) and not isinstance(node.get(leaf), str):
+    if isinstance(value, str) and not isinstance(node.get(leaf), (str, tuple, list)):
         value = _decode(value)
     if leaf not in node:
         node[leaf] = value
@@ -131,11 +159,12 @@ def _coerce(default, value, key, where):
                 raise InputError(f"{where}: {key} must be a finite number, not {value!r}")
             return number
     elif isinstance(default, (tuple, list)) and not isinstance(value, (dict, type(None))):
+        example = _example(default, key)
         if isinstance(value, str):
-            value = [part for part in value.split(",") if part]
+            value = _entries(value, example, key, where)
         value = list(value) if isinstance(value, (tuple, list)) else [value]
-        if default:  # its entries say what kind of list it is
-            value = [_coerce(default[0], entry, key, where) for entry in value]
+        if example is not None:
+            value = [_entry(example, entry, key, where) for entry in value]
         return type(default)(value)
     elif isinstance(default, str) and not isinstance(value, (list, tuple, dict, type(None), bool)):
         if "\0" in str(value):
@@ -147,9 +176,73 @@ def _coerce(default, value, key, where):
                      f"not {value!r}")
 
 
+def _example(default, key):
+    """A value like the entries of a list: its first one, a name where it is empty. None for a list that is empty in a
+    method's own settings, which may hold anything."""
+    if default:
+        return default[0]
+    if key.startswith("TRAINER.") and not key.endswith(".TEMPLATES"):
+        return None
+    return NUMBERS.get(key, "")
+
+
+def _entries(text, example, key, where):
+    """The entries of a list that is given as text: in Python's or YAML's notation, as plain words between commas, or
+    one entry that is anything else, such as "a photo of a {}, a type of pet."."""
+    text = text.strip()
+    value = text
+    if text[:1] in ("(", "[", "'", '"') or example is None:
+        value = _decode(text)
+        if isinstance(value, str) and text[:1] == "[":
+            try:
+                value = yaml.load(text, _Loader)
+            except (yaml.YAMLError, RecursionError, ValueError):
+                value = text
+    if not isinstance(value, str):
+        return value
+    if value != text:  # it was quoted
+        return [value]
+    pieces = [piece.strip() for piece in text.split(",")]
+    if not pieces[-1]:
+        pieces.pop()  # ("a,") as in Python's notation
+    if not all(WORD.fullmatch(piece) for piece in pieces if piece):
+        return [text]
+    if "" in pieces:
+        raise InputError(f"{where}: {key} has an empty entry: {text!r}")
+    return pieces if isinstance(example, str) or example is None else [_decode(piece) for piece in pieces]
+
+
+def _entry(example, value, key, where):
+    """An entry of a list as the type of `example`."""
+    if isinstance(example, str):
+        if isinstance(value, (bool, list, tuple, dict, type(None))):
+            raise InputError(f"{where}: {key} is a list of names, and {value!r} is none; put quotes around it if it is")
+        if not str(value).strip():
+            raise InputError(f"{where}: {key} has an empty entry")
+    elif isinstance(value, str):
+        value = _decode(value)
+    return _coerce(example, value, key, where)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes a list out wherever it stands, also one that several keys share."""
+
+    def ignore_aliases(self, data):
+        return True
+
+
+def dump(cfg):
+    """A config, or a part of one, as YAML that `merge_file` reads."""
+    return yaml.dump(_plain(cfg), Dumper=_Dumper)
+
+
+def _plain(node):
+    return {key: _plain(value) for key, value in node.items()} if isinstance(node, dict) else node
+
+
 def write_config(cfg, folder):
     """Write `config.yaml` of a run folder and return its path."""
     os.makedirs(folder, exist_ok=True)
     path = os.path.join(folder, "config.yaml")
-    write_atomically(path, lambda file: file.write(cfg.dump().encode()))
+    write_atomically(path, lambda file: file.write(dump(cfg).encode()))
     return path

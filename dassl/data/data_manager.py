@@ -104,7 +104,7 @@ class DatasetWrapper(TorchDataset):
         if cfg.DATALOADER.CACHE_MB < 0:
             raise InputError(f"DATALOADER.CACHE_MB must be 0 or more, not {cfg.DATALOADER.CACHE_MB}")
         budget = cfg.DATALOADER.CACHE_MB * 2**20 if is_train else 0
-        self.cache = ImageCache([item.impath for item in data_source], budget) if budget else None
+        self.cache = ImageCache([item.impath for item in data_source], budget, cfg.INPUT.EXIF) if budget else None
         if self.k_tfm > 1 and transform is None:
             raise InputError("DATALOADER.K_TRANSFORMS above 1 needs a transform; leave INPUT.NO_TRANSFORM off")
 
@@ -118,7 +118,7 @@ class DatasetWrapper(TorchDataset):
 
     def __getitem__(self, index):
         item = self.data_source[index]
-        image = self.cache.read(index) if self.cache is not None else read_image(item.impath)
+        image = self.cache.read(index) if self.cache is not None else read_image(item.impath, self.cfg.INPUT.EXIF)
         output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": index}
         if self.transform is None:
             output["img"] = image
@@ -147,6 +147,8 @@ class DataManager:
     def __init__(self, cfg, custom_tfm_train=None, custom_tfm_test=None, dataset_wrapper=None):
         dataset = build_dataset(cfg)
         self.listed_digest = dataset_digest(dataset, cfg.DATASET.ROOT)
+        if cfg.INPUT.EXIF:
+            print("Note: pictures are turned upright as their EXIF says (INPUT.EXIF False: as they are stored)")
         self.skipped_images = leave_out_unreadable(
             dataset, cfg.DATASET.SOURCE_DOMAINS, cfg.DATASET.TARGET_DOMAINS) if cfg.DATASET.SKIP_BAD_IMAGES else {}
         tfm_train = custom_tfm_train or build_transform(cfg, is_train=True)

@@ -1,10 +1,10 @@
 """Decoded pictures of a small training set, so that an epoch only augments."""
 import mmap
 
-import numpy as np
 from PIL import Image
 
 from dassl.utils import read_image
+from dassl.utils.images import size_of
 
 
 class ImageCache:
@@ -18,10 +18,11 @@ class ImageCache:
         paths: the files.
         budget: bytes to keep at most. Pictures are taken in the order of the list while they fit; the others are
             decoded every time.
+        exif: turn pictures upright as their EXIF says.
     """
 
-    def __init__(self, paths, budget):
-        self.paths, self.budget = list(paths), budget
+    def __init__(self, paths, budget, exif=False):
+        self.paths, self.budget, self.exif = list(paths), budget, exif
         self.places = None  # index -> (first byte, (width, height))
 
     def reserve(self):
@@ -31,9 +32,10 @@ class ImageCache:
         self.places = {}
         used = len(self.paths)  # a byte each in front of all says whether the picture is there
         for index, path in enumerate(self.paths):
-            size = _size_of(path)
-            if size is None:
+            found = size_of(path, self.exif)
+            if found is None:
                 continue
+            size, _ = found
             length = 3 * size[0] * size[1]
             if used + length > self.budget:
                 break
@@ -48,7 +50,7 @@ class ImageCache:
         return len(self.places)
 
     def __getstate__(self):
-        return {"paths": self.paths, "budget": self.budget}
+        return {"paths": self.paths, "budget": self.budget, "exif": self.exif}
 
     def __setstate__(self, state):
         self.__init__(**state)
@@ -57,22 +59,13 @@ class ImageCache:
         """The RGB picture of `paths[index]`. Raises InputError when there is none or it does not decode."""
         self.reserve()
         if index not in self.places:
-            return read_image(self.paths[index])
+            return read_image(self.paths[index], self.exif)
         start, (width, height) = self.places[index]
         length = 3 * width * height
         if not self.memory[index]:
-            pixels = np.asarray(read_image(self.paths[index]))
-            if pixels.nbytes != length:  # the file has changed
-                return Image.fromarray(pixels)
-            self.memory[start:start + length] = pixels.tobytes()
+            picture = read_image(self.paths[index], self.exif)
+            if picture.size != (width, height):  # the file has changed, or its header did not tell
+                return picture
+            self.memory[start:start + length] = picture.tobytes()
             self.memory[index] = 1  # last: who sees it, sees the whole picture
         return Image.frombytes("RGB", (width, height), self.memory[start:start + length])
-
-
-def _size_of(path):
-    """(width, height) of the picture in a file; None when there is none (reading it says what is wrong)."""
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError):
-        return None

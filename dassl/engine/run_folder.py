@@ -102,12 +102,8 @@ def finished_results(cfg, defaults, evaluation, sources):
     if evaluation["eval_only"] and _checkpoints(folder):
         raise InputError(f"{folder} holds a training run; choose another --output-dir for the evaluation")
     if os.path.isfile(config):
-        try:
-            with open(config, encoding="utf-8") as file:
-                stored = yaml.safe_load(file)
-        except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
-            stored = None
-        if not isinstance(stored, dict):
+        stored = stored_config(folder)
+        if not stored:
             raise InputError(f"{config} is damaged; delete the folder to run again")
         then = stored_identity_in(folder).get("backbone") if flat(stored).get("MODEL.BACKBONE.NAME") != \
             cfg.MODEL.BACKBONE.NAME else None
@@ -175,6 +171,16 @@ def require_goes_on(cfg, sources):
         now, _ = sources.data()
         if now is not None:
             require_same_data(cfg.OUTPUT_DIR, then["data"], now, cfg)
+
+
+def stored_config(folder):
+    """The config that a run folder keeps, nested dicts of plain values; {} where there is none or it is damaged."""
+    try:
+        with open(os.path.join(folder, "config.yaml"), encoding="utf-8-sig") as file:
+            stored = yaml.safe_load(file)
+    except (FileNotFoundError, yaml.YAMLError, UnicodeDecodeError, RecursionError):
+        return {}
+    return stored if isinstance(stored, dict) else {}
 
 
 def _whole_json(path):

@@ -5,16 +5,21 @@ import gzip
 import io
 import os
 import platform
-import resource
 import sys
 
 import numpy as np
 import PIL
+import psutil
 import torch
 import torchvision
 
 from dassl.data.datasets import dataset_digest, relative_path
 from dassl.utils import count_num_param, world_size, write_atomically
+
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None
 
 PREDICTIONS = "predictions.csv.gz"
 COLUMNS = ("path", "label", "prediction", "confidence")
@@ -68,6 +73,9 @@ def peak_memory(device):
     a process of many runs may be an earlier run's."""
     if device.type == "cuda":
         return {"of": "cuda", "bytes": torch.cuda.max_memory_allocated(device)}
+    if resource is None:
+        memory = psutil.Process().memory_info()
+        return {"of": "process", "bytes": getattr(memory, "peak_wset", memory.rss)}
     unit = 1 if sys.platform == "darwin" else 1024
     return {"of": "process", "bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
 

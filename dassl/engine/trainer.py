@@ -385,6 +385,7 @@ class SimpleTrainer(TrainerBase):
 
     def train(self):
         try:
+            self.check_validation()
             self.check_images()
             with StopRequest() as self.stop:
                 super().train(self.start_epoch, self.max_epoch)
@@ -396,6 +397,22 @@ class SimpleTrainer(TrainerBase):
         finally:
             for loader in (getattr(self, "train_loader_x", None), getattr(self, "train_loader_u", None)):
                 end_workers(loader)
+
+    def check_validation(self):
+        """Raise InputError where something is to be chosen on a validation part that is not there."""
+        cfg, wanted = self.cfg, []
+        if cfg.TEST.FINAL_MODEL == "best_val" and not cfg.TEST.NO_TEST:
+            wanted.append("TEST.FINAL_MODEL best_val")
+        if cfg.TRAIN.get("PATIENCE", 0) > 0:
+            wanted.append("TRAIN.PATIENCE")
+        if self.max_epoch == self.start_epoch:
+            wanted = []  # nothing is trained
+        if cfg.TEST.SPLIT == "val" and not cfg.TEST.NO_TEST:
+            wanted.append("TEST.SPLIT val")
+        if wanted and getattr(self, "val_loader", None) is None:
+            raise InputError(f"{' and '.join(wanted)} need{'s' if len(wanted) == 1 else ''} validation images, but "
+                             f"{cfg.DATASET.NAME} has no validation part here; leave it out, or set DATASET.NUM_SHOTS, "
+                             "with which a dataset without one draws it from the images that are left")
 
     def check_images(self):
         """Raise InputError for an image to train or validate on that cannot be read, before hours are spent."""
@@ -497,8 +514,9 @@ class SimpleTrainer(TrainerBase):
         self.evaluator.reset()
         split = split or self.cfg.TEST.SPLIT
         if split == "val" and self.val_loader is None:
-            if self.cfg.TEST.FINAL_MODEL == "best_val":
-                raise InputError(f"TEST.FINAL_MODEL is best_val, but {self.cfg.DATASET.NAME} has no validation part")
+            for key, value in (("FINAL_MODEL", "best_val"), ("SPLIT", "val")):
+                if self.cfg.TEST[key] == value:
+                    raise InputError(f"TEST.{key} is {value}, but {self.cfg.DATASET.NAME} has no validation part")
             split = "test"
         loader = self.val_loader if split == "val" else self.test_loader
         # What an evaluator's `process` can take besides logits and labels; a foreign one takes these two.
