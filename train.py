@@ -21,10 +21,11 @@ import datasets
 import trainers
 from dassl.config import check_config, clean_cfg, get_cfg_default, merge_file, merge_options, write_config
 from dassl.data.datasets import DATASET_REGISTRY
+from dassl.data.overlap import count_overlap, evaluated_part, learned_from
 from dassl.data.samplers import SAMPLER_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.engine.run_folder import checkpoint_digest, finished_results, newest_epoch, plain
-from dassl.engine.run_record import describe_run, write_predictions
+from dassl.engine.run_record import describe_run, predictions_of, write_logits, write_predictions
 from dassl.evaluation import EVALUATOR_REGISTRY
 from dassl.utils import (
     FolderLock,
@@ -48,6 +49,7 @@ from dassl.utils import (
 )
 from prompting import PromptingError
 from prompting.backbone import serve_foreign_code
+from prompting.templates import check_templates
 from trainers.base import PromptTrainer
 
 REGISTRIES = (TRAINER_REGISTRY, DATASET_REGISTRY, SAMPLER_REGISTRY, EVALUATOR_REGISTRY)
@@ -164,6 +166,7 @@ def build_config(args):
             node[leaf] = tuple(value) if isinstance(value, list) else value
     merge_options(cfg, args.opts, open_trainer)
     check_config(cfg)
+    check_templates(cfg.DATASET.TEMPLATES, "DATASET.TEMPLATES")
     if "USE_CUDA" in args.opts[::2] and cfg.USE_CUDA and not torch.cuda.is_available():
         raise InputError("option: USE_CUDA True asks for a GPU, but torch sees none; leave it out to run on the CPU")
     if args.seed >= 0:
@@ -172,11 +175,16 @@ def build_config(args):
         raise InputError(f"the seed must be below 2^63, not {cfg.SEED}")
     if cfg.SEED < 0:
         cfg.SEED = from_first(lambda: random.SystemRandom().randrange(2**31))
+    if cfg.DATASET.CLASSNAMES:
+        cfg.DATASET.CLASSNAMES = os.path.abspath(cfg.DATASET.CLASSNAMES)
     if os.path.isfile(cfg.MODEL.BACKBONE.NAME):
         cfg.MODEL.BACKBONE.NAME = os.path.abspath(cfg.MODEL.BACKBONE.NAME)
     if issubclass(trainer, PromptTrainer):
         clean_cfg(cfg, cfg.TRAINER.NAME)
         trainer.complete_cfg(cfg)
+        own = cfg.TRAINER.get(cfg.TRAINER.NAME.upper(), {}).get("TEMPLATES", ())
+        if not isinstance(own, str):  # which would be the name of a list
+            check_templates(own, f"TRAINER.{cfg.TRAINER.NAME.upper()}.TEMPLATES")
     else:
         resolve_precision(cfg)
     if args.eval_only and issubclass(trainer, PromptTrainer) and trainer.trains and not args.model_dir:
@@ -248,7 +256,10 @@ def run(args, cfg, evaluation, clips):
     else:
         serve_foreign_code(cfg.MODEL.BACKBONE.NAME)
         trainer = build_trainer(cfg)
-    from_first(lambda: write_config(cfg, cfg.OUTPUT_DIR))
+        if cfg.DATASET.TEMPLATES:
+            print(f"Note: DATASET.TEMPLATES changes nothing here: {cfg.TRAINER.NAME} is no PromptTrainer and does not "
+                  "ask for it")
+    overlap = from_first(lambda: begin_folder(args, cfg, trainer))
     if args.no_train:
         return {}
     if args.eval_only:
@@ -264,6 +275,7 @@ def run(args, cfg, evaluation, clips):
         "dataset": cfg.DATASET.NAME,
         "seed": cfg.SEED,
         "metrics": measured(trainer),
+        "overlap": overlap,
         "evaluation": evaluation,
         "class_bound": bool(getattr(trainer, "class_bound", False)),
         "seconds": round(time.time() - started, 2),
@@ -276,16 +288,36 @@ def run(args, cfg, evaluation, clips):
 
     def store():
         write_predictions(trainer, cfg.OUTPUT_DIR)
+        write_logits(trainer, cfg.OUTPUT_DIR)
         write_json(results, os.path.join(cfg.OUTPUT_DIR, "results.json"))
 
     from_first(store)
     return results
 
 
+def begin_folder(args, cfg, trainer):
+    """Write what a run folder holds from the start: its config, and the list of the images it learns from. Returns what
+    `count_overlap` gives, or raises as it does, before anything is written."""
+    images = learned_from(trainer, args.eval_only, args.model_dir)
+    overlap = count_overlap(trainer, images, args.eval_only)
+    write_config(cfg, cfg.OUTPUT_DIR)
+    if images is not None and not args.eval_only and not args.no_train:
+        images.write(cfg.OUTPUT_DIR)
+    return overlap
+
+
 def measured(trainer):
     """{split: {name: number}} of a trainer's evaluations; of its evaluator's last where it has a `test` of its own."""
-    last = getattr(trainer.evaluator, "last_results", None)
-    found = getattr(trainer, "results", None) or ({"test": last} if last else {})
+    dataset, last = getattr(getattr(trainer, "dm", None), "dataset", None), getattr(trainer.evaluator, "last_results",
+                                                                                    None)
+    asked = evaluated_part(trainer.cfg, dataset) if dataset is not None else "test"
+    found = getattr(trainer, "results", None)
+    if not found:
+        parts = [part for part in (asked, "test", "val", "train") if predictions_of(trainer, part) is not None]
+        found = {next(iter(parts), "test"): last} if last else {}
+    if found and asked not in found and not trainer.cfg.TEST.NO_TEST:
+        print(f"Note: TEST.SPLIT asks for the {asked} part, but {type(trainer).__name__} has a test() of its own that "
+              f"evaluated the {' and '.join(found)} part")
     return {split: {name: float(value) for name, value in numbers.items()} for split, numbers in found.items()}
 
 

@@ -73,6 +73,7 @@ class FewShotDataset(DatasetBase):
         shots = cfg.DATASET.NUM_SHOTS
         if shots >= 1:
             train, val = self.few_shot(cfg, folder, train, val, shots)
+        self.of_all_classes = train  # DATASET.CLASSNAMES may name base and new classes in one file
         train, val, test = subsample_classes([train, val or [], test], cfg.DATASET.SUBSAMPLE_CLASSES)
         trained = {item.label for item in train}
         for item in test:

@@ -170,7 +170,7 @@ def test_tip_adapter_searches_on_no_validation_part_but_its_own(method, there_is
         trainer.val_loader = None
     trainer.search()
     assert (trainer.model.beta, trainer.model.alpha) == (2.0, 0.5)
-    assert "no validation images apart from its test images" in capsys.readouterr().out
+    assert "no validation images apart from its test and training images" in capsys.readouterr().out
 
 
 def test_tip_adapter_scores_an_image_of_its_cache_by_that_image(clip_model):
