@@ -358,11 +358,21 @@ def test_a_template_without_the_name(templates, line, method, key, refused):
     assert f"{key}" in told and line in told
 
 
-@pytest.mark.parametrize("method", ["CoOp", "CoCoOp", "MaPLe"])
-def test_templates_that_act_nowhere(method, made):
-    words = ("TRAINER.MAPLE.PROMPT_DEPTH", 2) if method == "MaPLe" else ()
+@pytest.mark.parametrize(("method", "words"), [
+    ("CoOp", ()), ("CoCoOp", ()), ("MaPLe", ("TRAINER.MAPLE.PROMPT_DEPTH", 2)),
+    ("ZeroshotCLIP2", ("TRAINER.ZEROSHOTCLIP2.TEMPLATES", "all")), ("LinearProbe", ()),
+    ("TipAdapter", ("TRAINER.TIPADAPTER.TEMPLATES", "['the {}.']", "TRAINER.TIPADAPTER.AUGMENT_EPOCH", 1)),
+])
+def test_templates_that_act_nowhere(method, words, made):
     _, printed = made(method, "DATASET.TEMPLATES", "['an X-ray of a {}.']", *words, *ONE)
     assert f"Note: DATASET.TEMPLATES changes nothing here: {method} has no frozen prompts" in printed
+
+
+@pytest.mark.usefixtures("own_registries")
+def test_templates_that_a_foreign_trainer_does_not_read(made):
+    plugin = Path(__file__).parents[1] / "plugins" / "habits.v2.py"
+    _, printed = made("OwnTest", "--plugin", plugin, "DATASET.TEMPLATES", "['an X-ray of a {}.']", *ONE)
+    assert "Note: DATASET.TEMPLATES changes nothing here: OwnTest is no PromptTrainer" in printed
 
 
 def test_words_to_start_from_that_stand_behind_the_name(refused):
