@@ -32,6 +32,7 @@ from dassl.config import (
 )
 from dassl.config.effect import RunFacts, leaf_of, note_of, without_effect
 from dassl.data.datasets import DATASET_REGISTRY, keep_draws
+from dassl.data.overlap import count_overlap, evaluated_part, learned_from
 from dassl.data.samplers import SAMPLER_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.engine.identity import check_evaluated, plain
@@ -43,7 +44,7 @@ from dassl.engine.run_folder import (
     newest_epoch,
     stored_config,
 )
-from dassl.engine.run_record import describe_run, write_predictions
+from dassl.engine.run_record import describe_run, predictions_of, write_logits, write_predictions
 from dassl.evaluation import EVALUATOR_REGISTRY
 from dassl.utils import (
     FolderLock,
@@ -68,6 +69,7 @@ from dassl.utils import (
 )
 from prompting import PromptingError
 from prompting.backbone import describe_weights, serve_foreign_code, unpublished_note, weights_digest
+from prompting.templates import check_templates
 from trainers.base import PromptTrainer, options_set
 
 REGISTRIES = (TRAINER_REGISTRY, DATASET_REGISTRY, SAMPLER_REGISTRY, EVALUATOR_REGISTRY)
@@ -217,6 +219,7 @@ def build_config(args):
         merge_flag(cfg, key, value, flag)
     merge_options(cfg, args.opts, open_trainer)
     check_config(cfg)
+    check_templates(cfg.DATASET.TEMPLATES, "DATASET.TEMPLATES")
     if "USE_CUDA" in args.opts[::2] and cfg.USE_CUDA and not torch.cuda.is_available():
         raise InputError("option: USE_CUDA True asks for a GPU, but torch sees none; leave it out to run on the CPU")
     if args.seed >= 0:
@@ -225,11 +228,16 @@ def build_config(args):
         raise InputError(f"the seed must be below 2^63, not {cfg.SEED}")
     if cfg.SEED < 0:
         cfg.SEED = from_first(lambda: random.SystemRandom().randrange(2**31))
+    if cfg.DATASET.CLASSNAMES:
+        cfg.DATASET.CLASSNAMES = os.path.abspath(cfg.DATASET.CLASSNAMES)
     if os.path.isfile(cfg.MODEL.BACKBONE.NAME):
         cfg.MODEL.BACKBONE.NAME = os.path.abspath(cfg.MODEL.BACKBONE.NAME)
     if issubclass(trainer, PromptTrainer):
         clean_cfg(cfg, cfg.TRAINER.NAME)
         trainer.complete_cfg(cfg)
+        own = cfg.TRAINER.get(cfg.TRAINER.NAME.upper(), {}).get("TEMPLATES", ())
+        if not isinstance(own, str):  # which would be the name of a list
+            check_templates(own, f"TRAINER.{cfg.TRAINER.NAME.upper()}.TEMPLATES")
     else:
         resolve_precision(cfg)
         if options := options_set(cfg):
@@ -321,7 +329,7 @@ def run(args, cfg, evaluation, clips):
     silent, stored = settings_without_effect(args, cfg, trainer), own_cfg(cfg, default_config(cfg))
     if silent:
         print(note_of(silent))
-    from_first(lambda: write_config(stored, cfg.OUTPUT_DIR))
+    overlap = from_first(lambda: begin_folder(args, stored, trainer))
     if args.no_train:
         return {}
     from_first(lambda: keep_draws(getattr(getattr(trainer, "dm", None), "dataset", None), cfg.OUTPUT_DIR))
@@ -341,6 +349,7 @@ def run(args, cfg, evaluation, clips):
         "dataset": cfg.DATASET.NAME,
         "seed": cfg.SEED,
         "metrics": measured(trainer),
+        "overlap": overlap,
         "evaluation": evaluation,
         "changed": trainer.changed,
         "stopped": trainer.stopped,
@@ -357,6 +366,7 @@ def run(args, cfg, evaluation, clips):
 
     def store():
         write_predictions(trainer, cfg.OUTPUT_DIR)
+        write_logits(trainer, cfg.OUTPUT_DIR)
         write_json(results, os.path.join(cfg.OUTPUT_DIR, "results.json"))
 
     from_first(store)
@@ -390,10 +400,31 @@ def settings_without_effect(args, cfg, trainer):
     return silent
 
 
+def begin_folder(args, stored, trainer):
+    """Write what a run folder holds from the start: its config, and the list of the images it learns from. Returns what
+    `count_overlap` gives, or raises as it does, before anything is written.
+
+    stored: the config as the folder keeps it."""
+    images = learned_from(trainer, args.eval_only, args.model_dir)
+    overlap = count_overlap(trainer, images, args.eval_only)
+    write_config(stored, stored.OUTPUT_DIR)
+    if images is not None and not args.eval_only and not args.no_train:
+        images.write(stored.OUTPUT_DIR)
+    return overlap
+
+
 def measured(trainer):
     """{split: {name: number}} of a trainer's evaluations; of its evaluator's last where it has a `test` of its own."""
-    last = getattr(trainer.evaluator, "last_results", None)
-    found = getattr(trainer, "results", None) or ({"test": last} if last else {})
+    dataset, last = getattr(getattr(trainer, "dm", None), "dataset", None), getattr(trainer.evaluator, "last_results",
+                                                                                    None)
+    asked = evaluated_part(trainer.cfg, dataset) if dataset is not None else "test"
+    found = getattr(trainer, "results", None)
+    if not found:
+        parts = [part for part in (asked, "test", "val", "train") if predictions_of(trainer, part) is not None]
+        found = {next(iter(parts), "test"): last} if last else {}
+    if found and asked not in found and not trainer.cfg.TEST.NO_TEST:
+        print(f"Note: TEST.SPLIT asks for the {asked} part, but {type(trainer).__name__} has a test() of its own that "
+              f"evaluated the {' and '.join(found)} part")
     return {split: {name: float(value) for name, value in numbers.items()} for split, numbers in found.items()}
 
 

@@ -77,6 +77,7 @@ class FewShotDataset(DatasetBase):
             check_parts(type(self).__name__, {"train": train, "val": val, "test": test, **(others or {})})
         if shots >= 1:
             train, val = self.few_shot(cfg, folder, train, val, shots)
+        self.of_all_classes = train  # DATASET.CLASSNAMES may name base and new classes in one file
         train, val, test = subsample_classes([train, val or [], test], which)
         super().__init__(train_x=train, val=val, test=test)
 

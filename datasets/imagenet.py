@@ -77,7 +77,8 @@ class ImageNetVariant(DatasetBase):
         names = self.folders(images, read_classnames(folder))
         if len(names) != self.published_classes:
             print(f"Note: {type(self).__name__} has {self.published_classes} classes, {images} holds {len(names)}")
-        (items,) = subsample_classes([read_images(images, names)], cfg.DATASET.SUBSAMPLE_CLASSES)
+        self.of_all_classes = read_images(images, names)
+        (items,) = subsample_classes([self.of_all_classes], cfg.DATASET.SUBSAMPLE_CLASSES)
         super().__init__(train_x=items, test=items)
 
     def folders(self, images, names):

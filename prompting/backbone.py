@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from prompting.errors import PromptingError
 from prompting.image import ImageTower
 from prompting.ranks import Ranks
+from prompting.templates import fill
 from prompting.text import TextTower
 
 CACHE = "~/.cache/clip"
@@ -365,7 +366,7 @@ class Towers:
         """
         total = 0
         for template in templates:
-            total = total + normalize(self.text.encode_texts([template.format(name) for name in classnames]))
+            total = total + normalize(self.text.encode_texts([fill(template, name) for name in classnames]))
         return normalize(total / len(templates))
 
     def cosine_logits(self, image_features, text_features):

@@ -2,7 +2,7 @@
 import torch
 
 from prompting.backbone import normalize
-from prompting.templates import IMAGENET_FIRST_60
+from prompting.templates import IMAGENET_FIRST_60, fill
 from prompting.text import readable
 
 
@@ -22,8 +22,8 @@ def l1_distance(features, frozen):
 
 
 @torch.no_grad()
-def diverse_text_features(towers, classnames):
-    """Frozen text features (n_cls, E) as PromptSRC and ProMetaR take them: the mean over 60 templates of features that
-    are not normalised (`Towers.frozen_text` normalises each, as CLIP does)."""
-    texts = [template.format(readable(name)) for template in IMAGENET_FIRST_60 for name in classnames]
-    return towers.text.encode_texts(texts).view(len(IMAGENET_FIRST_60), len(classnames), -1).mean(dim=0)
+def diverse_text_features(towers, classnames, templates=IMAGENET_FIRST_60):
+    """Frozen text features (n_cls, E) as PromptSRC and ProMetaR take them: the mean over templates, theirs are 60, of
+    features that are not normalised (`Towers.frozen_text` normalises each, as CLIP does)."""
+    texts = [fill(template, readable(name)) for template in templates for name in classnames]
+    return towers.text.encode_texts(texts).view(len(templates), len(classnames), -1).mean(dim=0)

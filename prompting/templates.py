@@ -6,6 +6,7 @@ MetaPrompt's frozen prompts (arXiv 2212.04196) are these without the period, wit
 the authors of KgCoOp (arXiv 2303.13283), TCP (2311.18231) and ProGrad (2205.14865) use other ones, theirs are below,
 from their repositories htyao89/KgCoOp, htyao89/Textual-based_Class-aware_prompt_tuning and BeierZhu/Prompt-align.
 """
+from prompting.errors import PromptingError
 
 DEFAULT = "a photo of a {}."
 
@@ -74,15 +75,43 @@ IMAGENET_ALL = (
 IMAGENET_FIRST_60 = IMAGENET_ALL[:60]  # PromptSRC's (arXiv 2307.06948), from the authors' code
 
 
+def fill(template, name):
+    """The prompt of a class: `name` at each `{}` of the template."""
+    return template.replace("{}", name)
+
+
+def check_templates(templates, where):
+    """Raise PromptingError, naming the setting `where`, unless each of `templates` is a text with `{}` for the class
+    name, nothing else in braces, and given once."""
+    if not isinstance(templates, (list, tuple)):
+        raise PromptingError(f"{where} must be a list of templates, not {templates!r}")
+    for template in templates:
+        if not isinstance(template, str):
+            raise PromptingError(f"{where}: {template!r} is not a text; write templates such as \"{DEFAULT}\"")
+        rest = template.replace("{}", "")
+        if rest == template:
+            raise PromptingError(f"{where}: the template '{template}' lacks {{}}, which stands for the class name; "
+                                 f"write it such as \"{DEFAULT}\"")
+        if "{" in rest or "}" in rest:
+            raise PromptingError(f"{where}: the template '{template}' has more braces than those of {{}}, which stands "
+                                 "for the class name")
+    twice = next((template for i, template in enumerate(templates) if template in templates[:i]), None)
+    if twice is not None:
+        raise PromptingError(f"{where} gives the template '{twice}' twice")
+
+
 def template_of(dataset):
     """The one template of a dataset; "a photo of a {}." where none was published."""
     return DATASET_TEMPLATES.get(dataset, DEFAULT)
 
 
-def ensemble_of(dataset, everything=False):
-    """The 7 selected ImageNet templates and the dataset's own (unless it is ImageNet), or all 80."""
+def ensemble_of(dataset, everything=False, own=()):
+    """The 7 selected ImageNet templates and the dataset's own (unless it is ImageNet), or all 80. One's `own` templates
+    take the place of the dataset's."""
     if everything:
         return list(IMAGENET_ALL)
+    if own:
+        return list(dict.fromkeys([*IMAGENET_SELECT, *own]))
     return [*IMAGENET_SELECT] + ([] if dataset == "ImageNet" else [template_of(dataset)])
 
 
@@ -110,11 +139,20 @@ def tcp_template_of(dataset):
     return TCP_TEMPLATES.get(dataset, template_of(dataset))
 
 
-def tcp_words_of(dataset):
-    """(before, after): the fixed words around the class name in TCP's learned prompt."""
+def tcp_words_of(dataset, own=()):
+    """(before, after): the fixed words around the class name in TCP's learned prompt; what stands behind the name in
+    the first of one's `own` templates where there are any."""
+    if own:
+        return "", own[0].rpartition("{}")[2]
     return TCP_WORDS.get(dataset, ("", "."))
 
 
 def leading_template_of(dataset):
     """A template whose words all stand before the class name, which a context can start from (ProGrad)."""
     return LEADING_TEMPLATES.get(dataset, template_of(dataset))
+
+
+def leading_words(template):
+    """The words before the class name of a template that has none behind it, None for another template."""
+    before, _, after = template.partition("{}")
+    return before.strip() if not after.strip(" .") else None

@@ -19,6 +19,7 @@ import types
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import torch
 from tabulate import tabulate
 
@@ -65,8 +66,8 @@ def cases():
 
 
 def make_run(folder, trainer, options, words=(), training_step=None, more=()):
-    """What a run gives: losses (steps,), learned {name: tensor}, tested: the rows of predictions.csv.gz, accuracy.
-    `more`: options that come last."""
+    """What a run gives: losses (steps,), learned {name: tensor}, tested: the rows of predictions.csv.gz, logits,
+    accuracy. `more`: options that come last."""
     summaries = []
 
     def watched(cfg, **context):
@@ -91,14 +92,16 @@ def make_run(folder, trainer, options, words=(), training_step=None, more=()):
             *(domains if "DATASET.SUBSAMPLE_CLASSES" not in options else ()),
             *options, "OPTIM.MAX_EPOCH", 1, "OPTIM.WARMUP_EPOCH", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", 7,
             "DATALOADER.TEST.BATCH_SIZE", 5, "DATALOADER.NUM_WORKERS", 0, "VERBOSE", False, "USE_CUDA", False,
-            *more)])
+            "TEST.SAVE_LOGITS", True, *more)])
+    with np.load(folder / "logits.npz") as kept:
+        logits = torch.from_numpy(kept["logits"])
     epochs = results["config"]["OPTIM"]["MAX_EPOCH"]
     checkpoint = folder / "prompt_learner" / f"model.pth.tar-{epochs}"
     with gzip.open(folder / "predictions.csv.gz", "rt", newline="") as file:
         tested = list(csv.reader(file))
     return {"losses": [summary.get("loss", math.nan) for summary in summaries],
             "learned": torch.load(checkpoint, weights_only=True)["state_dict"] if checkpoint.exists() else {},
-            "tested": tested[1:], "accuracy": results["metrics"]["test"]["accuracy"]}
+            "tested": tested[1:], "logits": logits, "accuracy": results["metrics"]["test"]["accuracy"]}
 
 
 def write(folder, names):

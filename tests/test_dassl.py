@@ -475,6 +475,12 @@ def test_evaluator_by_hand(capsys):
     assert results["error_rate"] == pytest.approx(200 / 6)
     assert results["macro_f1"] == pytest.approx(100 * sum(f1) / 3)
     assert results["perclass_accuracy"] == pytest.approx((200 / 3 + 100 + 0) / 3)
+    assert results["macro_recall"] == pytest.approx(results["perclass_accuracy"])
+    assert results["macro_precision"] == pytest.approx((100 + 200 / 3 + 0) / 3)  # class 2 is never predicted
+    classes = evaluator.breakdown()["classes"]
+    assert classes["precision"] == [100, pytest.approx(200 / 3), None, 0] and "confusion" not in evaluator.breakdown()
+    assert classes["recall"] == [pytest.approx(200 / 3), 100, 0, None]
+    assert classes["f1"] == [pytest.approx(100 * f1[0]), pytest.approx(100 * f1[1]), 0, None]
     assert next(iter(results)) == "accuracy"
     assert evaluator.confusion.tolist() == [[2, 1, 0, 0], [0, 2, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0]]
     printed = capsys.readouterr().out
@@ -503,7 +509,8 @@ def test_confusion_matrix_on_request(tmp_path, capsys):
     cfg = get_cfg_default()
     cfg.OUTPUT_DIR = str(tmp_path)
     cfg.TEST.COMPUTE_CMAT = True
-    evaluate(cfg, [0, 1, 1, 1], [0, 0, 1, 1], n_cls=2)
+    evaluator, _ = evaluate(cfg, [0, 1, 1, 1], [0, 0, 1, 1], n_cls=2)
+    assert evaluator.breakdown()["confusion"] == [[1, 1], [0, 2]] and evaluator.scores() is None
     stored = torch.load(tmp_path / "cmat.pt", weights_only=True)
     assert stored.tolist() == [[0.5, 0.5], [0.0, 1.0]]
     assert "cmat.pt" in capsys.readouterr().out

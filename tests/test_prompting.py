@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 import tiny_clip
-from prompting import ClassPrompts, PromptingError, Towers, load_clip
+from prompting import ClassPrompts, PromptingError, Towers, load_clip, templates
 from prompting.blocks import differentiable_attention
 from prompting.episodes import halve_classes, meta_gradient, splittable_order
 from prompting.templates import IMAGENET_ALL, ensemble_of, frozen_templates_of, template_of
@@ -230,6 +230,15 @@ def test_templates():
     assert template_of("EuroSAT") == "a centered satellite photo of {}."
     assert frozen_templates_of("PACS") == ["a photo of a {}"] and len(frozen_templates_of("ImageNetA")) == 8
     assert all(t.count("{}") == 1 for t in IMAGENET_ALL)
+    published = [value for name, value in vars(templates).items() if name.endswith("TEMPLATES")]
+    for each in (*published, IMAGENET_ALL, templates.IMAGENET_SELECT):
+        templates.check_templates(list(each.values() if isinstance(each, dict) else each), "published")
+    assert templates.fill("a {} and a {}.", "{cat}") == "a {cat} and a {cat}."
+    assert [templates.leading_words(t) for t in ("a type of {}.", "{} texture.", "{}", "the {} ")] == [
+        "a type of", None, "", "the"]
+    assert templates.tcp_words_of("UCF101", ["a {} on an X-ray."]) == ("", " on an X-ray.")
+    with pytest.raises(PromptingError, match="must be a list"):
+        templates.check_templates("a {}.", "here")
 
 
 def test_frozen_text_of_several_templates(towers, clip_model):

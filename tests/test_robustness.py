@@ -191,7 +191,7 @@ WORDS = {
     "DATALOADER.TEST.SAMPLER": ["", "none"],
     "TEST.EVALUATOR": ["", "classification"],
     "TEST.FINAL_MODEL": ["", "last"],
-    "TEST.SPLIT": ["", "train", "all"],
+    "TEST.SPLIT": ["", "training", "all"],
     "TRAINER.NAME": ["coop", "Coop", "CoOp,MetaPrompt"],
     "MODEL.BACKBONE.NAME": ["ViT", "/", "..", "RN50x1000"],
     "MODEL.INIT_WEIGHTS": ["/nowhere/w.pt", "/", __file__],

@@ -1,9 +1,14 @@
 """Whole runs through `train.main([...])` and the protocols, on drawn pictures with the tiny CLIP."""
+import csv
+import gzip
+import hashlib
 import io
 import json
 import re
 from pathlib import Path
 
+import drawn
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -587,3 +592,108 @@ def test_options_that_are_off_change_nothing_and_on_something(method, run, tmp_p
         run(method, tmp_path / f"{key}on", key, value)
         assert same(prompts(tmp_path / "plain"), prompts(tmp_path / f"{key}off"))
         assert not same(prompts(tmp_path / "plain"), prompts(tmp_path / f"{key}on"))
+
+
+# ---- what a run keeps on request ----
+def test_the_training_images_are_evaluated_as_test_images_are(run, tmp_path):
+    """In their order, without augmentation: what another run's test part of the same images gives."""
+    results = run("CoOp", tmp_path / "a", "TEST.SPLIT", "train", "TEST.SAVE_LOGITS", True)
+    assert set(results["metrics"]) == {"train"} and results["classes"]["total"] == [2] * 6
+    assert not (tmp_path / "a" / "predictions.csv.gz").exists()
+    words = ("--eval-only", "--model-dir", tmp_path / "a", "TEST.SAVE_LOGITS", True, "TEST.SPLIT", "train",
+             "DATALOADER.NUM_WORKERS", 2)
+    again = run("CoOp", tmp_path / "b", *words)
+    assert again["metrics"] == results["metrics"]
+    first, second = (np.load(tmp_path / name / "logits.npz") for name in "ab")
+    drawn = json.loads((Path(results["config"]["DATASET"]["ROOT"]) / "caltech-101" / "split_fewshot" /
+                        "shot_2-seed_1.json").read_text())["train"]
+    assert [path.removeprefix("caltech-101/") for path in first["paths"]] == [path for path, _, _ in drawn]
+    np.testing.assert_array_equal(first["logits"], second["logits"])
+
+
+def test_a_trainer_tests_any_part(arguments, clips, tmp_path):
+    argv = arguments("ZeroshotCLIP", tmp_path)
+    cfg = train.build_config(train.parse_arguments(argv))
+    trainer = TRAINER_REGISTRY.get("ZeroshotCLIP")(cfg, clips=clips)
+    for split, images in (("train", 12), ("val", 12), ("test", 18)):
+        assert trainer.test(split=split) == trainer.results[split]["accuracy"]
+        assert len(trainer.evaluator.predictions()[1]) == images
+    with pytest.raises(InputError, match="did you mean 'train'"):
+        trainer.test(split="trian")
+
+
+@pytest.mark.parametrize("words", [(), ("--eval-only",)])
+def test_every_number_follows_from_the_kept_scores(words, run, tmp_path):
+    options = ("TEST.SAVE_LOGITS", True, "TEST.PER_CLASS_RESULT", True, "TEST.COMPUTE_CMAT", True)
+    if words:
+        run("CoOp", tmp_path / "trained")
+        words = (*words, "--model-dir", tmp_path / "trained")
+    results = run("CoOp", tmp_path / "a", *words, *options)
+    kept = np.load(tmp_path / "a" / "logits.npz")
+    logits, labels, metrics = kept["logits"], kept["labels"], results["metrics"]["test"]
+    assert logits.shape == (18, 6) and logits.dtype == np.float32
+    assert kept["classnames"].tolist() == results["classes"]["name"]
+    predicted = logits.argmax(1)
+    confusion = np.zeros((6, 6), int)
+    np.add.at(confusion, (labels, predicted), 1)
+    assert results["confusion"] == confusion.tolist()
+    assert metrics["accuracy"] == pytest.approx(100 * (predicted == labels).mean())
+    recall = np.diag(confusion) / confusion.sum(1)
+    precision = np.diag(confusion) / np.maximum(confusion.sum(0), 1)
+    assert metrics["macro_recall"] == pytest.approx(100 * recall.mean())
+    assert metrics["macro_precision"] == pytest.approx(100 * precision.mean())
+    assert results["classes"]["recall"] == pytest.approx((100 * recall).tolist())
+    with gzip.open(tmp_path / "a" / "predictions.csv.gz", "rt", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == kept["paths"].tolist()
+    shares = np.exp(logits - logits.max(1, keepdims=True))
+    confidence = (shares / shares.sum(1, keepdims=True)).max(1)
+    np.testing.assert_allclose(confidence, [float(row["confidence"]) for row in rows], atol=1e-5)
+
+
+def test_a_run_notes_its_training_images(run, tmp_path):
+    run("CoOp", tmp_path / "a")
+    run("ZeroshotCLIP", tmp_path / "b")
+    with gzip.open(tmp_path / "a" / "train_images.csv.gz", "rt", newline="") as file:
+        rows = list(csv.DictReader(file))
+    root = Path(yaml.safe_load((tmp_path / "a" / "config.yaml").read_text())["DATASET"]["ROOT"])
+    assert len(rows) == 12
+    for row in rows:
+        content = (root / row["path"]).read_bytes()
+        assert int(row["size"]) == len(content) and row["sha256"] == hashlib.sha256(content).hexdigest()[:16]
+    assert not (tmp_path / "b" / "train_images.csv.gz").exists()
+    found = run("CoOp", tmp_path / "c", "--eval-only", "--model-dir", tmp_path / "a")["overlap"]
+    assert found == {"test": 0, "val": 0, "of": 18, "by_path": 0, "val_train": 0}
+
+
+def test_a_run_that_was_finished_before_these_settings(run, tmp_path, capsys):
+    results = run("CoOp", tmp_path)
+    for key in ("ALLOW_OVERLAP", "TEMPLATES", "CLASSNAMES"):
+        del results["config"]["DATASET"][key]
+    del results["config"]["TEST"]["SAVE_LOGITS"], results["overlap"]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    assert run("CoOp", tmp_path) == results and "Finished before" in capsys.readouterr().out
+
+
+# ---- templates and names of one's own ----
+def test_own_names_and_templates_reach_the_prompts(run, tmp_path):
+    """A zero-shot run on renamed classes is the run on a dataset that had these names from the start."""
+    names = {"horse": "stallion", "water_lilly": "lotus"}
+    (tmp_path / "names.json").write_text(json.dumps(names))
+    (tmp_path / "names.txt").write_text("horse = stallion\n\nwater_lilly=lotus\n")
+    drawn.write_caltech(tmp_path / "data")
+    path = tmp_path / "data" / "caltech-101" / "split_zhou_Caltech101.json"
+    options = ("TEST.SAVE_LOGITS", True, "DATASET.TEMPLATES", "['an X-ray of a {}.', 'a scan of the {}.']")
+    for kind in ("json", "txt"):
+        run("ZeroshotCLIP", tmp_path / kind, *options, "DATASET.CLASSNAMES", tmp_path / f"names.{kind}",
+            root=tmp_path / "data")
+    split = json.loads(path.read_text())
+    path.write_text(json.dumps({part: [[file, label, names.get(name, name)] for file, label, name in entries]
+                                for part, entries in split.items()}))
+    expected = run("ZeroshotCLIP", tmp_path / "a", *options, root=tmp_path / "data")
+    plain = run("ZeroshotCLIP", tmp_path / "b", "TEST.SAVE_LOGITS", True, root=tmp_path / "data")
+    assert "stallion" in expected["classes"]["name"] and plain["classes"]["name"] == expected["classes"]["name"]
+    logits = {name: np.load(tmp_path / name / "logits.npz")["logits"] for name in ("json", "txt", "a", "b")}
+    np.testing.assert_array_equal(logits["json"], logits["a"])
+    np.testing.assert_array_equal(logits["txt"], logits["a"])
+    assert np.abs(logits["a"] - logits["b"]).max() > 1e-3

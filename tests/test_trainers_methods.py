@@ -12,7 +12,8 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import InputError
 from harness import make_trainer
 from prompting import ClassPrompts, load_clip
-from prompting.templates import tcp_words_of
+from prompting.consistency import diverse_text_features
+from prompting.templates import IMAGENET_SELECT, tcp_words_of
 from trainers.prograd import without_conflict
 
 NAMES = tiny_clip.CLASSNAMES
@@ -171,7 +172,7 @@ def test_tip_adapter_searches_on_no_validation_part_but_its_own(method, there_is
         trainer.val_loader = None
     trainer.search()
     assert (trainer.model.beta, trainer.model.alpha) == (2.0, 0.5)
-    assert "no validation images apart from its test images" in capsys.readouterr().out
+    assert "no validation images apart from its test and training images" in capsys.readouterr().out
 
 
 def test_tip_adapter_scores_an_image_of_its_cache_by_that_image(clip_model):
@@ -245,3 +246,45 @@ def test_bad_settings_are_refused_in_one_line(method, options, message, clip_mod
     with pytest.raises(InputError, match=message) as error:
         make_trainer(method, clip_model, NAMES, options)
     assert "\n" not in str(error.value)
+
+
+# ---- templates of one's own ----
+OWN = ["an X-ray of a {}.", "a scan of the {}"]
+FROZEN = {  # where a method keeps the features of its frozen prompts
+    "ZeroshotCLIP": lambda t: t.model.text_features, "CLIPAdapter": lambda t: t.model.text_features,
+    "TipAdapter": lambda t: t.model.text_features, "LinearProbe": lambda t: t.model.weight,
+    "KgCoOp": lambda t: t.frozen_text, "TCP": lambda t: t.model.frozen_text, "ProGrad": lambda t: t.zero_shot_text,
+    "MetaPrompt": lambda t: t.model.frozen_text, "VPT": lambda t: t.model.frozen_text,
+    "PromptSRC": lambda t: t.frozen_text, "ProMetaR": lambda t: t.frozen_text,
+    "CoPrompt": lambda t: t.sentence_features, "ZeroshotCLIP2": lambda t: t.model.text_features,
+}
+
+
+@pytest.mark.parametrize("method", sorted(FROZEN))
+def test_own_templates_are_every_method_s_frozen_prompts(method, clip_model, capsys):
+    options = dict(OPTIONS.get(method, {}))
+    if method in ("VPT", "PromptSRC", "ProMetaR", "CoPrompt", "MetaPrompt"):
+        options.update({"VPT": {"PROMPT_DEPTH_VISION": 2}, "CoPrompt": {"PROMPT_DEPTH": 2},
+                        "MetaPrompt": {"LAYERS": 2}}.get(method, {"PROMPT_DEPTH_VISION": 2, "PROMPT_DEPTH_TEXT": 2}))
+    if method == "LinearProbe":
+        options["INIT"] = "text"
+    trainer = make_trainer(method, clip_model, NAMES, options, dataset="OxfordPets", settings={
+        "DATASET.TEMPLATES": OWN})
+    towers, names = trainer.towers, [name.replace("_", " ") for name in NAMES]
+    expected = towers.frozen_text(names, OWN)
+    if method == "ZeroshotCLIP2":
+        expected = towers.frozen_text(names, [*IMAGENET_SELECT, *OWN])
+    elif method == "CoPrompt":
+        expected = torch.stack([towers.text.encode_texts([t.replace("{}", name) for name in names])
+                                for t in (*IMAGENET_SELECT, *OWN)])
+    elif method in ("PromptSRC", "ProMetaR"):
+        expected = diverse_text_features(towers, NAMES, OWN)
+    torch.testing.assert_close(FROZEN[method](trainer).detach(), expected)
+    assert "changes nothing here" not in capsys.readouterr().out
+
+
+def test_own_templates_are_the_initial_words_too(clip_model):
+    settings = {"DATASET.TEMPLATES": ["a {} on an X-ray.", "an X-ray of a {}."]}
+    trainer = make_trainer("ProGrad", clip_model, NAMES, {"TEMPLATE_INIT": True, "N_CTX": 8}, settings=settings)
+    words = trainer.towers.text.embed_words("an X-ray of a")
+    torch.testing.assert_close(trainer.model.prompt_learner.ctx.detach()[-len(words):], words.cpu())

@@ -141,6 +141,17 @@ class PromptTrainer(PromptCheckpoints):
             raise InputError(f"TRAINER.{type(self).__name__.upper()}.N_CTX must be at least 1, not {node.N_CTX}")
         return torch.randn(node.N_CTX, towers.text.width) * 0.02
 
+    templates_taken = False  # whether the method has asked for DATASET.TEMPLATES
+
+    def own_templates(self):
+        """DATASET.TEMPLATES, a list that may be empty; a method that asks for them is one that they act on."""
+        self.templates_taken = True
+        return list(self.cfg.DATASET.TEMPLATES)
+
+    def frozen_templates(self, *published):
+        """The templates of a method's frozen prompts: DATASET.TEMPLATES where they are given, else the `published`."""
+        return self.own_templates() or list(published)
+
     def build_data_loader(self):
         if not self.predicts_only:
             super().build_data_loader()
@@ -177,6 +188,9 @@ class PromptTrainer(PromptCheckpoints):
             self.train_loader_x.batch_sampler.divide(self.ranks.rank, self.ranks.size)
         with isolated_rng(derive_seed("init", cfg.SEED)):
             self.model = self.build_model(self.towers, self.dm.dataset.classnames).to(self.device)
+        if cfg.DATASET.TEMPLATES and not self.templates_taken:
+            print(f"Note: DATASET.TEMPLATES changes nothing here: {type(self).__name__} has no frozen prompts that are "
+                  "made of the dataset's template")
         if cfg.MODEL.INIT_WEIGHTS:
             load_pretrained_weights(self.model, cfg.MODEL.INIT_WEIGHTS)
             note_other_origin(self, cfg.MODEL.INIT_WEIGHTS)

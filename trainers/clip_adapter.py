@@ -44,4 +44,5 @@ class CLIPAdapter(PromptTrainer):
         if not 0 <= node.RATIO <= 1 or not 1 <= node.REDUCTION <= towers.embed_dim:
             raise InputError(f"TRAINER.CLIPADAPTER: RATIO must be 0 to 1 and REDUCTION 1 to {towers.embed_dim}, they "
                              f"are {node.RATIO} and {node.REDUCTION}")
-        return AdaptedCLIP(towers, classnames, [template_of(self.cfg.DATASET.NAME)], node.RATIO, node.REDUCTION)
+        templates = self.frozen_templates(template_of(self.cfg.DATASET.NAME))
+        return AdaptedCLIP(towers, classnames, templates, node.RATIO, node.REDUCTION)

@@ -18,7 +18,7 @@ from dassl.utils import InputError
 from prompting.adapter import Adapter
 from prompting.consistency import cosine_distance
 from prompting.deep import CoupledCLIP
-from prompting.templates import ensemble_of
+from prompting.templates import ensemble_of, fill
 from prompting.text import readable
 from trainers.maple import MaPLe, coupled_prompts_cfg
 
@@ -67,6 +67,7 @@ class CoPrompt(MaPLe):
     def build_model(self, towers, classnames):
         node = self.node
         self.written = read_sentences(node.SENTENCES) if node.SENTENCES else None
+        self.templates_taken = self.written is None  # in training
         return CoPromptCLIP(towers, classnames, *self.start_of_prompts(towers), node.IMAGE_ADAPTER_RATIO,
                             node.TEXT_ADAPTER_RATIO)
 
@@ -93,7 +94,8 @@ class CoPrompt(MaPLe):
         if self.written is None:
             print("Note: TRAINER.COPROMPT.SENTENCES names no file; hand-written templates stand in for the sentences "
                   "of a language model (docs/COPROMPT_SENTENCES.md)")
-            sentences = [[template.format(name) for template in ensemble_of(self.cfg.DATASET.NAME)] for name in names]
+            templates = ensemble_of(self.cfg.DATASET.NAME, own=self.own_templates())
+            sentences = [[fill(template, name) for template in templates] for name in names]
         else:
             missing = [name for name in names if not self.written.get(name)]
             if missing:

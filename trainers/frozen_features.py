@@ -4,6 +4,7 @@ from functools import cached_property
 import torch
 
 from dassl.data.data_manager import build_data_loader
+from dassl.data.overlap import ImageSet
 from dassl.data.transforms import build_transform
 from trainers.base import PromptTrainer
 
@@ -32,10 +33,16 @@ class FrozenFeatures(PromptTrainer):
 
     @cached_property
     def validation(self):
-        """(features (images, E), labels) of the validation part; None where it is not apart from the test images."""
-        test = {item.impath for item in self.dm.dataset.test}
-        if self.val_loader is None or any(item.impath in test for item in self.dm.dataset.val):
-            print(f"Note: {self.cfg.DATASET.NAME} has no validation images apart from its test images: "
+        """(features (images, E), labels) of the validation part; None where it is not apart from the test and the
+        training images."""
+        dataset = self.dm.dataset
+        others = ImageSet(item.impath for item in [*dataset.test, *dataset.train_x])
+        shared = others.common([item.impath for item in dataset.val or ()])
+        if shared.by_content:
+            print(f"Warning: {shared.by_content} of {shared.of} validation images have the same content as test or "
+                  f"training images, first {shared.first_copy[0]} (as {shared.first_copy[1]})")
+        if self.val_loader is None or shared.by_path:
+            print(f"Note: {self.cfg.DATASET.NAME} has no validation images apart from its test and training images: "
                   f"{type(self).__name__} keeps {'its last epoch and ' if self.trains else ''}its initial settings")
             return None
         return self.image_features(self.val_loader)

@@ -30,7 +30,7 @@ class KgCoOp(PromptTrainer):
 
     def build_model(self, towers, classnames):
         self.frozen_text = towers.frozen_text([readable(name) for name in classnames],
-                                              [kgcoop_template_of(self.cfg.DATASET.NAME)])
+                                              self.frozen_templates(kgcoop_template_of(self.cfg.DATASET.NAME)))
         return CoOpCLIP(towers, classnames, self.initial_context(towers), "end")
 
     def compute_loss(self, batch):

@@ -53,5 +53,6 @@ class LinearProbe(PromptTrainer):
     def build_model(self, towers, classnames):
         if self.node.INIT == "zero":
             return ProbedCLIP(towers, torch.zeros(len(classnames), towers.embed_dim))
-        text = towers.frozen_text([readable(name) for name in classnames], [template_of(self.cfg.DATASET.NAME)])
+        text = towers.frozen_text([readable(name) for name in classnames],
+                                  self.frozen_templates(template_of(self.cfg.DATASET.NAME)))
         return ProbedCLIP(towers, text)

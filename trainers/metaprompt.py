@@ -59,7 +59,7 @@ class MetaPrompt(PromptTrainer):
         # The released code keeps "_" in the names of its frozen prompts.
         frozen_names = classnames if node.VARIANT == "released" else [readable(name) for name in classnames]
         return AsymmetricCLIP(towers, classnames, node.N_CTX, node.N_PRO, node.LAYERS, frozen_names,
-                              frozen_templates_of(self.cfg.DATASET.NAME), "TRAINER.METAPROMPT")
+                              self.frozen_templates(*frozen_templates_of(self.cfg.DATASET.NAME)), "TRAINER.METAPROMPT")
 
     def training_step(self, batch):
         model, label = self.model, batch["label"]

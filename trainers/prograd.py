@@ -10,7 +10,7 @@ from yacs.config import CfgNode as CN
 from dassl.engine import TRAINER_REGISTRY
 from dassl.metrics import compute_accuracy
 from dassl.utils import InputError
-from prompting.templates import leading_template_of
+from prompting.templates import leading_template_of, leading_words
 from prompting.text import readable
 from trainers.base import PromptTrainer
 from trainers.coop import CoOpCLIP
@@ -62,11 +62,16 @@ class ProGrad(PromptTrainer):
                              f"{node.LAMBDA} and {node.T}")
 
     def build_model(self, towers, classnames):
-        template = leading_template_of(self.cfg.DATASET.NAME)
-        self.zero_shot_text = towers.frozen_text([readable(name) for name in classnames], [template])
+        templates = self.frozen_templates(leading_template_of(self.cfg.DATASET.NAME))
+        self.zero_shot_text = towers.frozen_text([readable(name) for name in classnames], templates)
         ctx = self.initial_context(towers)
         if self.node.TEMPLATE_INIT:
-            words = towers.text.embed_words(template.replace(" {}.", ""))
+            template = next((template for template in templates if leading_words(template)), None)
+            if template is None:
+                raise InputError("TRAINER.PROGRAD.TEMPLATE_INIT starts from the words before the class name, and none "
+                                 f"of DATASET.TEMPLATES ({', '.join(templates)}) has all its words there; add one, or "
+                                 "leave TEMPLATE_INIT off")
+            words = towers.text.embed_words(leading_words(template))
             if len(words) > len(ctx):
                 raise InputError(f"TRAINER.PROGRAD.N_CTX is {len(ctx)}, but the template '{template}' has {len(words)} "
                                  "words to start from; raise it")

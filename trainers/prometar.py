@@ -21,6 +21,7 @@ from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import InputError
 from prompting.blocks import differentiable_attention
 from prompting.consistency import diverse_text_features, l1_distance
+from prompting.templates import IMAGENET_FIRST_60
 from trainers.ivlp import IVLP, independent_prompts_cfg
 
 
@@ -45,6 +46,7 @@ class GradientGate(nn.Module):
 @TRAINER_REGISTRY.register()
 class ProMetaR(IVLP):
     min_batch = 2  # a query and a support image
+    templates_taken = True  # in training
 
     @staticmethod
     def extend_cfg(cfg):
@@ -90,7 +92,8 @@ class ProMetaR(IVLP):
     @functools.cached_property
     def frozen_text(self):
         """Frozen text features (n_cls, E); only training asks for them."""
-        return diverse_text_features(self.towers, self.dm.dataset.classnames)
+        return diverse_text_features(self.towers, self.dm.dataset.classnames,
+                                     self.frozen_templates(*IMAGENET_FIRST_60))
 
     def training_step(self, batch):
         label, embedded = batch["label"], self.towers.image.embed(batch["img"])

@@ -18,11 +18,14 @@ from torch.nn import functional as F
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import InputError
 from prompting.consistency import diverse_text_features, l1_distance
+from prompting.templates import IMAGENET_FIRST_60
 from trainers.ivlp import IVLP, independent_prompts_cfg
 
 
 @TRAINER_REGISTRY.register()
 class PromptSRC(IVLP):
+    templates_taken = True  # in training
+
     @staticmethod
     def extend_cfg(cfg):
         node = cfg.TRAINER.PROMPTSRC = independent_prompts_cfg(n_ctx=4)
@@ -38,7 +41,8 @@ class PromptSRC(IVLP):
     @functools.cached_property
     def frozen_text(self):
         """t0 before it is normalised, (n_cls, E); only training asks for it."""
-        return diverse_text_features(self.towers, self.dm.dataset.classnames)
+        return diverse_text_features(self.towers, self.dm.dataset.classnames,
+                                     self.frozen_templates(*IMAGENET_FIRST_60))
 
     def compute_loss(self, batch):
         model, towers, node = self.model, self.towers, self.node

@@ -25,18 +25,18 @@ class TCPCLIP(PromptedCLIP):
 
     Args:
         towers: prompting.Towers.
-        classnames: n_cls names; template: that of their frozen features.
+        classnames: n_cls names; templates: those of their frozen features.
         ctx: the start of the context, (n_ctx, W).
         words: (before, after) the class name in the learned prompt.
         layer: of the text tower, counted from 0, at whose input the class prompts come in.
     """
 
-    def __init__(self, towers, classnames, template, ctx, words, layer):
+    def __init__(self, towers, classnames, templates, ctx, words, layer):
         super().__init__(towers)
         width, dim, before, after = towers.text.width, towers.embed_dim, *words
         self.layer = layer
         self.prompts = ClassPrompts(towers.text, classnames, len(ctx), between=before, after=after)
-        self.frozen_text = towers.frozen_text([readable(name) for name in classnames], [template])  # (n_cls, E)
+        self.frozen_text = towers.frozen_text([readable(name) for name in classnames], templates)  # (n_cls, E)
         self.prompt_learner = Prompt(ctx)
         self.prompt_learner.meta_net = nn.Sequential(OrderedDict([
             ("linear1", nn.Linear(dim, dim // 4)),
@@ -74,7 +74,8 @@ class TCP(PromptTrainer):
         if len(ctx) < CLASS_TOKENS:
             raise InputError(f"TCP's {CLASS_TOKENS} class prompts take the places of as many context vectors, there "
                              f"are {len(ctx)}; raise TRAINER.TCP.N_CTX")
-        return TCPCLIP(towers, classnames, tcp_template_of(dataset), ctx, tcp_words_of(dataset), layer)
+        templates, words = self.frozen_templates(tcp_template_of(dataset)), tcp_words_of(dataset, self.own_templates())
+        return TCPCLIP(towers, classnames, templates, ctx, words, layer)
 
     def compute_loss(self, batch):
         text = self.model.class_features()

@@ -50,7 +50,7 @@ class TipAdapter(FrozenFeatures):
 
     def build_model(self, towers, classnames):
         node = self.node
-        templates = list(node.TEMPLATES) or cache_templates_of(self.cfg.DATASET.NAME)
+        templates = list(node.TEMPLATES) or self.frozen_templates(*cache_templates_of(self.cfg.DATASET.NAME))
         labels = [item.label for item in self.dm.dataset.train_x]
         model = CacheCLIP(towers, classnames, templates, labels, node.BETA, node.ALPHA)
         model.adapter.requires_grad_(self.trains)

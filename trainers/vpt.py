@@ -15,12 +15,12 @@ from trainers.base import PromptTrainer
 
 
 class VisualPromptCLIP(PromptedCLIP):
-    """Image prompts, which start as `visual` (J, n, W), and frozen text features."""
+    """Image prompts, which start as `visual` (J, n, W), and frozen text features of `templates`."""
 
-    def __init__(self, towers, classnames, visual):
+    def __init__(self, towers, classnames, visual, templates=(DEFAULT,)):
         super().__init__(towers)
         self.vision_prompt_learner = Prompt(visual)
-        self.frozen_text = towers.frozen_text([readable(name) for name in classnames], [DEFAULT])
+        self.frozen_text = towers.frozen_text([readable(name) for name in classnames], templates)
 
     def encode_images(self, images):
         return self.towers.image.encode(self.towers.image.embed(images), self.vision_prompt_learner.ctx)
@@ -43,4 +43,4 @@ class VPT(PromptTrainer):
         check_prompts("TRAINER.VPT.PROMPT_DEPTH_VISION and N_CTX_VISION", image, node.PROMPT_DEPTH_VISION,
                       node.N_CTX_VISION)
         visual = random_vectors(node.PROMPT_DEPTH_VISION, node.N_CTX_VISION, image.width)
-        return VisualPromptCLIP(towers, classnames, visual)
+        return VisualPromptCLIP(towers, classnames, visual, self.frozen_templates(DEFAULT))

@@ -21,7 +21,7 @@ class ZeroshotCLIP(PromptTrainer):
         cfg.TRAINER.ZEROSHOTCLIP.PREC = "auto"
 
     def build_model(self, towers, classnames):
-        return FrozenCLIP(towers, classnames, [template_of(self.cfg.DATASET.NAME)])
+        return FrozenCLIP(towers, classnames, self.frozen_templates(template_of(self.cfg.DATASET.NAME)))
 
 
 @TRAINER_REGISTRY.register()
@@ -41,5 +41,6 @@ class ZeroshotCLIP2(PromptTrainer):
         check_availability(cfg.TRAINER.ZEROSHOTCLIP2.TEMPLATES, ("selected", "all"))
 
     def build_model(self, towers, classnames):
-        templates = ensemble_of(self.cfg.DATASET.NAME, everything=self.node.TEMPLATES == "all")
-        return FrozenCLIP(towers, classnames, templates)
+        everything = self.node.TEMPLATES == "all"
+        own = () if everything else self.own_templates()
+        return FrozenCLIP(towers, classnames, ensemble_of(self.cfg.DATASET.NAME, everything, own))

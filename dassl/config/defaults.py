@@ -51,6 +51,9 @@ def get_cfg_default():
     cfg.DATASET.CIFAR_C_LEVEL = 1
     cfg.DATASET.ALL_AS_UNLABELED = False
     cfg.DATASET.SKIP_BAD_IMAGES = False  # leave unreadable images out instead of stopping
+    cfg.DATASET.ALLOW_OVERLAP = False  # measure on test images that are training images, with a warning
+    cfg.DATASET.TEMPLATES = ()  # prompts such as "an X-ray of a {}." for all methods' frozen prompts; (): as published
+    cfg.DATASET.CLASSNAMES = ""  # a file that gives classes other names: lines "folder or class = new name", or JSON
 
     cfg.DATALOADER = CN()
     cfg.DATALOADER.NUM_WORKERS = 4
@@ -122,8 +125,9 @@ def get_cfg_default():
     cfg.TEST.EVALUATOR = "Classification"
     cfg.TEST.PER_CLASS_RESULT = False
     cfg.TEST.COMPUTE_CMAT = False
+    cfg.TEST.SAVE_LOGITS = False  # keep all class scores in logits.npz
     cfg.TEST.NO_TEST = False
-    cfg.TEST.SPLIT = "test"
+    cfg.TEST.SPLIT = "test"  # or val, or train: the training images, as test images are read
     cfg.TEST.FINAL_MODEL = "last_step"  # or best_val
     # What may differ from what a model was trained with when it is evaluated: ("backbone", "INPUT.PIXEL_MEAN", ...).
     cfg.TEST.ALLOW_CHANGED = ()

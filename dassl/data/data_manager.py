@@ -169,12 +169,17 @@ class DataManager:
         self.train_loader_u = train_loader(node_u, dataset.train_u) if dataset.train_u else None
         self.val_loader = test_loader(dataset.val) if dataset.val else None
         self.test_loader = test_loader(dataset.test)
+        self._as_test_images = test_loader
         self.dataset = dataset
         self.num_classes = dataset.num_classes
         self.num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
         self.lab2cname = dataset.lab2cname
         if cfg.VERBOSE:
             self.show_dataset_summary(cfg)
+
+    def plain_train_loader(self):
+        """A loader of the training images in their order, transformed as test images are."""
+        return self._as_test_images(self.dataset.train_x)
 
     def show_dataset_summary(self, cfg):
         rows = [["Dataset", cfg.DATASET.NAME]]

@@ -14,6 +14,7 @@ import torch
 import torchvision
 
 from dassl.data.datasets import dataset_digest, relative_path
+from dassl.data.overlap import evaluated_part, images_of
 from dassl.utils import count_num_param, world_size, write_atomically
 
 try:
@@ -22,6 +23,7 @@ except ImportError:  # on Windows
     resource = None
 
 PREDICTIONS = "predictions.csv.gz"
+LOGITS = "logits.npz"
 COLUMNS = ("path", "label", "prediction", "confidence")
 
 
@@ -29,14 +31,21 @@ def describe_run(trainer):
     """The facts of results.json that do not depend on the kind of trainer; a foreign one lacks some.
 
     Returns:
-        dict of classes and domains (accuracies of the test part), dataset_digest, untested_classes (names, where a
-        class has no test image), backbone, trained_parameters, device, device_name, peak_memory (bytes), processes,
-        versions.
+        dict of classes, domains and confusion (of the part that TEST.SPLIT names), dataset_digest, untested_classes
+        (names, where a class has no test image), backbone, trained_parameters, device, device_name, peak_memory
+        (bytes), processes, versions.
     """
     facts = {}
-    if test_predictions(trainer) is not None and hasattr(trainer.evaluator, "breakdown"):
-        facts.update(trainer.evaluator.breakdown())
     dataset = getattr(getattr(trainer, "dm", None), "dataset", None)
+    part = evaluated_part(trainer.cfg, dataset) if dataset is not None else "test"
+    if predictions_of(trainer, part) is not None and hasattr(trainer.evaluator, "breakdown"):
+        facts.update(trainer.evaluator.breakdown())
+        if part != "test":
+            facts["domains"] = {}  # the target domains are the test part's
+    asked = [key for key in ("PER_CLASS_RESULT", "COMPUTE_CMAT") if trainer.cfg.TEST[key]]
+    if asked and "classes" not in facts and not trainer.cfg.TEST.NO_TEST:
+        print(f"Note: TEST.{' and TEST.'.join(asked)}: {type(trainer.evaluator).__name__} gives no numbers per class "
+              f"of the {part} part; results.json has none")
     if dataset is not None:
         facts["dataset_digest"] = dataset_digest(dataset, trainer.cfg.DATASET.ROOT)
         if untested := getattr(dataset, "untested_classes", None):
@@ -80,18 +89,20 @@ def peak_memory(device):
     return {"of": "process", "bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
 
 
-def test_predictions(trainer):
-    """(paths, labels, predictions, confidences) when the last evaluation was of the test part, else None.
+def predictions_of(trainer, part):
+    """(paths, labels, predictions, confidences) when the last evaluation was of the part (train, val or test), else
+    None.
 
-    A foreign trainer with a `test` of its own may not hand on the files; its labels in the order of the test list say
+    A foreign trainer with a `test` of its own may not hand on the files; its labels in the order of the part's list say
     which they are."""
     evaluator, dataset = trainer.evaluator, getattr(getattr(trainer, "dm", None), "dataset", None)
-    if not hasattr(evaluator, "predictions") or dataset is None or not dataset.test:
+    items = images_of(dataset, part) if dataset is not None else []
+    if not hasattr(evaluator, "predictions") or not items:
         return None
     paths, labels, predictions, confidences = evaluator.predictions()
-    if not paths and labels == [item.label for item in dataset.test]:
-        paths = [item.impath for item in dataset.test]
-    if sorted(paths) != sorted(item.impath for item in dataset.test):
+    if not paths and labels == [item.label for item in items]:
+        paths = [item.impath for item in items]
+    if sorted(paths) != sorted(item.impath for item in items):
         return None
     return paths, labels, predictions, confidences
 
@@ -100,7 +111,7 @@ def write_predictions(trainer, folder):
     """Write `predictions.csv.gz`, a row an image: path below DATASET.ROOT, label and prediction (numbers), confidence.
 
     Without predictions of the test part there is no such file afterwards."""
-    path, found = os.path.join(folder, PREDICTIONS), test_predictions(trainer)
+    path, found = os.path.join(folder, PREDICTIONS), predictions_of(trainer, "test")
     if found is None:
         with contextlib.suppress(FileNotFoundError):
             os.remove(path)
@@ -113,3 +124,29 @@ def write_predictions(trainer, folder):
     # without a time stamp: the same predictions are the same bytes
     packed = gzip.compress(text.getvalue().encode(), mtime=0)
     write_atomically(path, lambda file: file.write(packed))
+
+
+def write_logits(trainer, folder):
+    """With TEST.SAVE_LOGITS write `logits.npz` of the part that TEST.SPLIT names: logits (N, n_cls) float32, labels
+    (N,), paths below DATASET.ROOT (N,), in the order of the predictions, and classnames (n_cls,).
+
+    Where the evaluator keeps none, that is said and there is no such file afterwards."""
+    cfg, path = trainer.cfg, os.path.join(folder, LOGITS)
+    if not cfg.TEST.SAVE_LOGITS:
+        return
+    dataset = getattr(getattr(trainer, "dm", None), "dataset", None)
+    found = predictions_of(trainer, evaluated_part(cfg, dataset)) if dataset is not None else None
+    logits = trainer.evaluator.scores() if hasattr(trainer.evaluator, "scores") else None
+    if found is None or logits is None or len(logits) != len(found[0]):
+        print(f"Note: TEST.SAVE_LOGITS: {type(trainer.evaluator).__name__} has no class scores of the images evaluated "
+              f"last; {LOGITS} is not written")
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(path)
+        return
+    arrays = {
+        "logits": logits.numpy(),
+        "labels": np.array(found[1], np.int64),
+        "paths": np.array([relative_path(impath, cfg.DATASET.ROOT) for impath in found[0]]),
+        "classnames": np.array([str(name) for name in dataset.classnames]),
+    }
+    write_atomically(path, lambda file: np.savez_compressed(file, **arrays))

@@ -350,7 +350,7 @@ class SimpleTrainer(TrainerBase):
     def __init__(self, cfg):
         super().__init__()
         check_availability(cfg.TEST.FINAL_MODEL, ("last_step", "best_val"), "TEST.FINAL_MODEL")
-        check_availability(cfg.TEST.SPLIT, ("val", "test"), "TEST.SPLIT")
+        check_availability(cfg.TEST.SPLIT, ("train", "val", "test"), "TEST.SPLIT")
         self.check_cfg(cfg)
         self.device = torch.device("cuda" if torch.cuda.is_available() and cfg.USE_CUDA else "cpu")
         if self.device.type == "cuda":
@@ -509,7 +509,7 @@ class SimpleTrainer(TrainerBase):
 
     @torch.no_grad()
     def test(self, split=None):
-        """Evaluate on a part ("test" or "val"; TEST.SPLIT by default). Returns the accuracy in percent."""
+        """Evaluate on a part ("test", "val" or "train"; TEST.SPLIT by default). Returns the accuracy in percent."""
         self.set_model_mode("eval")
         self.evaluator.reset()
         split = split or self.cfg.TEST.SPLIT
@@ -518,7 +518,11 @@ class SimpleTrainer(TrainerBase):
                 if self.cfg.TEST[key] == value:
                     raise InputError(f"TEST.{key} is {value}, but {self.cfg.DATASET.NAME} has no validation part")
             split = "test"
-        loader = self.val_loader if split == "val" else self.test_loader
+        check_availability(split, ("train", "val", "test"), "split")
+        if split == "train":
+            loader = self.dm.plain_train_loader()
+        else:
+            loader = self.val_loader if split == "val" else self.test_loader
         # What an evaluator's `process` can take besides logits and labels; a foreign one takes these two.
         wanted = {"impath"} | ({"domain"} if len(self.cfg.DATASET.TARGET_DOMAINS) > 1 and split == "test" else set())
         wanted &= set(inspect.signature(self.evaluator.process).parameters)

@@ -5,7 +5,7 @@ from collections import OrderedDict
 import torch
 from tabulate import tabulate
 
-from dassl.utils import Registry, write_atomically
+from dassl.utils import Registry, rank, write_atomically
 
 EVALUATOR_REGISTRY = Registry("EVALUATOR")
 
@@ -33,8 +33,9 @@ class EvaluatorBase:
 
 @EVALUATOR_REGISTRY.register()
 class Classification(EvaluatorBase):
-    """Top-1 accuracy, error, macro F1 (mean over the classes that occur); accuracy a class (TEST.PER_CLASS_RESULT),
-    the confusion matrix (TEST.COMPUTE_CMAT), and the accuracy a domain when domains are given. All in percent."""
+    """Top-1 accuracy, error, macro F1 (mean over the classes that occur); accuracy, precision, recall and F1 per class
+    with their means (TEST.PER_CLASS_RESULT), the confusion matrix (TEST.COMPUTE_CMAT), and the accuracy a domain when
+    domains are given. All in percent. All class scores are kept with TEST.SAVE_LOGITS."""
 
     def __init__(self, cfg, lab2cname=None, **kwargs):
         super().__init__(cfg)
@@ -43,7 +44,7 @@ class Classification(EvaluatorBase):
 
     def reset(self):
         self.y_true, self.y_pred, self.y_domain = [], [], []
-        self.confidence, self.paths = [], []
+        self.confidence, self.paths, self.logits = [], [], []
         self.confusion = None
 
     def process(self, mo, gt, domain=None, impath=None):
@@ -63,6 +64,8 @@ class Classification(EvaluatorBase):
             self.y_domain.append(domain.cpu())
         if impath is not None:
             self.paths.extend(impath)
+        if self.cfg.TEST.get("SAVE_LOGITS", False) and rank() == 0:
+            self.logits.append(mo.detach().float().cpu())
         self.num_classes = mo.shape[1]
 
     def evaluate(self):
@@ -97,10 +100,19 @@ class Classification(EvaluatorBase):
                    for parts in (self.y_true, self.y_pred, self.confidence))
         return self.paths, *columns
 
+    def scores(self):
+        """All logits (N, n_cls) float32 on the CPU, in the order of `predictions`; None unless TEST.SAVE_LOGITS asks
+        for them (in the first of a run's processes)."""
+        return torch.cat(self.logits) if self.logits else None
+
     def breakdown(self):
         """Accuracy (%) by class and by domain, after `evaluate`:
         {"classes": {"name", "total", "accuracy": a list each, in label order}, "domains": {name: accuracy}}.
-        A class without images has accuracy None; a dataset without target domains has no domains."""
+        A class without images has accuracy None; a dataset without target domains has no domains.
+
+        With TEST.PER_CLASS_RESULT the classes also have "precision", "recall" and "f1" (%): precision is None for a
+        class that is never predicted, recall and F1 for one without images. With TEST.COMPUTE_CMAT there is
+        "confusion": entry (i, j) is the number of class i's images that are taken for class j."""
         totals = self.confusion.sum(1).tolist()
         correct = self.confusion.diagonal().tolist()
         classes = {
@@ -108,12 +120,26 @@ class Classification(EvaluatorBase):
             "total": totals,
             "accuracy": [100.0 * right / total if total else None for right, total in zip(correct, totals)],
         }
+        if self.cfg.TEST.PER_CLASS_RESULT:
+            classes.update(self._precision_recall_f1())
         names = list(self.cfg.DATASET.TARGET_DOMAINS)
         domains = {name: self.last_results[f"accuracy_{name}"] for name in names
                    if f"accuracy_{name}" in self.last_results}
         if len(names) == 1:
             domains = {names[0]: self.last_results["accuracy"]}
-        return {"classes": classes, "domains": domains}
+        confusion = {"confusion": self.confusion.tolist()} if self.cfg.TEST.COMPUTE_CMAT else {}
+        return {"classes": classes, "domains": domains, **confusion}
+
+    def _precision_recall_f1(self):
+        """{"precision", "recall", "f1": a list each, in label order}, in percent; None where it is not defined."""
+        hits = self.confusion.diagonal().tolist()
+        totals, predicted = self.confusion.sum(1).tolist(), self.confusion.sum(0).tolist()
+        return {
+            "precision": [100.0 * hit / count if count else None for hit, count in zip(hits, predicted)],
+            "recall": [100.0 * hit / count if count else None for hit, count in zip(hits, totals)],
+            "f1": [200.0 * hit / (total + count) if total else None
+                   for hit, total, count in zip(hits, totals, predicted)],
+        }
 
     def _confusion_matrix(self):
         """Store cmat.pt in the run folder: entry (i, j) is the share of class i's images taken for class j."""
@@ -145,4 +171,9 @@ class Classification(EvaluatorBase):
             rows.append([label, name, f"{total:,}", f"{correct:,}", f"{accuracies[-1]:.2f}%"])
         print(tabulate(rows, headers=["label", "class", "total", "correct", "acc"]))
         results["perclass_accuracy"] = sum(accuracies) / len(accuracies)
+        # Means over the classes that occur, as macro F1 is; one that is never predicted counts with precision 0.
+        found = self._precision_recall_f1()
+        occurring = [label for label, recall in enumerate(found["recall"]) if recall is not None]
+        for name in ("precision", "recall"):
+            results[f"macro_{name}"] = sum(found[name][label] or 0 for label in occurring) / len(occurring)
         print(f"* average: {results['perclass_accuracy']:.2f}%")

@@ -17,10 +17,11 @@ class Shapes(DatasetBase):
 
     def __init__(self, cfg):
         folder = os.path.join(cfg.DATASET.ROOT, self.dataset_dir)
-        items = [Datum(os.path.join(folder, name, file), label, 0, name)
-                 for label, name in enumerate(listdir_nohidden(folder))
-                 for file in listdir_nohidden(os.path.join(folder, name))[:2]]
-        super().__init__(items, test=items)
+        train, test = ([Datum(os.path.join(folder, name, file), label, 0, name)
+                        for label, name in enumerate(listdir_nohidden(folder))
+                        for file in listdir_nohidden(os.path.join(folder, name))[part]]
+                       for part in (slice(0, 2), slice(2, 4)))
+        super().__init__(train, test=test)
 
 
 @SAMPLER_REGISTRY.register()
