@@ -150,7 +150,9 @@ def test_a_dry_run_says_what_is_done_and_writes_nothing(call, tmp_path, capsys):
     listed = call("base2new", "--trainer", "CoOp", "--seeds", "1", "2", "--dry-run")
     assert "4 runs, 2 done" in listed and listed == capsys.readouterr().out.rstrip("\n")
     assert all(line.startswith("done") == ("seed1" in line) for line in listed.splitlines()[:4])
-    other = call("base2new", "--trainer", "CoOp", "--seeds", "1", "--dry-run", options=("OPTIM.LR", "0.3"))
+    with pytest.raises(InputError, match="2 of 2 runs would be refused"):
+        call("base2new", "--trainer", "CoOp", "--seeds", "1", "--dry-run", options=("OPTIM.LR", "0.3"))
+    other = capsys.readouterr().out
     assert other.startswith("refused (") and "OPTIM.LR is 0.05 there, 0.3 here" in other
 
 
@@ -267,9 +269,10 @@ def test_gpus_are_taken_in_turn(monkeypatch):
      [*(f"dg/pacs/shots_5/CoOp/tiny/{domain}/seed4" for domain in DOMAINS),
       *(f"dg/shapes/shots_5/CoOp/tiny/{domain}/seed4" for domain in ("photo", "painting", "cartoon", "sketch"))]),
 ])
-def test_scripts_plan(script, words, environment, expected, tmp_path):
+def test_scripts_plan(script, words, environment, expected, tmp_path, drawn_root):
     done = subprocess.run(["bash", str(ROOT / "scripts" / script), *words], capture_output=True, text=True, timeout=300,
-                          check=False, cwd=tmp_path, env={**os.environ, **environment, "DRY_RUN": "1"})
+                          check=False, cwd=tmp_path,
+                          env={**os.environ, **environment, "DRY_RUN": "1", "DATA": str(drawn_root)})
     assert done.returncode == 0, done.stderr
     lines = [line.split("to do  ./output/")[1] for line in done.stdout.splitlines() if line.startswith("to do")]
     assert len(lines) == len(expected) and all(line.endswith(end) for line, end in zip(lines, expected)), done.stdout

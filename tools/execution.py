@@ -65,19 +65,6 @@ class Outcome:
                              f"{f', {len(self.remaining)} depend on them' if self.remaining else ''}: {told}")
 
 
-def list_runs(runs):
-    """One line a run: done, to do, or why it cannot be made; for --dry-run."""
-    lines = []
-    for run in runs:
-        try:
-            state = "to do" if finished(run) is None else "done"
-        except InputError as error:
-            state = f"refused ({error})"
-        lines.append(f"{state:<6} {run.folder}")
-    done = sum(line.startswith("done") for line in lines)
-    return "\n".join([*lines, f"{len(runs)} runs, {done} done"])
-
-
 def execute(runs, clips, jobs=1):
     """Make the runs; those that are finished are taken over.
 

@@ -20,7 +20,8 @@ import train  # noqa: E402
 from dassl.engine import TRAINER_REGISTRY  # noqa: E402
 from dassl.utils import InputError, from_first, world_size  # noqa: E402
 from tools import cluster, status  # noqa: E402
-from tools.execution import Outcome, execute, finished, list_runs  # noqa: E402
+from tools.dry_run import list_runs  # noqa: E402
+from tools.execution import Outcome, execute, finished  # noqa: E402
 from tools.plans import SHOTS, Planner  # noqa: E402
 from tools.tables import Cells, method_tables, seed_tables  # noqa: E402
 
@@ -42,10 +43,14 @@ def parse_arguments(argv):
     shared.add_argument("--seeds", nargs="+", help="default 1 2 3; zeroshot, where nothing is drawn: 1")
     shared.add_argument("--dataset", nargs="+", required=True,
                         help="names of configs in configs/datasets, or YAML files; for xd the one to train on")
-    shared.add_argument("--cfg", default="", help="name of a config in configs/trainers/<trainer>, or a YAML file; "
-                                                  "default vit_b16; tiny for that CLIP, clip64 for a CLIP file of "
-                                                  "64-pixel images; dg, xd and fewshot take <name>_<protocol> where "
-                                                  "the method has it")
+    shared.add_argument("--cfg", nargs="+", metavar="CONFIG",
+                        help="name of a config in configs/trainers/<trainer>, or the YAML file of the method it is "
+                             "for; METHOD=CONFIG for each of several; default vit_b16; tiny for that CLIP, clip64 for "
+                             "a CLIP file of 64-pixel images; dg, xd and fewshot take <name>_<protocol> where the "
+                             "method has it")
+    shared.add_argument("--variant", action="append", nargs="+", default=[], metavar=("NAME", "KEY VALUE"),
+                        help="the methods once more with these options, in rows of their own (repeatable); "
+                             "METHOD:NAME for one method; options of every run go behind another flag")
     shared.add_argument("--root", default="data", help="folder that holds the datasets (default data)")
     shared.add_argument("--output", default="output", help="folder of all run folders (default output)")
     shared.add_argument("--shots", nargs="+",
@@ -75,7 +80,7 @@ def parse_arguments(argv):
                                                           "others and its four variants")
     args = parser.parse_args(argv)
     args.targets = getattr(args, "targets", None)
-    return train.give_back_options(args, "trainer", "dataset", "seeds", "shots", "targets")
+    return train.give_back_options(args, "trainer", "dataset", "seeds", "shots", "targets", "cfg")
 
 
 def check_arguments(args):
@@ -121,15 +126,18 @@ def main(argv=None):
     args = parse_arguments(argv)
     train.discover(args.plugin)
     check_arguments(args)
-    planner = Planner(args.root, args.output, args.seeds, args.cfg, args.backbone, args.plugin, args.opts)
+    planner = Planner(args.root, args.output, args.seeds, args.cfg, args.backbone, args.plugin, args.opts, args.variant)
     runs = planner.plan(args.of, args.trainer, args.dataset, args.shots, args.targets)
-    for trainer in args.trainer:
-        if args.of == "xd" and all(run.place.part == run.place.dataset for run in runs
-                                   if run.place.trainer == trainer):
+    for note in planner.notes:
+        print(note)
+    for trainer, chosen in Cells(dict.fromkeys(run.place for run in runs)).methods():
+        if args.of == "xd" and chosen.values("part") == chosen.values("dataset"):
             print(f"Note: {trainer} belongs to its training classes with this config: it is tested on the source only")
     if args.dry_run:
-        listed = list_runs(runs)
+        listed, refused = list_runs(runs)
         print(listed)
+        if refused:
+            raise InputError(f"{refused} of {len(runs)} runs would be refused, see above")
         return listed
     if args.status:
         return told(sweep_status(runs, args.output))
@@ -202,8 +210,9 @@ def show(args, runs, outcome, more):
     for table in make_tables(args, runs, outcome):
         text = table.render()
         print(f"\n{table.title}\n\n{text}")
-    if args.protocol == "compare" and args.of == "base2new":
-        print(f"\nFigure: {', '.join(figures(args, runs, outcome))}")
+    files = figures(args, runs, outcome) if args.protocol == "compare" and args.of == "base2new" else []
+    if files:
+        print(f"\nFigure: {', '.join(files)}")
     return text
 
 
@@ -221,7 +230,7 @@ def make_tables(args, runs, outcome):
     if not outcome.results:
         return []
     cells = Cells({run.place: outcome.results.get(run.folder, {"metrics": {}, "seconds": 0.0}) for run in runs})
-    if args.protocol in ("compare", "zeroshot"):
+    if args.protocol in ("compare", "zeroshot") or args.variant:
         return method_tables(args.of, cells, seconds=len(args.dataset) == 1)
     return seed_tables(args.of, cells)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from tabulate import tabulate
 
+from tools.method_configs import MARK
 from tools.plans import IMAGENET_VARIANTS
 
 FORMATS = ("text", "markdown", "csv", "latex")
@@ -68,13 +69,18 @@ class Cells(dict):
         return Number.over(self.by_seed().values())
 
     def methods(self):
-        """[(name, its cells)]; a trainer that was run with several configs is named with each."""
+        """[(name, its cells)]; a trainer that was run with several configs is named with each, a variant with its name.
+        """
         trainers = {}
         for place in self:
-            trainers.setdefault(place.trainer, {})[place.config] = None
-        return [(trainer if len(configs) == 1 else f"{trainer} ({config})",
-                 self.where(trainer=trainer, config=config))
-                for trainer, configs in trainers.items() for config in configs]
+            trainers.setdefault(place.trainer, {})[place.config] = place.variant
+        named = []
+        for trainer, configs in trainers.items():
+            alone = len({config.removesuffix(f"{MARK}{variant}") for config, variant in configs.items()}) == 1
+            for config, variant in configs.items():
+                name = variant if alone else config
+                named.append((f"{trainer} ({name})" if name else trainer, self.where(trainer=trainer, config=config)))
+        return named
 
 
 def average(columns):

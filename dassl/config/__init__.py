@@ -1,4 +1,5 @@
 """The configuration tree: Dassl's keys and defaults, YAML files and command-line options merged with care."""
+from dassl.config.belongs import methods_of
 from dassl.config.check import check_config
 from dassl.config.defaults import get_cfg_default
 from dassl.config.merge import merge_file, merge_options, write_config
@@ -16,4 +17,4 @@ def clean_cfg(cfg, trainer):
             cfg.TRAINER.pop(key)
 
 
-__all__ = ["check_config", "clean_cfg", "get_cfg_default", "merge_file", "merge_options", "write_config"]
+__all__ = ["check_config", "clean_cfg", "get_cfg_default", "merge_file", "merge_options", "methods_of", "write_config"]

@@ -7,6 +7,7 @@ from dassl.utils.checkpoint import (
     load_pretrained_weights,
     note_checkpoint,
     noted_checkpoint,
+    nothing_written,
     remove_torn_files,
     resume_from_checkpoint,
     save_checkpoint,
@@ -55,8 +56,8 @@ __all__ = [
     "from_first", "get_rng_state", "highest", "import_package_modules", "isolated_rng", "joined", "last_line",
     "leave_signals_to_the_parent", "listdir_nohidden", "lives_here", "load_checkpoint", "load_entry_points",
     "load_plugin", "load_pretrained_weights", "lock_holder", "lost_another", "mkdir_if_missing", "note_checkpoint",
-    "noted_checkpoint", "of_all", "one_machine_first", "processes_here", "rank", "read_image", "read_json",
-    "remove_torn_files", "require_own_gpu", "resume_from_checkpoint", "save_checkpoint", "set_random_seed",
+    "noted_checkpoint", "nothing_written", "of_all", "one_machine_first", "processes_here", "rank", "read_image",
+    "read_json", "remove_torn_files", "require_own_gpu", "resume_from_checkpoint", "save_checkpoint", "set_random_seed",
     "set_rng_state", "setup_logger", "share_of", "sigterm_raises", "slurm_job", "surroundings", "tolist_if_not",
     "world_size", "write_atomically", "write_json",
 ]

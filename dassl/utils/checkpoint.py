@@ -1,5 +1,7 @@
 """Checkpoints: written whole or not at all, read without running code."""
 import contextlib
+import contextvars
+import errno
 import io
 import os
 import re
@@ -13,8 +15,23 @@ BEST = "model-best.pth.tar"
 INTERRUPTED = "model-interrupted.pth.tar"  # of the point within an epoch where a signal ended the run
 
 
+READ_ONLY = contextvars.ContextVar("READ_ONLY", default=False)
+
+
+@contextlib.contextmanager
+def nothing_written():
+    """Within it every disk looks read-only to `write_atomically` (OSError), for dry runs."""
+    before = READ_ONLY.set(True)
+    try:
+        yield
+    finally:
+        READ_ONLY.reset(before)
+
+
 def write_atomically(fpath, write):
     """Call `write(file)` on a temporary file beside `fpath`, flush it to disk and rename it to `fpath`."""
+    if READ_ONLY.get():
+        raise OSError(errno.EROFS, "a dry run writes nothing", fpath)
     os.makedirs(os.path.dirname(fpath) or ".", exist_ok=True)
     temporary = f"{fpath}.tmp{os.getpid()}"
     try:
