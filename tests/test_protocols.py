@@ -193,6 +193,56 @@ def test_numbers_that_make_no_sense(more, part):
         protocol.main(["base2new", "--trainer", "CoOp", "--dataset", "caltech101", *more])
 
 
+# ---- runs whose numbers are known from another one ----
+def all_files(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_zeroshot_run_is_made_once_for_all_seeds_and_shots(call, tmp_path, monkeypatch):
+    """The folders of the others are filled from it with the numbers of runs of their own, and are taken over."""
+    made, run = [], train.run
+    monkeypatch.setattr(train, "run", lambda args, cfg, *more: made.append(cfg.OUTPUT_DIR) or run(args, cfg, *more))
+    more = ("--trainer", "ZeroshotCLIP", "--seeds", "1", "2")
+    table = call("fewshot", *more, shots=("--shots", "1", "2"))
+    assert len(made) == 1
+    place = tmp_path / "out" / "fewshot" / "caltech101"
+    found = {(shots, seed): stored(place / f"shots_{shots}" / "ZeroshotCLIP" / "tiny" / f"seed{seed}")
+             for shots in (1, 2) for seed in (1, 2)}
+    (tmp_path / "out").rename(tmp_path / "filled")
+    for (shots, seed), results in found.items():
+        call("fewshot", "--trainer", "ZeroshotCLIP", "--seeds", str(seed), shots=("--shots", str(shots)))
+        alone = stored(place / f"shots_{shots}" / "ZeroshotCLIP" / "tiny" / f"seed{seed}")
+        assert "same_as" not in alone and alone["seed"] == seed
+        for key in alone.keys() - {"seconds", "peak_memory", "config"}:
+            assert results[key] == alone[key], key
+        assert results["config"] == alone["config"] | {"OUTPUT_DIR": results["config"]["OUTPUT_DIR"]}
+        one, other = (all_files(top / "fewshot" / "caltech101" / f"shots_{shots}" / "ZeroshotCLIP" / "tiny" /
+                                f"seed{seed}") for top in (tmp_path / "filled", tmp_path / "out"))
+        assert one["predictions.csv.gz"] == other["predictions.csv.gz"] and one["config.yaml"] == other["config.yaml"]
+    assert found[1, 1].get("same_as") is None and found[2, 2]["same_as"].endswith("shots_1/ZeroshotCLIP/tiny/seed1")
+    monkeypatch.setattr(train, "run", never)
+    assert call("fewshot", *more, shots=("--shots", "1", "2")) == table
+
+
+def test_base_and_new_halves_of_a_zeroshot_method_are_told_apart(call, monkeypatch):
+    made, run = [], train.run
+    monkeypatch.setattr(train, "run", lambda args, cfg, *more: made.append(cfg.OUTPUT_DIR) or run(args, cfg, *more))
+    call("compare", "--trainer", "ZeroshotCLIP", "ZeroshotCLIP2", "--seeds", "1", "2")
+    assert len(made) == 4 and all(folder.endswith("seed1") for folder in made)
+
+
+def test_a_method_that_inherits_from_zeroshot_is_run_for_every_seed(own_registries):
+    class Noisy(train.TRAINER_REGISTRY.get("ZeroshotCLIP")):
+        """It may draw numbers: it has not said that it does not."""
+
+    class Trained(train.TRAINER_REGISTRY.get("ZeroshotCLIP")):
+        trains, learns_from_images = True, False
+
+    assert plans.reads_no_image(train.TRAINER_REGISTRY.get("ZeroshotCLIP"))
+    assert not plans.reads_no_image(Noisy) and not plans.reads_no_image(Trained)
+    assert not plans.reads_no_image(train.TRAINER_REGISTRY.get("TipAdapter"))
+
+
 # ---- what goes wrong ----
 def test_a_run_that_fails_leaves_the_others(call, words, tmp_path, capsys):
     call("base2new", "--trainer", "CoOp", "--seeds", "2", options=("OPTIM.LR", "0.3"))
@@ -220,13 +270,13 @@ def test_an_interrupted_protocol_says_what_remains(call, tmp_path, monkeypatch, 
     with monkeypatch.context() as patch:
         patch.setattr(train, "run", interrupt)
         with pytest.raises((KeyboardInterrupt, SystemExit)):
-            call("base2new", "--trainer", "ZeroshotCLIP", "--seeds", "1", "2")
+            call("base2new", "--trainer", "CoOp", "--seeds", "1", "2")
     assert signal.getsignal(signal.SIGTERM) == before
     said = capsys.readouterr().err
     assert "2 of 4 runs are done" in said and "goes on from here" in said
     remaining = re.findall(r"to do: .*/(\w+)/caltech101.*/(seed\d)", said)
     assert remaining == [("train_base", "seed2"), ("test_new", "seed2")]
-    assert "-" not in cells(call("base2new", "--trainer", "ZeroshotCLIP", "--seeds", "1", "2"))[2]
+    assert "-" not in cells(call("base2new", "--trainer", "CoOp", "--seeds", "1", "2"))[2]
 
 
 def test_runs_on_two_processes(words, call, tmp_path, capsys):

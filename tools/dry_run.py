@@ -9,7 +9,7 @@ from dassl.utils import InputError, nothing_written
 from dassl.utils.registry import nearest
 from prompting import PromptingError
 from prompting.backbone import known_names
-from tools.execution import finished
+from tools.execution import finished, only_class
 
 
 def list_runs(runs):
@@ -22,7 +22,10 @@ def list_runs(runs):
                 if state == "to do":
                     require_possible(run, known)
         except (InputError, PromptingError) as error:
-            state, refused = f"refused ({' '.join(str(error).split())})", refused + 1
+            state = f"refused ({' '.join(str(error).split())})"
+            if name := only_class(run):
+                state = f"no number (an accuracy among one class, '{name}', says nothing)"
+            refused += not name
         lines.append(f"{state:<6} {run.folder}")
     done = sum(line.startswith("done") for line in lines)
     told = f", {refused} refused" if refused else ""

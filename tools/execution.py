@@ -11,8 +11,10 @@ from multiprocessing import connection
 import torch
 
 import train
+from dassl.data.datasets import build_dataset
 from dassl.engine.run_folder import finished_results
-from dassl.utils import InputError, rank, sigterm_raises, world_size
+from dassl.utils import InputError, from_first, nothing_written, rank, sigterm_raises, world_size
+from tools.same_numbers import filled
 
 
 def finished(run):
@@ -21,13 +23,43 @@ def finished(run):
     return finished_results(train.build_config(args), train.default_config(), train.what_is_evaluated(args))
 
 
+def taken_over(run, outcome):
+    """The results of a run that need not be made: it is finished, or has the numbers of one that is; else None.
+
+    Raises InputError where its folder holds another run."""
+    if not run.same or run.same not in outcome.results:
+        return None
+    results = finished(run)
+    if results is not None:
+        print(f"Finished before: {run.folder}")
+        return results
+    return filled(run, outcome.results[run.same])
+
+
+def only_class(run):
+    """The name of the class of a base2new run whose half of the classes is that one, else ""."""
+    if run.place.protocol != "base2new":
+        return ""
+    with contextlib.suppress(InputError), nothing_written(), contextlib.redirect_stdout(sys.stderr):
+        cfg = run.check().clone()
+        cfg.defrost()
+        cfg.DATASET.SUBSAMPLE_CLASSES = "all"
+        names = build_dataset(cfg).classnames
+        half = (len(names) + 1) // 2
+        chosen = names[:half] if run.place.part == "train_base" else names[half:]
+        return chosen[0] if len(chosen) == 1 else ""
+    return ""
+
+
 @dataclass
 class Outcome:
-    """What has become of a plan's runs: results {folder: results}, failed {folder: reason}."""
+    """What has become of a plan's runs: results {folder: results}, failed {folder: reason}, one_class {folder: name}:
+    runs that were not made because an accuracy among their one class says nothing."""
 
     runs: list
     results: dict = field(default_factory=dict)
     failed: dict = field(default_factory=dict)
+    one_class: dict = field(default_factory=dict)
 
     @property
     def cells(self):
@@ -36,13 +68,17 @@ class Outcome:
 
     @property
     def remaining(self):
-        return [run for run in self.runs if run.folder not in self.results and run.folder not in self.failed]
+        return [run for run in self.runs if run.folder not in {**self.results, **self.failed, **self.one_class}]
 
     def ready(self, run):
-        """Whether the run whose prompts this one needs is finished."""
-        return not run.needs or run.needs in self.results
+        """Whether the run whose prompts this one needs is finished, and the one whose numbers it has is decided."""
+        return (not run.needs or run.needs in self.results) and (
+            not run.same or run.same in {**self.results, **self.failed, **self.one_class})
 
     def fail(self, run, reason):
+        if name := only_class(run):
+            self.one_class[run.folder] = name
+            return
         self.failed[run.folder] = reason
         print(f"failed: {run.folder}: {reason}", file=sys.stderr)
 
@@ -54,7 +90,11 @@ class Outcome:
         return "\n".join(lines)
 
     def require_all(self):
-        """Raise InputError unless every run was made."""
+        """Raise InputError unless every run was made that can give a number."""
+        if self.one_class and not self.results:
+            raise InputError("no run was made: each half of the classes has one class "
+                             f"({', '.join(dict.fromkeys(self.one_class.values()))}), and an accuracy among one class "
+                             "says nothing; base2new needs at least three classes")
         if self.failed:
             reasons = {}
             for folder, reason in self.failed.items():
@@ -101,7 +141,8 @@ def _one_by_one(outcome, clips):
     for run in outcome.runs:
         if outcome.ready(run):
             try:
-                outcome.results[run.folder] = train.main(list(run.argv), clips=clips)
+                results = from_first(lambda run=run: taken_over(run, outcome))
+                outcome.results[run.folder] = results or train.main(list(run.argv), clips=clips)
             except Exception as error:
                 reason = train.mendable(error)
                 if reason is None or world_size() > 1:  # then the other processes may not know of it
@@ -200,7 +241,7 @@ def _side_by_side(outcome, jobs):
         while left or any(worker.run for worker in workers):
             for worker in workers:
                 if worker.run is None:
-                    run = next((run for run in left if outcome.ready(run)), None)
+                    run = _next_to_make(left, outcome)
                     if run is not None:
                         left.remove(run)
                         worker.give(run)
@@ -225,6 +266,23 @@ def _side_by_side(outcome, jobs):
             worker.ask_to_end()
         for worker in workers:
             worker.end()
+
+
+def _next_to_make(left, outcome):
+    """The next run of `left` that is to be made in a process, None if there is none now; those that are taken over on
+    the way leave `left`."""
+    while (run := next((run for run in left if outcome.ready(run)), None)) is not None:
+        try:
+            results = taken_over(run, outcome)
+        except InputError as error:
+            results = None
+            outcome.fail(run, str(error))
+        if results is None and run.folder not in outcome.failed:
+            return run
+        left.remove(run)
+        if results is not None:
+            outcome.results[run.folder] = results
+    return None
 
 
 def _devices():

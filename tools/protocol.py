@@ -229,10 +229,16 @@ def make_tables(args, runs, outcome):
     """The tables of a protocol; what a failed run leaves out is "-"."""
     if not outcome.results:
         return []
-    cells = Cells({run.place: outcome.results.get(run.folder, {"metrics": {}, "seconds": 0.0}) for run in runs})
+    cells = Cells({run.place: outcome.results.get(run.folder, not_made(run, outcome)) for run in runs})
     if args.protocol in ("compare", "zeroshot") or args.variant:
         return method_tables(args.of, cells, seconds=len(args.dataset) == 1)
     return seed_tables(args.of, cells)
+
+
+def not_made(run, outcome):
+    """What stands in a table for a run that was not made."""
+    name = outcome.one_class.get(run.folder)
+    return {"metrics": {}, "seconds": 0.0, "classes": {"name": [name]} if name else {}}
 
 
 def figures(args, runs, outcome):

@@ -43,6 +43,9 @@ class PromptTrainer(PromptCheckpoints):
     """
 
     trains = True  # False: training-free, only evaluated
+    # False, said by a training-free class itself: its numbers follow from class names, backbone and test images alone,
+    # so that a protocol makes one run for all seeds and shots
+    learns_from_images = True
     class_bound = False  # True: what is learned belongs to the training classes and cannot score new ones
     class_tensors = ()  # beginnings of names of trained tensors that a checkpoint gives to its own classes only
     min_batch = 1  # images a training batch needs at least
