@@ -23,9 +23,8 @@ from tools import cluster, status  # noqa: E402
 from tools.dry_run import list_runs  # noqa: E402
 from tools.execution import Outcome, execute, finished  # noqa: E402
 from tools.plans import SHOTS, Planner  # noqa: E402
-from tools.tables import Cells, method_tables, seed_tables  # noqa: E402
+from tools.tables import COMPARED, Cells, method_tables, seed_tables  # noqa: E402
 
-COMPARED = ("ZeroshotCLIP", "CoOp", "CoCoOp", "MetaPrompt")
 PROTOCOLS = {
     "base2new": "train on the first half of the classes, test on both halves",
     "dg": "train on all domains of a dataset but one, test on that one",
@@ -243,14 +242,16 @@ def not_made(run, outcome):
 
 def figures(args, runs, outcome):
     """Draw base against new of each dataset; the names of the files."""
-    from tools.plot import base_against_new  # matplotlib only where a figure is wanted
+    from tools.plot import base_against_new, looks, method_names, places_below  # matplotlib only for a figure
 
     files, cells = [], Cells(outcome.cells)
+    look = looks(method_names(dict.fromkeys([*places_below(args.output), *cells])))
     for dataset in cells.values("dataset"):
         shots = runs[0].place.shots
         path = os.path.join(args.output, "base2new", f"{dataset}_shots_{shots}")
         files += base_against_new(cells.where(dataset=dataset), path,
-                                  f"{dataset}, {shots} shots a class, {len(args.seeds)} seeds")
+                                  f"{dataset}, {shots} shots per class, {len(args.seeds)} "
+                                  f"seed{'s' if len(args.seeds) > 1 else ''}", look)
     return files
 
 

@@ -15,6 +15,7 @@ from tools.method_configs import MARK
 from tools.plans import IMAGENET_VARIANTS
 
 FORMATS = ("text", "markdown", "csv", "latex")
+COMPARED = ("ZeroshotCLIP", "CoOp", "CoCoOp", "MetaPrompt")  # what `compare` takes by default
 
 
 # ---- numbers ----
