@@ -48,8 +48,8 @@ INSIDE = 18  # characters of a name that a legend inside the axes has room for
 
 
 def looks(methods):
-    """{method: {"color", "marker", "hatch", "line"}}: first the methods that are compared by default, there or not, then
-    the others in the order of their names."""
+    """{method: {"color", "marker", "hatch", "line"}}: first the methods that are compared by default, there or not,
+    then the others in the order of their names."""
     ordered = [*COMPARED, *sorted(set(methods) - set(COMPARED))]
     return {method: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)],
                      "hatch": HATCHES[i // len(COLOURS) % len(HATCHES)], "line": LINES[i // len(COLOURS) % len(LINES)]}

@@ -110,6 +110,11 @@ class PromptTrainer(PromptCheckpoints):
                 print(f"Note: {cls.__name__} trains with {cls.sampler}, not with {named}")
             cfg.DATALOADER.TRAIN_X.SAMPLER = cls.sampler
 
+    def note(self, line):
+        """Print a line for the run's log; nothing where no run is made (`classnames` are given, to predict with)."""
+        if not self.predicts_only:
+            print(line)
+
     @property
     def node(self):
         """The method's own config."""

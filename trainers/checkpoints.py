@@ -129,7 +129,7 @@ class PromptCheckpoints(TrainerX):
         if not os.path.isfile(path):
             raise InputError(f"no checkpoint at {path}; check --model-dir and --load-epoch")
         state = self._load_state(path)
-        print(f"Loaded {path} (epoch {state['epoch']})")
+        self.note(f"Loaded {path} (epoch {state['epoch']})")
 
     @staticmethod
     def _newest(folder):

@@ -92,8 +92,8 @@ class CoPrompt(MaPLe):
         Raises InputError for a class without sentences."""
         names = [readable(name) for name in self.dm.dataset.classnames]
         if self.written is None:
-            print("Note: TRAINER.COPROMPT.SENTENCES names no file; hand-written templates stand in for the sentences "
-                  "of a language model (docs/COPROMPT_SENTENCES.md)")
+            self.note("Note: TRAINER.COPROMPT.SENTENCES names no file; hand-written templates stand in for the "
+                      "sentences of a language model (docs/COPROMPT_SENTENCES.md)")
             sentences = [[template.format(name) for template in ensemble_of(self.cfg.DATASET.NAME)] for name in names]
         else:
             missing = [name for name in names if not self.written.get(name)]
