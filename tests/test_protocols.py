@@ -11,7 +11,7 @@ import yaml
 
 import train
 from dassl.utils import InputError
-from tools import execution, plans, protocol
+from tools import execution, plans, plot, protocol, report
 from tools.plans import Planner
 from tools.tables import xd_groups
 from trainers import base as trainers_base
@@ -177,6 +177,79 @@ def test_a_method_may_have_a_config_for_a_protocol(name, special, tmp_path, monk
     assert Planner().method_config(name, "CoOp", shapes) == (wanted, str(folder / f"{wanted}.yaml"))
     assert Planner(backbone="ViT-B/16").method_config(name, "CoOp", shapes)[0] == "vit_b16"
     assert Planner(cfg="tiny").method_config(name, "CoOp", shapes)[0] == "tiny"
+
+
+def test_each_method_runs_with_the_config_it_is_given(tiny_config, drawn_root, tmp_path):
+    """METHOD=FILE and METHOD=NAME pairs; a name for all methods; the others take their default."""
+    own = tmp_path / "mine.yaml"
+    own.write_text("TRAINER: {COOP: {N_CTX: 3}}\n")
+
+    def configs(words, trainers=("CoOp", "MetaPrompt", "CoCoOp")):
+        runs = Planner(str(drawn_root), "out", [1], words, "tiny").plan("fewshot", trainers, ["caltech101"], [1])
+        return [(run.place.config, Path(run.argv[run.argv.index("--config-file") + 1]).parent.name) for run in runs]
+
+    assert configs([f"CoOp={own}", "MetaPrompt=clip64"]) == [
+        ("mine", tmp_path.name), ("clip64", "MetaPrompt"), ("tiny", "CoCoOp")]
+    assert configs("clip64") == configs(["clip64"]) == [
+        ("clip64", name) for name in ("CoOp", "MetaPrompt", "CoCoOp")]
+    assert configs(["clip64", f"CoOp={own}"])[0] == ("mine", tmp_path.name)
+    assert configs(str(own), ["CoOp"]) == [("mine", tmp_path.name)]
+    assert [name for name, _ in configs(tiny_config)] == 3 * ["tiny"]  # a file for several methods
+
+
+def test_a_plugin_without_configs_runs_with_another_methods_and_that_is_said(words, tmp_path, capsys):
+    """README's example, with a bare file and with a pair."""
+    (tmp_path / "lent.yaml").write_text((ROOT / "configs" / "trainers" / "CoOp" / "tiny.yaml").read_text())
+    plugin = ("--plugin", str(ROOT / "tests" / "plugins" / "bound.py"))
+    lent = str(tmp_path / "lent.yaml")
+    for configs in ([lent], [f"LinearOnly={lent}", f"CoOp={lent}"]):
+        argv = words("compare", "--trainer", "CoOp", "LinearOnly", *plugin, "--dry-run", "--seeds", "1")
+        argv[argv.index("--cfg") + 1:argv.index("--cfg") + 2] = configs
+        protocol.main(argv)
+        said = capsys.readouterr().out
+        assert f"LinearOnly has no config of its own and runs with CoOp's, {lent}\n" in said
+        assert said.count("to do") == 3
+
+
+def test_variants_are_rows_of_their_own(call, tmp_path, capsys):
+    """From the run folders to tables, status, report and figures; the plain method stays a row."""
+    more = ("--trainer", "ZeroshotCLIP", "CoOp", "--seeds", "1", "--variant", "wide", "TRAINER.COOP.N_CTX", "5",
+            "--variant", "CoOp:lr01", "OPTIM.LR=0.01")
+    table = call("compare", *more, options=("OPTIM.WARMUP_EPOCH", "0"))
+    names = ["ZeroshotCLIP", "CoOp", "CoOp (wide)", "CoOp (lr01)"]
+    assert [row[0] for row in cells(table)[2:6]] == names
+    assert "--variant wide changes nothing for ZeroshotCLIP" in capsys.readouterr().out
+    configs = {run["config"]["OUTPUT_DIR"].split("/")[-2]: run["config"] for run in map(
+        stored, (path.parent for path in sorted((tmp_path / "out").glob("base2new/train_base/*/*/CoOp/*/*/*.json"))))}
+    assert {name: (run["TRAINER"]["COOP"]["N_CTX"], run["OPTIM"]["LR"]) for name, run in configs.items()} == {
+        "tiny": (3, 0.05), "tiny+wide": (5, 0.05), "tiny+lr01": (3, 0.01)}
+    assert all(run["OPTIM"]["MAX_EPOCH"] == 1 for run in configs.values())
+    assert "8 runs: 8 done" in call("compare", *more, "--status", options=("OPTIM.WARMUP_EPOCH", "0"))
+    assert [row[0] for row in report.main([str(tmp_path / "out"), "--compare"])[0].rows] == [
+        "CoOp", "CoOp (lr01)", "CoOp (wide)", "ZeroshotCLIP"]
+    svg = Path(plot.main([str(tmp_path / "out"), "--only", "base2new"])[1]).read_text()
+    assert all(name in svg for name in names)
+
+
+def test_a_variant_of_one_method_in_its_own_protocol(call):
+    table = call("fewshot", "--trainer", "CoOp", "--seeds", "1", "--variant", "short", "TRAINER.COOP.N_CTX", "1",
+                 shots=("--shots", "1"))
+    assert [row[0] for row in cells(table)[2:]] == ["CoOp", "CoOp (short)"]
+
+
+def test_a_dry_run_draws_nothing_and_needs_no_drawings(tmp_path):
+    listed = protocol.main(["dg", "--trainer", "CoOp", "--dataset", "shapes", "--root", str(tmp_path), "--seeds", "1",
+                            "--output", str(tmp_path / "out"), "--dry-run"])
+    assert "4 runs, 0 done" in listed and not list(tmp_path.iterdir())
+
+
+def test_no_figure_is_named_where_none_was_drawn(call, capsys):
+    """Neither when every run failed, nor when no method has both accuracies."""
+    call("compare", "--trainer", "CoOp", "--seeds", "1", options=("TRAINER.COOP.CSC", "True"))
+    assert "Figure:" not in capsys.readouterr().out
+    assert train.command_line(lambda: call("compare", "--trainer", "CoOp", "--seeds", "1",
+                                           options=("OPTIM.LR", "0.3"))) == 2
+    assert "Figure:" not in capsys.readouterr().out
 
 
 def test_a_wrong_option_is_told_before_any_run(call, tmp_path):

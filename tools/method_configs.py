@@ -140,6 +140,25 @@ class Variant:
         return f"--variant {self.method + ':' if self.method else ''}{self.name}"
 
 
+def take_variants(argv):
+    """(the other words of a command line, a list of words for each --variant in it: NAME, KEY, VALUE, ...).
+
+    All options that follow a --variant are its own, to the next flag."""
+    words, others, groups = list(argv), [], []
+    while words:
+        word = words.pop(0)
+        if word.partition("=")[0] != "--variant":
+            others.append(word)
+            continue
+        group = [word.partition("=")[2] or (words.pop(0) if words else "")]
+        while words and train.is_key(words[0].partition("=")[0]):
+            key, mark, value = words.pop(0).partition("=")
+            group += [key, value] if mark else [key, *words[:1]]
+            del words[:0 if mark else 1]
+        groups.append(group)
+    return others, groups
+
+
 def read_variants(groups, methods):
     """The Variants of --variant.
 

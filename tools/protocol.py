@@ -22,6 +22,7 @@ from dassl.utils import InputError, from_first, world_size  # noqa: E402
 from tools import cluster, status  # noqa: E402
 from tools.dry_run import list_runs  # noqa: E402
 from tools.execution import Outcome, execute, finished  # noqa: E402
+from tools.method_configs import take_variants  # noqa: E402
 from tools.plans import SHOTS, Planner  # noqa: E402
 from tools.tables import COMPARED, Cells, method_tables, seed_tables  # noqa: E402
 
@@ -47,7 +48,7 @@ def parse_arguments(argv):
                              "for; METHOD=CONFIG for each of several; default vit_b16; tiny for that CLIP, clip64 for "
                              "a CLIP file of 64-pixel images; dg, xd and fewshot take <name>_<protocol> where the "
                              "method has it")
-    shared.add_argument("--variant", action="append", nargs="+", default=[], metavar=("NAME", "KEY VALUE"),
+    shared.add_argument("--variant", metavar="NAME KEY VALUE ...",  # for --help: take_variants has read them
                         help="the methods once more with these options, in rows of their own (repeatable); "
                              "METHOD:NAME for one method; options of every run go behind another flag")
     shared.add_argument("--root", default="data", help="folder that holds the datasets (default data)")
@@ -77,7 +78,9 @@ def parse_arguments(argv):
         if name in ("xd", "compare"):
             own.add_argument("--targets", nargs="+", help="xd: datasets to test on; default for imagenet: the ten "
                                                           "others and its four variants")
+    argv, variants = take_variants(sys.argv[1:] if argv is None else argv)
     args = parser.parse_args(argv)
+    args.variant = variants
     args.targets = getattr(args, "targets", None)
     return train.give_back_options(args, "trainer", "dataset", "seeds", "shots", "targets", "cfg")
 

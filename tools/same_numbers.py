@@ -28,8 +28,9 @@ def filled(run, finished):
     """
     args = train.parse_arguments(list(run.argv))
     cfg, evaluation = train.build_config(args), train.what_is_evaluated(args)
-    here, there = flat(plain(cfg)), flat(finished["config"])
-    if any(here.get(key) != there.get(key) for key in (here.keys() | there.keys()) - FREE):
+    now, there = plain(cfg), flat(finished["config"])
+    here = flat(now)
+    if any(here.get(key) != there[key] for key in there.keys() - FREE):
         return None
     if finished["evaluation"] != json.loads(json.dumps(evaluation)):
         return None
@@ -40,8 +41,10 @@ def filled(run, finished):
         same_names = (finished.get("classes") or {}).get("name") == list(dataset.classnames)
         if digest["test"] != (finished.get("dataset_digest") or {}).get("test") or not same_names:
             return None
+        shots = {**finished["config"]["DATASET"], "NUM_SHOTS": cfg.DATASET.NUM_SHOTS}
+        config = {**finished["config"], "OUTPUT_DIR": cfg.OUTPUT_DIR, "SEED": cfg.SEED, "DATASET": shots}
         results = json.loads(json.dumps({
-            **finished, "seed": cfg.SEED, "dataset_digest": digest, "config": plain(cfg),
+            **finished, "seed": cfg.SEED, "dataset_digest": digest, "config": config,
             "same_as": os.path.relpath(run.same, run.folder).replace(os.sep, "/")}))
         write_config(cfg, run.folder)
         for name in COPIED:

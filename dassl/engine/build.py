@@ -10,7 +10,10 @@ def build_trainer(cfg, **context):
     Raises InputError that lists the known trainers."""
     if cfg.VERBOSE:
         print(f"Loading trainer: {cfg.TRAINER.NAME}")
-    return TRAINER_REGISTRY.get(cfg.TRAINER.NAME)(cfg, **context)
+    trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)(cfg, **context)
+    if not hasattr(trainer, "trains"):  # a foreign one; what is kept of a run depends on it
+        trainer.trains = learns(type(trainer))
+    return trainer
 
 
 def learns(trainer):
