@@ -297,6 +297,20 @@ def test_a_zeroshot_run_is_made_once_for_all_seeds_and_shots(call, tmp_path, mon
     assert call("fewshot", *more, shots=("--shots", "1", "2")) == table
 
 
+def test_a_run_whose_twin_is_not_at_hand_is_made(words, clips, clip_model):
+    """A part of a plan, such as a task of a cluster is given, and a twin that fails."""
+    name, *_ = argv = words("base2new", "--trainer", "ZeroshotCLIP", "--seeds", "1", "2")
+    args = protocol.parse_arguments(argv)
+    runs = Planner(args.root, args.output, [1, 2], args.cfg, args.backbone).plan(name, args.trainer, args.dataset, [2])
+    outcome = execution.execute([run for run in runs if run.place.seed == 2], dict(clips))
+    assert len(outcome.results) == 2 and not any("same_as" in results for results in outcome.results.values())
+    assert [bool(run.same) for run in runs] == [False, False, True, True]
+    broken = execution.Outcome(runs, failed={runs[0].folder: "a fault"})
+    assert not broken.ready(runs[1]) and broken.ready(runs[2])
+    broken.results[runs[2].folder] = {}
+    assert broken.ready(runs[3])
+
+
 def test_base_and_new_halves_of_a_zeroshot_method_are_told_apart(call, monkeypatch):
     made, run = [], train.run
     monkeypatch.setattr(train, "run", lambda args, cfg, *more: made.append(cfg.OUTPUT_DIR) or run(args, cfg, *more))

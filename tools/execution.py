@@ -71,9 +71,10 @@ class Outcome:
         return [run for run in self.runs if run.folder not in {**self.results, **self.failed, **self.one_class}]
 
     def ready(self, run):
-        """Whether the run whose prompts this one needs is finished, and the one whose numbers it has is decided."""
-        return (not run.needs or run.needs in self.results) and (
-            not run.same or run.same in {**self.results, **self.failed, **self.one_class})
+        """Whether the run whose prompts this one needs is finished, and the one whose numbers it has, if that is to be
+        made here, is no longer to be made."""
+        awaited = {left.folder for left in self.remaining if left.needs not in {**self.failed, **self.one_class}}
+        return (not run.needs or run.needs in self.results) and run.same not in awaited
 
     def fail(self, run, reason):
         if name := only_class(run):
