@@ -26,6 +26,7 @@ from dassl.config import (
     merge_file,
     merge_flag,
     merge_options,
+    methods_of,
     own_cfg,
     paired,
     write_config,
@@ -34,7 +35,7 @@ from dassl.config.effect import RunFacts, leaf_of, note_of, without_effect
 from dassl.data.datasets import DATASET_REGISTRY, keep_draws
 from dassl.data.overlap import count_overlap, evaluated_part, learned_from
 from dassl.data.samplers import SAMPLER_REGISTRY
-from dassl.engine import TRAINER_REGISTRY, build_trainer
+from dassl.engine import TRAINER_REGISTRY, build_trainer, learns
 from dassl.engine.identity import check_evaluated, plain
 from dassl.engine.run_folder import (
     Sources,
@@ -73,6 +74,7 @@ from prompting.templates import check_templates
 from trainers.base import PromptTrainer, options_set
 
 REGISTRIES = (TRAINER_REGISTRY, DATASET_REGISTRY, SAMPLER_REGISTRY, EVALUATOR_REGISTRY)
+CONFIGS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "configs")
 TOP_LEVEL_KEYS = ("VERSION", "OUTPUT_DIR", "RESUME", "SEED", "USE_CUDA", "VERBOSE")
 
 
@@ -204,6 +206,28 @@ def named_trainer(args):
     return name
 
 
+def registered_name(method):
+    """The registered name of a method that is written in capitals; as it is where there is none."""
+    return next((name for name in TRAINER_REGISTRY.registered_names() if name.upper() == method), method)
+
+
+def owner_of_config(path, name):
+    """The one other method that a config file is for where the method `name`, which has no folder of configs, may run
+    with it all the same; else "".
+
+    Raises:
+        InputError: the file is another method's, and `name` has configs of its own."""
+    owners = methods_of(path)
+    if len(owners) != 1 or name.upper() in owners:
+        return ""
+    owner = registered_name(*owners)
+    if os.path.isdir(os.path.join(CONFIGS, "trainers", name)):
+        raise InputError(f"config {path} is for {owner}, not for {name}, which would run with {owner}'s settings and "
+                         f"its own defaults; give one of {os.path.join('configs', 'trainers', name)}, or a file that "
+                         f"sets TRAINER.{name.upper()}")
+    return owner
+
+
 def build_config(args):
     """The frozen config of a run: defaults, dataset file, method file, flags, options, in this order."""
     cfg, name = default_config(), named_trainer(args)
@@ -212,6 +236,8 @@ def build_config(args):
     # A plugin that declares no keys of its own may bring any under TRAINER.
     trainer = TRAINER_REGISTRY.get(name)
     open_trainer = not declares_config(trainer)
+    if args.config_file:
+        owner_of_config(args.config_file, name)
     for path in (args.dataset_config_file, args.config_file):
         if path:
             merge_file(cfg, path, open_trainer)
@@ -321,6 +347,8 @@ def run(args, cfg, evaluation, clips):
     if torch.cuda.is_initialized():  # by an earlier run of this process
         torch.cuda.reset_peak_memory_stats()
     print(f"** {cfg.TRAINER.NAME} on {cfg.DATASET.NAME}, seed {cfg.SEED} **\n{collect_env_info()}")
+    if args.config_file and (owner := owner_of_config(args.config_file, cfg.TRAINER.NAME)):
+        print(f"Note: {cfg.TRAINER.NAME} has no config of its own and runs with {owner}'s, {args.config_file}")
     set_random_seed(cfg.SEED)
     if issubclass(TRAINER_REGISTRY.get(cfg.TRAINER.NAME), PromptTrainer):
         trainer = build_trainer(cfg, clips=clips)
@@ -340,9 +368,13 @@ def run(args, cfg, evaluation, clips):
         if not isinstance(trainer, PromptTrainer):  # some load without the engine's help
             for path in checkpoint_files(args.model_dir, epoch):
                 trainer.changed = check_evaluated(trainer, path, load_checkpoint(path))
-        trainer.load_model(args.model_dir, epoch=epoch)
+        if isinstance(trainer, PromptTrainer) or learns(type(trainer)) or evaluation["checkpoint"]:
+            trainer.load_model(args.model_dir, epoch=epoch)
         trainer.test()
     else:
+        if not (isinstance(trainer, PromptTrainer) or learns(type(trainer))):
+            require_nothing_to_train(trainer)
+            trainer.max_epoch = trainer.start_epoch
         trainer.train()
     results = {
         "trainer": cfg.TRAINER.NAME,
@@ -411,6 +443,15 @@ def begin_folder(args, stored, trainer):
     if images is not None and not args.eval_only and not args.no_train:
         images.write(stored.OUTPUT_DIR)
     return overlap
+
+
+def require_nothing_to_train(trainer):
+    """Raise InputError where a foreign trainer without a training step of its own registers something to train."""
+    trained = [name for name in trainer.get_model_names() if trainer._optims[name] is not None]
+    if trained:
+        raise InputError(f"{type(trainer).__name__} registers an optimizer for {', '.join(trained)} but has no "
+                         "training step: define forward_backward, or register it without an optimizer")
+    print(f"Note: {type(trainer).__name__} has no training step: it is evaluated only")
 
 
 def measured(trainer):

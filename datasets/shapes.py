@@ -116,6 +116,7 @@ class Shapes(DomainDataset):
     dataset_dir = "shapes"
     domains = list(DOMAINS)
     target_part = "test"
+    drawn_at_first_use = True
 
     def __init__(self, cfg):
         self.folder = os.path.join(os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT)), self.dataset_dir)

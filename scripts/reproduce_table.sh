@@ -7,6 +7,8 @@
 # ones (docs/RESULTS.md). The other variables are those of the other scripts (scripts/run.sh); finished runs are kept.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+DATASETS_ARE_READ=DATASET
+. "$here/variables.sh"
 case "${1:-}" in
     base2new) datasets="imagenet caltech101 oxford_pets stanford_cars oxford_flowers food101 fgvc_aircraft sun397 dtd \
 eurosat ucf101" ;;
@@ -23,7 +25,7 @@ done
 methods=${methods:- ZeroshotCLIP MetaPrompt}
 datasets=${DATASETS:-$datasets}
 status=0
-bash "$here/run.sh" compare "${methods# }" "$datasets" --protocol "$protocol" "$@" || status=$?
+env -u DATASETS bash "$here/run.sh" compare "${methods# }" "$datasets" --protocol "$protocol" "$@" || status=$?
 [ -n "${DRY_RUN:-}" ] && [ "${DRY_RUN:-}" != 0 ] && exit $status
 # What only submits, or tells how far the runs are, leaves no table to compare yet.
 [[ " $* " == *" --launcher slurm "* || " $* " == *" --launcher=slurm "* || " $* " == *" --status "* ]] && exit $status

@@ -4,12 +4,13 @@
 #   run.sh PROTOCOL TRAINERS DATASET [OPTION VALUE ...]
 #
 # DATA (default ./data), OUTPUT (./output), SEEDS ("1 2 3"; 1 for zeroshot), SHOTS (16; 1 for dg; "1 2 4 8 16" for
-# fewshot), BACKBONE and CFG (by default the method's published ViT-B/16 config), TARGETS (xd: datasets to test on), JOBS
-# (runs at a time, a GPU each; 1), RANKS (processes that make each run together, a GPU each; 1), DRY_RUN (1: list the
-# runs). Several datasets go in quotes: "caltech101 dtd". Paths are relative to the folder you are in. Flags of
-# tools/protocol.py may stand before the options: --status, --table, or --launcher slurm --cluster FILE.yaml for a Slurm
-# cluster (docs/SCALING.md).
+# fewshot), BACKBONE and CFG (by default the method's published ViT-B/16 config; "CoOp=a.yaml MetaPrompt=b.yaml" for
+# several methods), TARGETS (xd: datasets to test on), JOBS (runs at a time, a GPU each; 1), RANKS (processes that make
+# each run together, a GPU each; 1), DRY_RUN (1: list the runs). Several datasets go in quotes: "caltech101 dtd". Paths
+# are relative to the folder you are in. Flags of tools/protocol.py may stand before the options: --status, --table,
+# --variant lr01 OPTIM.LR 0.01, or --launcher slurm --cluster FILE.yaml for a Slurm cluster (docs/SCALING.md).
 set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/variables.sh"
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 protocol=$1 trainers=$2
 shift 2
@@ -30,7 +31,7 @@ flags+=(--dataset "${datasets[@]}" --root "${DATA:-./data}" --output "${OUTPUT:-
 [ -n "${SHOTS:-}" ] && flags+=(--shots $SHOTS)
 [ -n "${TARGETS:-}" ] && flags+=(--targets $TARGETS)
 [ -n "${BACKBONE:-}" ] && flags+=(--backbone "$BACKBONE")
-[ -n "${CFG:-}" ] && flags+=(--cfg "$CFG")
+if [ -f "${CFG:-}" ]; then flags+=(--cfg "$CFG"); elif [ -n "${CFG:-}" ]; then flags+=(--cfg $CFG); fi
 [ -n "${JOBS:-}" ] && flags+=(--jobs "$JOBS")
 [ -n "${DRY_RUN:-}" ] && [ "$DRY_RUN" != 0 ] && flags+=(--dry-run)
 together=()

@@ -374,12 +374,17 @@ def test_a_chain_is_a_run_and_those_that_need_it(drawn_root, tiny_config):
     runs = planner.plan("xd", ["CoOp"], ["caltech101"], targets=["pacs"])
     assert [[run.place.part for run in chain] for chain in cluster.chains(runs)] == 2 * [["caltech101", "pacs"]]
     assert [len(chain) for chain in cluster.chains(planner.plan("dg", ["CoOp"], ["pacs"]))] == 8 * [1]
+    chains = cluster.chains(planner.plan("base2new", ["ZeroshotCLIP", "CoOp"], ["caltech101"]))
+    assert [[(run.place.part, run.place.seed) for run in chain] for chain in chains] == [
+        [("train_base", 1), ("test_new", 1), ("train_base", 2), ("test_new", 2)],  # the second seed has their numbers
+        [("train_base", 1), ("test_new", 1)], [("train_base", 2), ("test_new", 2)]]
 
 
 @pytest.mark.parametrize("words", [["compare.sh", "shapes", "CoOp", "CoCoOp"],
                                    ["reproduce_table.sh", "base2new", "CoOp", "CoCoOp"]])
 def test_scripts_submit(words, slurm, tmp_path):
-    environment = {**os.environ, "SEEDS": "1", "DATASETS": "shapes", "OUTPUT": str(tmp_path / "out")}
+    environment = {**os.environ, "SEEDS": "1", "OUTPUT": str(tmp_path / "out")}
+    environment |= {"DATASETS": "shapes"} if words[0] == "reproduce_table.sh" else {}
     done = subprocess.run(["bash", str(ROOT / "scripts" / words[0]), *words[1:], *SLURM, "OPTIM.MAX_EPOCH", "1"],
                           capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
     assert done.returncode == 0 and "Submitted 2 tasks" in done.stdout, done.stdout + done.stderr

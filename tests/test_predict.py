@@ -148,8 +148,8 @@ def test_any_classes(world):
     assert probabilities == sorted(probabilities, reverse=True)
     [two] = run.predict([picture], classes=["dog", "cat"])
     assert sum(p for _, p in two.top) == pytest.approx(1)
-    for classes in (["dog"], ["dog", "dog"]):
-        with pytest.raises(InputError, match="at least two"):
+    for classes, line in ((["dog"], "at least two"), (["dog", "cat", "dog"], "'dog' is given more than once")):
+        with pytest.raises(InputError, match=line):
             run.predict([picture], classes=classes)
 
 

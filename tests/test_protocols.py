@@ -11,7 +11,7 @@ import yaml
 
 import train
 from dassl.utils import InputError
-from tools import execution, plans, protocol
+from tools import execution, plans, plot, protocol, report
 from tools.plans import Planner
 from tools.tables import xd_groups
 from trainers import base as trainers_base
@@ -150,7 +150,9 @@ def test_a_dry_run_says_what_is_done_and_writes_nothing(call, tmp_path, capsys):
     listed = call("base2new", "--trainer", "CoOp", "--seeds", "1", "2", "--dry-run")
     assert "4 runs, 2 done" in listed and listed == capsys.readouterr().out.rstrip("\n")
     assert all(line.startswith("done") == ("seed1" in line) for line in listed.splitlines()[:4])
-    other = call("base2new", "--trainer", "CoOp", "--seeds", "1", "--dry-run", options=("OPTIM.LR", "0.3"))
+    with pytest.raises(InputError, match="2 of 2 runs would be refused"):
+        call("base2new", "--trainer", "CoOp", "--seeds", "1", "--dry-run", options=("OPTIM.LR", "0.3"))
+    other = capsys.readouterr().out
     assert other.startswith("refused (") and "OPTIM.LR is 0.05 there, 0.3 here" in other
 
 
@@ -177,6 +179,79 @@ def test_a_method_may_have_a_config_for_a_protocol(name, special, tmp_path, monk
     assert Planner(cfg="tiny").method_config(name, "CoOp", shapes)[0] == "tiny"
 
 
+def test_each_method_runs_with_the_config_it_is_given(tiny_config, drawn_root, tmp_path):
+    """METHOD=FILE and METHOD=NAME pairs; a name for all methods; the others take their default."""
+    own = tmp_path / "mine.yaml"
+    own.write_text("TRAINER: {COOP: {N_CTX: 3}}\n")
+
+    def configs(words, trainers=("CoOp", "MetaPrompt", "CoCoOp")):
+        runs = Planner(str(drawn_root), "out", [1], words, "tiny").plan("fewshot", trainers, ["caltech101"], [1])
+        return [(run.place.config, Path(run.argv[run.argv.index("--config-file") + 1]).parent.name) for run in runs]
+
+    assert configs([f"CoOp={own}", "MetaPrompt=clip64"]) == [
+        ("mine", tmp_path.name), ("clip64", "MetaPrompt"), ("tiny", "CoCoOp")]
+    assert configs("clip64") == configs(["clip64"]) == [
+        ("clip64", name) for name in ("CoOp", "MetaPrompt", "CoCoOp")]
+    assert configs(["clip64", f"CoOp={own}"])[0] == ("mine", tmp_path.name)
+    assert configs(str(own), ["CoOp"]) == [("mine", tmp_path.name)]
+    assert [name for name, _ in configs(tiny_config)] == 3 * ["tiny"]  # a file for several methods
+
+
+def test_a_plugin_without_configs_runs_with_another_methods_and_that_is_said(words, tmp_path, capsys):
+    """README's example, with a bare file and with a pair."""
+    (tmp_path / "lent.yaml").write_text((ROOT / "configs" / "trainers" / "CoOp" / "tiny.yaml").read_text())
+    plugin = ("--plugin", str(ROOT / "tests" / "plugins" / "bound.py"))
+    lent = str(tmp_path / "lent.yaml")
+    for configs in ([lent], [f"LinearOnly={lent}", f"CoOp={lent}"]):
+        argv = words("compare", "--trainer", "CoOp", "LinearOnly", *plugin, "--dry-run", "--seeds", "1")
+        argv[argv.index("--cfg") + 1:argv.index("--cfg") + 2] = configs
+        protocol.main(argv)
+        said = capsys.readouterr().out
+        assert f"LinearOnly has no config of its own and runs with CoOp's, {lent}\n" in said
+        assert said.count("to do") == 3
+
+
+def test_variants_are_rows_of_their_own(call, tmp_path, capsys):
+    """From the run folders to tables, status, report and figures; the plain method stays a row."""
+    more = ("--trainer", "ZeroshotCLIP", "CoOp", "--seeds", "1", "--variant", "wide", "TRAINER.COOP.N_CTX", "5",
+            "--variant", "CoOp:lr01", "OPTIM.LR=0.01")
+    table = call("compare", *more, options=("OPTIM.WARMUP_EPOCH", "0"))
+    names = ["ZeroshotCLIP", "CoOp", "CoOp (wide)", "CoOp (lr01)"]
+    assert [row[0] for row in cells(table)[2:6]] == names
+    assert "--variant wide changes nothing for ZeroshotCLIP" in capsys.readouterr().out
+    configs = {run["config"]["OUTPUT_DIR"].split("/")[-2]: run["config"] for run in map(
+        stored, (path.parent for path in sorted((tmp_path / "out").glob("base2new/train_base/*/*/CoOp/*/*/*.json"))))}
+    assert {name: (run["TRAINER"]["COOP"]["N_CTX"], run["OPTIM"]["LR"]) for name, run in configs.items()} == {
+        "tiny": (3, 0.05), "tiny+wide": (5, 0.05), "tiny+lr01": (3, 0.01)}
+    assert all(run["OPTIM"]["MAX_EPOCH"] == 1 for run in configs.values())
+    assert "8 runs: 8 done" in call("compare", *more, "--status", options=("OPTIM.WARMUP_EPOCH", "0"))
+    assert [row[0] for row in report.main([str(tmp_path / "out"), "--compare"])[0].rows] == [
+        "CoOp", "CoOp (lr01)", "CoOp (wide)", "ZeroshotCLIP"]
+    svg = Path(plot.main([str(tmp_path / "out"), "--only", "base2new"])[1]).read_text()
+    assert all(name in svg for name in names)
+
+
+def test_a_variant_of_one_method_in_its_own_protocol(call):
+    table = call("fewshot", "--trainer", "CoOp", "--seeds", "1", "--variant", "short", "TRAINER.COOP.N_CTX", "1",
+                 shots=("--shots", "1"))
+    assert [row[0] for row in cells(table)[2:]] == ["CoOp", "CoOp (short)"]
+
+
+def test_a_dry_run_draws_nothing_and_needs_no_drawings(tmp_path):
+    listed = protocol.main(["dg", "--trainer", "CoOp", "--dataset", "shapes", "--root", str(tmp_path), "--seeds", "1",
+                            "--output", str(tmp_path / "out"), "--dry-run"])
+    assert "4 runs, 0 done" in listed and not list(tmp_path.iterdir())
+
+
+def test_no_figure_is_named_where_none_was_drawn(call, capsys):
+    """Neither when every run failed, nor when no method has both accuracies."""
+    call("compare", "--trainer", "CoOp", "--seeds", "1", options=("TRAINER.COOP.CSC", "True"))
+    assert "Figure:" not in capsys.readouterr().out
+    assert train.command_line(lambda: call("compare", "--trainer", "CoOp", "--seeds", "1",
+                                           options=("OPTIM.LR", "0.3"))) == 2
+    assert "Figure:" not in capsys.readouterr().out
+
+
 def test_a_wrong_option_is_told_before_any_run(call, tmp_path):
     with pytest.raises(InputError, match="unknown key OPTIM.RATE"):
         call("fewshot", "--trainer", "CoOp", options=("OPTIM.RATE", "1"))
@@ -189,6 +264,70 @@ def test_a_wrong_option_is_told_before_any_run(call, tmp_path):
 def test_numbers_that_make_no_sense(more, part):
     with pytest.raises(InputError, match=part):
         protocol.main(["base2new", "--trainer", "CoOp", "--dataset", "caltech101", *more])
+
+
+# ---- runs whose numbers are known from another one ----
+def all_files(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_zeroshot_run_is_made_once_for_all_seeds_and_shots(call, tmp_path, monkeypatch):
+    """The folders of the others are filled from it with the numbers of runs of their own, and are taken over."""
+    made, run = [], train.run
+    monkeypatch.setattr(train, "run", lambda args, cfg, *more: made.append(cfg.OUTPUT_DIR) or run(args, cfg, *more))
+    more = ("--trainer", "ZeroshotCLIP", "--seeds", "1", "2")
+    table = call("fewshot", *more, shots=("--shots", "1", "2"))
+    assert len(made) == 1
+    place = tmp_path / "out" / "fewshot" / "caltech101"
+    found = {(shots, seed): stored(place / f"shots_{shots}" / "ZeroshotCLIP" / "tiny" / f"seed{seed}")
+             for shots in (1, 2) for seed in (1, 2)}
+    (tmp_path / "out").rename(tmp_path / "filled")
+    for (shots, seed), results in found.items():
+        call("fewshot", "--trainer", "ZeroshotCLIP", "--seeds", str(seed), shots=("--shots", str(shots)))
+        alone = stored(place / f"shots_{shots}" / "ZeroshotCLIP" / "tiny" / f"seed{seed}")
+        assert "same_as" not in alone and alone["seed"] == seed
+        for key in alone.keys() - {"seconds", "peak_memory", "config"}:
+            assert results[key] == alone[key], key
+        assert results["config"] == alone["config"] | {"OUTPUT_DIR": results["config"]["OUTPUT_DIR"]}
+        one, other = (all_files(top / "fewshot" / "caltech101" / f"shots_{shots}" / "ZeroshotCLIP" / "tiny" /
+                                f"seed{seed}") for top in (tmp_path / "filled", tmp_path / "out"))
+        assert one["predictions.csv.gz"] == other["predictions.csv.gz"] and one["config.yaml"] == other["config.yaml"]
+    assert found[1, 1].get("same_as") is None and found[2, 2]["same_as"].endswith("shots_1/ZeroshotCLIP/tiny/seed1")
+    monkeypatch.setattr(train, "run", never)
+    assert call("fewshot", *more, shots=("--shots", "1", "2")) == table
+
+
+def test_a_run_whose_twin_is_not_at_hand_is_made(words, clips, clip_model):
+    """A part of a plan, such as a task of a cluster is given, and a twin that fails."""
+    name, *_ = argv = words("base2new", "--trainer", "ZeroshotCLIP", "--seeds", "1", "2")
+    args = protocol.parse_arguments(argv)
+    runs = Planner(args.root, args.output, [1, 2], args.cfg, args.backbone).plan(name, args.trainer, args.dataset, [2])
+    outcome = execution.execute([run for run in runs if run.place.seed == 2], dict(clips))
+    assert len(outcome.results) == 2 and not any("same_as" in results for results in outcome.results.values())
+    assert [bool(run.same) for run in runs] == [False, False, True, True]
+    broken = execution.Outcome(runs, failed={runs[0].folder: "a fault"})
+    assert not broken.ready(runs[1]) and broken.ready(runs[2])
+    broken.results[runs[2].folder] = {}
+    assert broken.ready(runs[3])
+
+
+def test_base_and_new_halves_of_a_zeroshot_method_are_told_apart(call, monkeypatch):
+    made, run = [], train.run
+    monkeypatch.setattr(train, "run", lambda args, cfg, *more: made.append(cfg.OUTPUT_DIR) or run(args, cfg, *more))
+    call("compare", "--trainer", "ZeroshotCLIP", "ZeroshotCLIP2", "--seeds", "1", "2")
+    assert len(made) == 4 and all(folder.endswith("seed1") for folder in made)
+
+
+def test_a_method_that_inherits_from_zeroshot_is_run_for_every_seed(own_registries):
+    class Noisy(train.TRAINER_REGISTRY.get("ZeroshotCLIP")):
+        """It may draw numbers: it has not said that it does not."""
+
+    class Trained(train.TRAINER_REGISTRY.get("ZeroshotCLIP")):
+        trains, learns_from_images = True, False
+
+    assert plans.reads_no_image(train.TRAINER_REGISTRY.get("ZeroshotCLIP"))
+    assert not plans.reads_no_image(Noisy) and not plans.reads_no_image(Trained)
+    assert not plans.reads_no_image(train.TRAINER_REGISTRY.get("TipAdapter"))
 
 
 # ---- what goes wrong ----
@@ -218,13 +357,13 @@ def test_an_interrupted_protocol_says_what_remains(call, tmp_path, monkeypatch, 
     with monkeypatch.context() as patch:
         patch.setattr(train, "run", interrupt)
         with pytest.raises((KeyboardInterrupt, SystemExit)):
-            call("base2new", "--trainer", "ZeroshotCLIP", "--seeds", "1", "2")
+            call("base2new", "--trainer", "CoOp", "--seeds", "1", "2")
     assert signal.getsignal(signal.SIGTERM) == before
     said = capsys.readouterr().err
     assert "2 of 4 runs are done" in said and "goes on from here" in said
     remaining = re.findall(r"to do: .*/(\w+)/caltech101.*/(seed\d)", said)
     assert remaining == [("train_base", "seed2"), ("test_new", "seed2")]
-    assert "-" not in cells(call("base2new", "--trainer", "ZeroshotCLIP", "--seeds", "1", "2"))[2]
+    assert "-" not in cells(call("base2new", "--trainer", "CoOp", "--seeds", "1", "2"))[2]
 
 
 def test_runs_on_two_processes(words, call, tmp_path, capsys):
@@ -267,9 +406,10 @@ def test_gpus_are_taken_in_turn(monkeypatch):
      [*(f"dg/pacs/shots_5/CoOp/tiny/{domain}/seed4" for domain in DOMAINS),
       *(f"dg/shapes/shots_5/CoOp/tiny/{domain}/seed4" for domain in ("photo", "painting", "cartoon", "sketch"))]),
 ])
-def test_scripts_plan(script, words, environment, expected, tmp_path):
+def test_scripts_plan(script, words, environment, expected, tmp_path, drawn_root):
     done = subprocess.run(["bash", str(ROOT / "scripts" / script), *words], capture_output=True, text=True, timeout=300,
-                          check=False, cwd=tmp_path, env={**os.environ, **environment, "DRY_RUN": "1"})
+                          check=False, cwd=tmp_path,
+                          env={**os.environ, **environment, "DRY_RUN": "1", "DATA": str(drawn_root)})
     assert done.returncode == 0, done.stderr
     lines = [line.split("to do  ./output/")[1] for line in done.stdout.splitlines() if line.startswith("to do")]
     assert len(lines) == len(expected) and all(line.endswith(end) for line, end in zip(lines, expected)), done.stdout

@@ -316,6 +316,93 @@ def test_figures(output):
     assert drawn(plot.main([str(output), "--only", "radar", "--to", str(output / "else")])) == {"base2new_radar"}
 
 
+def drawn_of(make, *args):
+    """The matplotlib figure that a function of plot.py makes, with its labels laid out."""
+    with plot.plt.rc_context(plot.STYLE):
+        figure = make(*args)
+        figure.canvas.draw()
+    return figure
+
+
+def test_one_seed_has_no_error_bars(output):
+    """Neither points nor bars: a deviation that is not known is not a deviation of 0."""
+    for seeds, points, bars in (((1,), 0, 0), ((1, 2), 1, 2)):
+        chosen = report.find_runs([str(output)])[0]
+        chosen = type(chosen)({place: run for place, run in chosen.items() if place.seed in seeds})
+        figure = drawn_of(plot._base_against_new, chosen.where(dataset="eurosat"), "")
+        found = [line for container in figure.axes[0].containers for line in container.lines[2]]
+        assert len(found) == points  # B's base accuracies are 60 and 62, the others are the same for both seeds
+        figure = drawn_of(plot.bars, chosen.where(dataset="dtd"), "")
+        assert sum(len(container.lines[2]) for container in figure.axes[0].containers
+                   if isinstance(container, plot.ErrorbarContainer)) == bars
+        plot.plt.close("all")
+
+
+LONG = ["CoOp", "MetaPrompt", "AMethodWithANameThatIsAsLongAsAWholeLineOfText", *(f"Method{i:02d}" for i in range(16))]
+
+
+@pytest.mark.parametrize("names", [LONG[:3], LONG[2:4], LONG], ids=len)
+@pytest.mark.parametrize("make", [plot._base_against_new, plot.radar, plot.bars, plot.curves])
+def test_legends_lie_within_the_figure(names, make, tmp_path):
+    for name in names:
+        for dataset in ("dtd", "eurosat", "sun397"):
+            for part in ("train_base", "test_new"):
+                write_run(tmp_path, base2new(name, 1, part, dataset), share(60), test=part[0])
+        for shots in (1, 2):
+            write_run(tmp_path, Place("fewshot", "dtd", name, "c", "all", shots, 1), share(50 + shots),
+                      train=str(shots), test="z")
+    protocol = "fewshot" if make is plot.curves else "base2new"
+    chosen = report.find_runs([str(tmp_path)])[0].where(protocol=protocol)
+    if make is plot.bars:
+        chosen = chosen.where(dataset="dtd")
+    figure = drawn_of(make, chosen, *([] if make is plot.radar else ["a title"]))
+    legends = [*figure.legends, *filter(None, (axes.get_legend() for axes in figure.axes))]
+    [box] = [legend.get_window_extent() for legend in legends]
+    assert 0 <= box.x0 and box.x1 <= figure.bbox.width and 0 <= box.y0 and box.y1 <= figure.bbox.height
+    assert len(legends[0].get_texts()) == len(names)
+    axes = figure.axes[0].get_window_extent()
+    assert figure.legends == [] or box.y1 <= axes.y0 + 1
+    assert axes.height > 0.4 * plot.WIDTH * figure.dpi  # many methods leave the axes their room
+    plot.plt.close("all")
+
+
+def test_a_method_has_one_colour_whatever_else_is_drawn():
+    alone, beside = plot.looks(["CoOp"]), plot.looks(["Zeta", "CoOp", "ZeroshotCLIP", "Alpha"])
+    assert alone["CoOp"] == beside["CoOp"]
+    looks = [tuple(look.items()) for look in plot.looks(LONG).values()]
+    assert len(set(looks)) == len(looks)
+    assert len({(look["color"], look["hatch"]) for look in plot.looks(LONG).values()}) == len(looks)  # bars
+    assert len({(look["color"], look["line"]) for look in plot.looks(LONG).values()}) == len(looks)  # lines
+
+
+def test_a_method_has_one_colour_in_all_figures_of_a_folder(output):
+    """B is in every figure, beside other methods in each."""
+    for part in ("sketch", "photo"):
+        for trainer in ("B", "AA", "Z"):
+            write_run(output, Place("dg", "pacs", trainer, "c", part, 1, 1), share(60), train=part[0], test=part)
+    used = {}
+    for name in plot.main([str(output), "--only", "base2new", "dg"]):
+        if name.endswith("svg"):
+            used[name] = {colour for colour in plot.COLOURS if colour.lower() in open(name).read().lower()}
+    look = plot.looks(["A", "B", "AA", "Z"])
+    assert all((look["B"]["color"] in colours) for colours in used.values()) and len(used) == 4
+    assert [look["A"]["color"] in colours for name, colours in used.items()] == ["dg" not in name for name in used]
+
+
+def test_the_training_figure_of_each_target_is_named(tmp_path):
+    for part in ("sketch", "art_painting"):
+        folder = write_run(tmp_path, Place("dg", "pacs", "A", "c", part, 1, 1), share(60), train=part[0], test=part)
+        writer = SummaryWriter(folder / "tensorboard")
+        for step in range(3):
+            writer.add_scalar("train/loss", 2 - step / 20, step)
+        writer.close()
+    files = plot.main([str(tmp_path), "--only", "training"])
+    assert drawn(files) == {"training_dg_pacs_art_painting", "training_dg_pacs_sketch"}
+    for name in files:
+        if name.endswith("painting.svg"):
+            assert "trained for the target art painting" in open(name).read()
+
+
 def test_nothing_to_draw_is_told(tmp_path):
     write_run(tmp_path, base2new("A"), share(50))
     with pytest.raises(InputError, match="nothing to draw of radar"):

@@ -1,7 +1,7 @@
 """A protocol's runs as one array job on a Slurm cluster, through submitit.
 
-A task of the array makes one run, and after it those that evaluate its prompts: a chain, so that no job has to wait for
-another. docs/SCALING.md says how it is used.
+A task of the array makes one run, and after it those that evaluate its prompts or have its numbers: a chain, so that no
+job has to wait for another. docs/SCALING.md says how it is used.
 """
 import math
 import os
@@ -222,10 +222,11 @@ def _still_wanted():
 
 
 def chains(runs):
-    """The runs in groups, one a task: [[run, those that need it ...], ...]."""
-    groups = {}
+    """The runs in groups, one for each task: [[run, those that need it or have its numbers ...], ...]."""
+    groups, first = {}, {}
     for run in runs:
-        groups.setdefault(run.needs or run.folder, []).append(run)
+        first[run.folder] = first.get(run.needs) or first.get(run.same) or run.folder
+        groups.setdefault(first[run.folder], []).append(run)
     return list(groups.values())
 
 

@@ -11,9 +11,11 @@ from multiprocessing import connection
 import torch
 
 import train
+from dassl.data.datasets import build_dataset
 from dassl.engine.run_folder import Sources, require_goes_on
-from dassl.utils import InputError, rank, sigterm_raises, world_size
+from dassl.utils import InputError, from_first, rank, sigterm_raises, world_size
 from prompting.backbone import weights_digest
+from tools.same_numbers import filled
 
 
 def finished(run, seen=None):
@@ -32,13 +34,43 @@ def finished(run, seen=None):
     return results
 
 
+def taken_over(run, outcome, seen=None):
+    """The results of a run that need not be made: it is finished, or has the numbers of one that is; else None.
+
+    Raises InputError where its folder holds another run."""
+    if not run.same or run.same not in outcome.results:
+        return None
+    results = finished(run, seen)
+    if results is not None:
+        print(f"Finished before: {run.folder}")
+        return results
+    return filled(run, outcome.results[run.same])
+
+
+def only_class(run):
+    """The name of the class of a base2new run whose half of the classes is that one, else ""."""
+    if run.place.protocol != "base2new":
+        return ""
+    with contextlib.suppress(InputError), contextlib.redirect_stdout(sys.stderr):
+        cfg = run.check().clone()
+        cfg.defrost()
+        cfg.DATASET.SUBSAMPLE_CLASSES = "all"
+        names = build_dataset(cfg).classnames
+        half = (len(names) + 1) // 2
+        chosen = names[:half] if run.place.part == "train_base" else names[half:]
+        return chosen[0] if len(chosen) == 1 else ""
+    return ""
+
+
 @dataclass
 class Outcome:
-    """What has become of a plan's runs: results {folder: results}, failed {folder: reason}."""
+    """What has become of a plan's runs: results {folder: results}, failed {folder: reason}, one_class {folder: name}:
+    runs that were not made because an accuracy among their one class says nothing."""
 
     runs: list
     results: dict = field(default_factory=dict)
     failed: dict = field(default_factory=dict)
+    one_class: dict = field(default_factory=dict)
 
     @property
     def cells(self):
@@ -47,13 +79,18 @@ class Outcome:
 
     @property
     def remaining(self):
-        return [run for run in self.runs if run.folder not in self.results and run.folder not in self.failed]
+        return [run for run in self.runs if run.folder not in {**self.results, **self.failed, **self.one_class}]
 
     def ready(self, run):
-        """Whether the run whose prompts this one needs is finished."""
-        return not run.needs or run.needs in self.results
+        """Whether the run whose prompts this one needs is finished, and the one whose numbers it has, if that is to be
+        made here, is no longer to be made."""
+        awaited = {left.folder for left in self.remaining if left.needs not in {**self.failed, **self.one_class}}
+        return (not run.needs or run.needs in self.results) and run.same not in awaited
 
     def fail(self, run, reason):
+        if name := only_class(run):
+            self.one_class[run.folder] = name
+            return
         self.failed[run.folder] = reason
         print(f"failed: {run.folder}: {reason}", file=sys.stderr)
 
@@ -65,7 +102,11 @@ class Outcome:
         return "\n".join(lines)
 
     def require_all(self):
-        """Raise InputError unless every run was made."""
+        """Raise InputError unless every run was made that can give a number."""
+        if self.one_class and not self.results:
+            raise InputError("no run was made: each half of the classes has one class "
+                             f"({', '.join(dict.fromkeys(self.one_class.values()))}), and an accuracy among one class "
+                             "says nothing; base2new needs at least three classes")
         if self.failed:
             reasons = {}
             for folder, reason in self.failed.items():
@@ -74,19 +115,6 @@ class Outcome:
                              for reason, folders in reasons.items())
             raise InputError(f"{len(self.failed)} of {len(self.runs)} runs failed"
                              f"{f', {len(self.remaining)} depend on them' if self.remaining else ''}: {told}")
-
-
-def list_runs(runs):
-    """One line a run: done, to do, or why it cannot be made; for --dry-run."""
-    lines, seen = [], {}
-    for run in runs:
-        try:
-            state = "to do" if finished(run, seen) is None else "done"
-        except InputError as error:
-            state = f"refused ({error})"
-        lines.append(f"{state:<6} {run.folder}")
-    done = sum(line.startswith("done") for line in lines)
-    return "\n".join([*lines, f"{len(runs)} runs, {done} done"])
 
 
 def execute(runs, clips, jobs=1):
@@ -126,7 +154,8 @@ def _one_by_one(outcome, clips):
     for run in outcome.runs:
         if outcome.ready(run):
             try:
-                outcome.results[run.folder] = train.main(list(run.argv), clips=clips, seen=seen)
+                results = from_first(lambda run=run: taken_over(run, outcome, seen))
+                outcome.results[run.folder] = results or train.main(list(run.argv), clips=clips, seen=seen)
             except Exception as error:
                 reason = train.mendable(error)
                 if reason is None or world_size() > 1:  # then the other processes may not know of it
@@ -225,7 +254,7 @@ def _side_by_side(outcome, jobs):
         while left or any(worker.run for worker in workers):
             for worker in workers:
                 if worker.run is None:
-                    run = next((run for run in left if outcome.ready(run)), None)
+                    run = _next_to_make(left, outcome)
                     if run is not None:
                         left.remove(run)
                         worker.give(run)
@@ -250,6 +279,23 @@ def _side_by_side(outcome, jobs):
             worker.ask_to_end()
         for worker in workers:
             worker.end()
+
+
+def _next_to_make(left, outcome):
+    """The next run of `left` that is to be made in a process, None if there is none now; those that are taken over on
+    the way leave `left`."""
+    while (run := next((run for run in left if outcome.ready(run)), None)) is not None:
+        try:
+            results = taken_over(run, outcome)
+        except InputError as error:
+            results = None
+            outcome.fail(run, str(error))
+        if results is None and run.folder not in outcome.failed:
+            return run
+        left.remove(run)
+        if results is not None:
+            outcome.results[run.folder] = results
+    return None
 
 
 def _devices():

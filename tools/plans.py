@@ -11,11 +11,14 @@ from dataclasses import dataclass, replace
 import train
 from dassl.config import get_cfg_default, merge_file
 from dassl.data.datasets import DATASET_REGISTRY
-from dassl.engine import TRAINER_REGISTRY
+from dassl.engine import TRAINER_REGISTRY, learns
+from dassl.engine.identity import plain
+from dassl.engine.run_folder import flat
 from dassl.utils import InputError
 from dassl.utils.registry import nearest
 from prompting import load_clip
 from prompting.backbone import SHIPPED
+from tools.method_configs import MARK, MethodConfigs, differ, is_file, read_variants, require_free, stem
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -42,7 +45,8 @@ class Place:
     """Which cell of which table a run is.
 
     dataset: its config's name; for xd that of the source. part: train_base or test_new (base2new), the target domain
-    (dg), the tested dataset (xd), else "all". shots: None for zeroshot. config: name of the method's config.
+    (dg), the tested dataset (xd), else "all". shots: None for zeroshot. config: name of the method's config, of a
+    variant "<config>+<variant>".
     """
 
     protocol: str
@@ -57,6 +61,11 @@ class Place:
     def folder(self):
         """The run's folder below the output folder."""
         return LAYOUTS[self.protocol].format(**vars(self))
+
+    @property
+    def variant(self):
+        """The name of the variant (--variant), "" for the method as its config has it."""
+        return self.config.partition(MARK)[2]
 
     @classmethod
     def parse(cls, folder):
@@ -75,12 +84,17 @@ class Place:
 
 @dataclass(frozen=True)
 class Run:
-    """One call of train.main. needs: the folder of the run whose prompts this one evaluates, or ""."""
+    """One call of train.main.
+
+    needs: the folder of the run whose prompts this one evaluates, or "". same: the folder of an earlier run of the plan
+    that has this one's numbers, because the method reads no image that seed or shots choose; or "".
+    """
 
     place: Place
     folder: str
     argv: tuple
     needs: str = ""
+    same: str = ""
 
     def check(self):
         """Raise InputError for a config that cannot give a table; nothing is run and no data are read."""
@@ -115,13 +129,9 @@ class Dataset:
         return list(listed(self.root or root) if listed else getattr(self.registered, "domains", ()))
 
 
-def stem(path):
-    return os.path.splitext(os.path.basename(path))[0]
-
-
 def config_file(folder, name):
     """A YAML file by its name in configs/<folder>, or by its path."""
-    if name.endswith((".yaml", ".yml")):
+    if is_file(name):
         return name
     folder = os.path.join(ROOT, "configs", folder)
     path = os.path.join(folder, f"{name}.yaml")
@@ -130,6 +140,12 @@ def config_file(folder, name):
         raise InputError(f"no config {path}{nearest(name, known)}; there are: {', '.join(known) or 'none'}; "
                          "or give a YAML file")
     return path
+
+
+def reads_no_image(trainer):
+    """Whether a trainer class declares, itself and not by what it inherits, that its numbers are a function of the
+    class names, the backbone and the test images: neither seed nor shots change them."""
+    return not learns(trainer) and vars(trainer).get("learns_from_images") is False
 
 
 def class_bound(run):
@@ -148,17 +164,22 @@ class Planner:
     Args:
         root, output: the folders of the data and of all run folders.
         seeds: list of numbers.
-        cfg: name of a config in configs/trainers/<trainer>, or a YAML file; "" chooses by the backbone.
+        cfg: the words of --cfg: names of configs in configs/trainers/<trainer>, a YAML file, METHOD=either; "" chooses
+            by the backbone.
         backbone: a CLIP by name or a weights file; "" leaves it to the dataset's config, then the method's.
         plugins: files or modules with more methods or datasets.
         options: config options for every run, [KEY, VALUE, ...].
+        variants: a list of [NAME or METHOD:NAME, KEY, VALUE, ...], more rows of the methods with other options.
     Attributes:
         clips: {backbone: loaded CLIP}, for the runs to share.
+        notes: lines on what is run otherwise than it may seem, after `plan`.
     """
 
-    def __init__(self, root="data", output="output", seeds=(1, 2, 3), cfg="", backbone="", plugins=(), options=()):
+    def __init__(self, root="data", output="output", seeds=(1, 2, 3), cfg="", backbone="", plugins=(), options=(),
+                 variants=()):
         self.root, self.output, self.seeds = root, output, list(seeds)
-        self.cfg, self.plugins, self.options = cfg, list(plugins), list(options)
+        self.cfg, self.plugins, self.options = MethodConfigs(cfg), list(plugins), list(options)
+        self.variant_words, self.variants, self.notes = list(variants), {}, []
         self.backbone = os.path.abspath(backbone) if os.path.isfile(backbone) else backbone
         self.clips = {}
 
@@ -173,48 +194,105 @@ class Planner:
         Raises:
             InputError: something named does not exist, or does not fit the protocol.
         """
+        require_free(self.options, "option")
+        self.notes = self.cfg.require_for(trainers)
+        datasets = self._datasets(datasets)
         make = getattr(self, f"_{protocol}")
         words = {"targets": self._targets(datasets, targets)} if protocol == "xd" else {}
-        return [run for trainer in trainers for dataset in map(Dataset.of, datasets)
-                for number in shots or SHOTS.get(protocol, (None,)) for seed in self.seeds
-                for run in make(trainer, dataset, number, seed, **words)]
+        self.variants = {}
+
+        def planned(trainer, variant=""):
+            return [run for dataset in datasets for number in shots or SHOTS.get(protocol, (None,))
+                    for seed in self.seeds for run in make(trainer, dataset, number, seed, variant, **words)]
+
+        plain_runs, runs = {trainer: planned(trainer) for trainer in trainers}, []
+        chosen = self._variants(plain_runs)
+        for trainer in trainers:
+            runs += plain_runs[trainer]
+            for variant in chosen[trainer]:
+                runs += planned(trainer, variant)
+        return _with_same(runs)
+
+    def _variants(self, runs):
+        """{trainer: names of its variants}; sets `variants`, {(trainer, name): options}.
+
+        runs: {trainer: its runs without a variant}. Raises InputError for a variant that changes nothing."""
+        chosen = {trainer: [] for trainer in runs}
+        known = {}  # trainer -> [(what it is called, its config)]
+        for variant in read_variants(self.variant_words, list(runs)):
+            for trainer in [variant.method] if variant.method else runs:
+                run = runs[trainer][0]
+                trains = learns(TRAINER_REGISTRY.get(trainer))
+                before = known.setdefault(trainer, [("the method without a variant", _settings(run, ()))])
+                try:
+                    settings = _settings(run, variant.options)
+                except InputError as error:
+                    raise InputError(f"{variant.flag}: {error}") from None
+                twin = next((name for name, other in before if not differ(other, settings, trains)), None)
+                if twin and (variant.method or twin != before[0][0]):
+                    raise InputError(f"{variant.flag}: for {trainer} it is the same as {twin}")
+                if not twin:
+                    before.append((variant.flag, settings))
+                    self.variants[trainer, variant.name] = variant.options
+                    chosen[trainer].append(variant.name)
+            without = [trainer for trainer in runs if variant.name not in chosen[trainer]]
+            if len(without) == len(runs):
+                raise InputError(f"{variant.flag} changes nothing for {', '.join(runs)}")
+            if without and not variant.method:
+                self.notes.append(f"Note: {variant.flag} changes nothing for {', '.join(without)}, which stays one row")
+        return chosen
+
+    @staticmethod
+    def _datasets(names):
+        """The Datasets of names, whose run folders are told apart by their stems."""
+        found = [Dataset.of(name) for name in names]
+        for dataset in found:
+            twin = next(other for other in found if other.name == dataset.name)
+            if twin.file != dataset.file:
+                raise InputError(f"{twin.file} and {dataset.file} would have the same run folders; rename one of them")
+        return found
 
     # ---- the protocols ----
-    def _base2new(self, trainer, dataset, shots, seed):
-        place = self._place("base2new", trainer, dataset, shots, seed, "train_base")
+    def _base2new(self, trainer, dataset, shots, seed, variant):
+        place = self._place("base2new", trainer, dataset, shots, seed, "train_base", variant)
         base = self._run(place, dataset, options=("DATASET.SUBSAMPLE_CLASSES", "base"))
         yield base
         if not class_bound(base):
             yield self._evaluation(replace(place, part="test_new"), dataset, base,
                                    options=("DATASET.SUBSAMPLE_CLASSES", "new"))
 
-    def _dg(self, trainer, dataset, shots, seed):
+    def _dg(self, trainer, dataset, shots, seed, variant):
         domains = dataset.domains(self.root)
         if len(domains) < 2:
             raise InputError(f"{dataset.registered.__name__} has no domains; dg needs a dataset such as pacs")
         for target in domains:
             sources = [domain for domain in domains if domain != target]
-            yield self._run(self._place("dg", trainer, dataset, shots, seed, target), dataset,
+            yield self._run(self._place("dg", trainer, dataset, shots, seed, target, variant), dataset,
                             "--source-domains", *sources, "--target-domains", target)
 
-    def _xd(self, trainer, source, shots, seed, targets):
-        place = self._place("xd", trainer, source, shots, seed, source.name)
+    def _xd(self, trainer, source, shots, seed, variant, targets):
+        place = self._place("xd", trainer, source, shots, seed, source.name, variant)
         trained = self._run(place, source)
         yield trained
         if not class_bound(trained):
             for target in targets:
                 yield self._evaluation(replace(place, part=target.name), target, trained, *self._all_domains(target))
 
-    def _fewshot(self, trainer, dataset, shots, seed):
-        yield self._run(self._place("fewshot", trainer, dataset, shots, seed, "all"), dataset)
+    def _fewshot(self, trainer, dataset, shots, seed, variant):
+        yield self._run(self._place("fewshot", trainer, dataset, shots, seed, "all", variant), dataset)
 
-    def _zeroshot(self, trainer, dataset, shots, seed):
-        run = self._run(self._place("zeroshot", trainer, dataset, shots, seed, "all"), dataset, "--eval-only",
+    def _zeroshot(self, trainer, dataset, shots, seed, variant):
+        run = self._run(self._place("zeroshot", trainer, dataset, shots, seed, "all", variant), dataset, "--eval-only",
                         *self._all_domains(dataset))
-        if getattr(TRAINER_REGISTRY.get(trainer), "trains", True) or class_bound(run):
+        registered = TRAINER_REGISTRY.get(trainer)
+        if not learns(registered) and not class_bound(run):
+            yield run
+            return
+        if hasattr(registered, "trains") or class_bound(run):
             raise InputError(f"{trainer} learns from the training images; zeroshot is for methods that do not, such as "
                              "ZeroshotCLIP")
-        yield run
+        raise InputError(f"{trainer} has a training step, and zeroshot is for methods that use no training image; if "
+                         "it uses none, say `trains = False` in its class")
 
     # ---- what they share ----
     def _all_domains(self, dataset):
@@ -223,28 +301,30 @@ class Planner:
         names = dataset.domains(self.root)
         return ("--source-domains", *names, "--target-domains", *names) if names else ()
 
-    @staticmethod
-    def _targets(sources, targets):
+    @classmethod
+    def _targets(cls, sources, targets):
         if len(sources) > 1:
-            raise InputError(f"xd trains on one --dataset, not on {', '.join(sources)}")
-        [source] = [Dataset.of(name) for name in sources]
+            raise InputError(f"xd trains on one --dataset, not on {', '.join(source.name for source in sources)}")
+        [source] = sources
         names = targets or XD_TARGETS.get(source.name)
         if not names:
             raise InputError(f"xd from {source.name}: give --targets (TARGETS for the scripts), datasets to test on")
-        chosen = [Dataset.of(name) for name in names]
+        chosen = cls._datasets(dict.fromkeys(names))
         if source.name in {target.name for target in chosen}:
             raise InputError(f"xd from {source.name}: the source is tested anyway; leave it out of --targets")
         return chosen
 
-    def _place(self, protocol, trainer, dataset, shots, seed, part):
+    def _place(self, protocol, trainer, dataset, shots, seed, part, variant=""):
         TRAINER_REGISTRY.get(trainer)
         name, _ = self.method_config(protocol, trainer, dataset)
+        name += f"{MARK}{variant}" if variant else ""
         return Place(protocol, dataset.name, trainer, name, part, shots, seed)
 
     def method_config(self, protocol, trainer, dataset):
         """(name, file) of the config a method runs with."""
-        name = self.cfg or self._default_config(self.backbone or dataset.backbone)
-        if protocol in OWN_CONFIG and not self.cfg:
+        given = self.cfg.of(trainer)
+        name = given or self._default_config(self.backbone or dataset.backbone)
+        if protocol in OWN_CONFIG and not given:
             special = f"{name}_{protocol}"
             exists = os.path.isfile(os.path.join(ROOT, "configs", "trainers", trainer, f"{special}.yaml"))
             name = special if exists else name
@@ -274,8 +354,27 @@ class Planner:
             argv += ["--plugin", plugin]
         if place.shots is not None:
             argv += ["DATASET.NUM_SHOTS", str(place.shots)]
-        return Run(place, folder, (*argv, *options, *self.options), needs.folder if needs else "")
+        options = (*options, *self.options, *self.variants.get((place.trainer, place.variant), ()))
+        return Run(place, folder, (*argv, *options), needs.folder if needs else "")
 
     def _evaluation(self, place, dataset, trained, *words, options=()):
         return self._run(place, dataset, "--eval-only", "--model-dir", trained.folder, *words, options=options,
                          needs=trained)
+
+
+def _settings(run, options):
+    """The flat config of a run with more options, as two runs are compared by."""
+    return flat(plain(replace(run, argv=(*run.argv, *options)).check()))
+
+
+def _with_same(runs):
+    """The runs of a plan; those of methods whose numbers neither seed nor shots change name the first of their kind as
+    `same`."""
+    first, found = {}, []
+    for run in runs:
+        if reads_no_image(TRAINER_REGISTRY.get(run.place.trainer)):
+            kind = replace(run.place, shots=None if run.place.shots is None else 0, seed=0)
+            run = replace(run, same=first.setdefault(kind, run.folder))
+            run = replace(run, same="") if run.same == run.folder else run
+        found.append(run)
+    return found

@@ -1,6 +1,7 @@
 """Classify images with a trained run, also among classes that it was never trained on.
 
     python tools/predict.py --model-dir output/.../seed1 photo.jpg folder --classes "cat,dog,alarm clock"
+    python tools/predict.py --model-dir output/.../seed1 photo.jpg --classes-file names.txt      # a name on each line
 
 From Python:
 
@@ -13,10 +14,12 @@ From Python:
 The dataset need not be there: the model is made from the run's config.yaml and checkpoint.
 """
 import contextlib
-import io
+import csv
 import json
 import os
 import sys
+import unicodedata
+from collections import Counter
 from dataclasses import dataclass, replace
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -40,7 +43,8 @@ BATCH = 32  # images that are classified together
 
 @dataclass(frozen=True)
 class Prediction:
-    """path: the image; top: [(class name, probability)], the most probable first."""
+    """path: the image; top: [(class name, probability)], the most probable first. A name that several classes of the
+    run have (ImageNet has two "missile") comes with its label: "missile (label 657)"."""
 
     path: str
     top: list
@@ -70,12 +74,12 @@ def load_run(folder, epoch=None, backbone="", plugins=(), clips=None, exif=True)
 
 
 def run_config(folder, backbone=""):
-    """The config of the run in a folder. Raises InputError when there is none."""
+    """The config of the run in a folder, one that prints nothing. Raises InputError when there is none."""
     file = os.path.join(folder, "config.yaml")
     if not os.path.isfile(file):
         raise InputError(f"no run in {folder}: there is no config.yaml; give a run folder, such as output/.../seed1")
     return train.build_config(train.parse_arguments(
-        ["--config-file", file, *(["--backbone", backbone] if backbone else [])]))
+        ["--config-file", file, *(["--backbone", backbone] if backbone else []), "VERBOSE", "False"]))
 
 
 def trained_classes(folder):
@@ -110,8 +114,7 @@ class LoadedRun:
     def __init__(self, cfg, folder, trainer, epoch, clips, exif=True):
         self.cfg, self.folder, self.epoch, self.clips, self.exif = cfg, folder, epoch, clips, exif
         self.kind, self.built, self.built_for = trainer, None, None
-        with contextlib.redirect_stdout(io.StringIO()):  # what it says to a run's log
-            self.transform = build_transform(cfg, is_train=False)
+        self.transform = build_transform(cfg, is_train=False)
         self._own_classes = None
 
     @property
@@ -125,15 +128,15 @@ class LoadedRun:
 
         Args:
             images: paths, or PIL images.
-            classes: names to choose from; default the run's own.
+            classes: names to choose from, each once; default the run's own.
             top: how many of the most probable classes to give.
         Returns:
             a list of Prediction, one an image, in order.
         Raises:
             InputError: an image cannot be read; the method cannot score these classes.
         """
-        trainer = self.trainer_for(list(classes) if classes else self.classes)
-        names, predictions = trainer.dm.dataset.classnames, []
+        trainer = self.trainer_for(self.classes if classes is None else list(classes))
+        names, predictions = told_apart(trainer.dm.dataset.classnames), []
         for start in range(0, len(images), batch_size):
             part = images[start:start + batch_size]
             batch = torch.stack([self.transform(self._picture(image)) for image in part])
@@ -154,13 +157,18 @@ class LoadedRun:
             raise InputError(f"a picture cannot be classified: {error}") from None
 
     def trainer_for(self, classes):
-        """The run's PromptTrainer for these classes, with what was trained. The last one made is kept."""
-        if len(classes) < 2 or len(set(classes)) < len(classes):
-            raise InputError("give at least two classes, each once")
+        """The run's PromptTrainer for these classes, with what was trained. The last one made is kept.
+
+        The run's own classes may have a name twice; names that are given may not."""
+        own = self._own_classes is not None and classes == self._own_classes
+        if own and len(classes) < 2:
+            raise InputError(f"{self.folder} has one class, '{classes[0]}': every image would be that with 100 %; "
+                             "give at least two --classes")
+        if not own:
+            require_choice(classes)
         if self.built_for != classes:
-            with contextlib.redirect_stdout(io.StringIO()):
-                trainer = self._build(classes)
-                trainer.load_model(self.folder, epoch=self.epoch)
+            trainer = self._build(classes)
+            trainer.load_model(self.folder, epoch=self.epoch)
             trainer.set_model_mode("eval")
             self.built, self.built_for = trainer, classes
         return self.built
@@ -184,6 +192,51 @@ class LoadedRun:
                              f"({', '.join(self.classes[:3])}, ...); leave out --classes")
 
 
+def told_apart(names):
+    """Class names, those that come more than once with their label."""
+    often = Counter(names)
+    return [f"{name} (label {label})" if often[name] > 1 else name for label, name in enumerate(names)]
+
+
+def require_choice(names, where="classes"):
+    """Raise InputError unless there are at least two names, each once, whatever byte form its accents have."""
+    for name in names:
+        if not name.strip():
+            raise InputError(f"{where}: a name is empty")
+    twice = [name for name, number in Counter(unicodedata.normalize("NFC", name.strip()) for name in names).items()
+             if number > 1]
+    if twice:
+        raise InputError(f"{where}: '{twice[0]}' is given more than once; every class has a name of its own")
+    if len(names) < 2:
+        given = f"one class ('{names[0]}')" if names else "no class"
+        raise InputError(f"{where}: among {given} there is nothing to choose; give at least two classes")
+
+
+def given_classes(flags, file):
+    """The names of --classes, each a line of CSV (a name with a comma in quotes), or of the lines of a file; None where
+    neither is given. Raises InputError for both, a file that cannot be read, or names that are no choice."""
+    if file is not None and flags:
+        raise InputError("give --classes or --classes-file, not both")
+    if file is not None:
+        try:
+            with open(file, encoding="utf-8-sig") as lines:
+                names, where = [line.strip() for line in lines if line.strip()], f"--classes-file {file}"
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot read --classes-file {file} ({getattr(error, 'strerror', None) or error}); it is "
+                             "a text file in UTF-8 with a class name on each line") from None
+    elif flags:
+        try:
+            rows = list(csv.reader(flags, skipinitialspace=True, strict=True))
+        except csv.Error as error:
+            raise InputError(f"--classes {' '.join(flags)}: {error}; a name with a comma is written in quotes: "
+                             "--classes 'cat,\"bow, arrow\"'") from None
+        names, where = [name.strip() for row in rows for name in row if name.strip()], "--classes"
+    else:
+        return None
+    require_choice(names, where)
+    return names
+
+
 def image_files(paths):
     """(files, [names of other files]): files as they are given, folders with all images below them, sorted.
 
@@ -205,7 +258,10 @@ def parse_arguments(argv):
     parser = train.ArgumentParser(description="Classify images with a trained run.")
     parser.add_argument("images", nargs="+", help="image files, or folders whose images are classified")
     parser.add_argument("--model-dir", required=True, help="the run folder")
-    parser.add_argument("--classes", default="", help="names to choose from, separated by commas; default the run's")
+    parser.add_argument("--classes", action="append", default=[],
+                        help="names to choose from, separated by commas, one that has a comma in quotes (repeatable); "
+                             "default the run's")
+    parser.add_argument("--classes-file", metavar="FILE", help="a text file with a name on each line, instead")
     parser.add_argument("--top", type=int, default=5, help="how many classes to print (default 5)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--no-exif", action="store_true",
@@ -228,14 +284,16 @@ def main(argv=None):
     args = parse_arguments(argv)
     if args.top < 1:
         raise InputError(f"--top must be at least 1, not {args.top}")
-    classes = [name.strip() for name in args.classes.split(",") if name.strip()]
+    classes = given_classes(args.classes, args.classes_file)
     files, others = image_files(args.images)
     if others:
         print(f"Note: left out, no image by its ending: {', '.join(others)}", file=sys.stderr)
     if not files:
         raise InputError(f"no image in {', '.join(args.images)}")
-    run = load_run(args.model_dir, args.load_epoch, args.backbone, args.plugin, exif=not args.no_exif)
-    run.trainer_for(classes or run.classes)  # what is wrong with the run or the classes, before any image
+    with contextlib.redirect_stdout(sys.stderr):  # what a plugin or a dataset tells; stdout is for the predictions
+        run = load_run(args.model_dir, args.load_epoch, args.backbone, args.plugin, exif=not args.no_exif)
+        # what is wrong with the run or the classes, before any image
+        run.trainer_for(run.classes if classes is None else classes)
     if turned := sum(found[1] for file in files if (found := size_of(file, run.exif))):
         print(f"Note: {turned} of {len(files)} pictures are turned upright as their EXIF says; --no-exif takes them as "
               "they are stored" + ("" if run.cfg.INPUT.EXIF else ", as this run took its own"), file=sys.stderr)

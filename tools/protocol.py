@@ -20,12 +20,13 @@ import train  # noqa: E402
 from dassl.engine import TRAINER_REGISTRY  # noqa: E402
 from dassl.utils import InputError, from_first, world_size  # noqa: E402
 from tools import cluster, status  # noqa: E402
-from tools.execution import Outcome, execute, finished, list_runs  # noqa: E402
+from tools.dry_run import list_runs  # noqa: E402
+from tools.execution import Outcome, execute, finished  # noqa: E402
+from tools.method_configs import take_variants  # noqa: E402
 from tools.plans import SHOTS, Planner  # noqa: E402
 from tools.run_folders import require_comparable  # noqa: E402
-from tools.tables import Cells, method_tables, seed_tables  # noqa: E402
+from tools.tables import COMPARED, Cells, method_tables, seed_tables  # noqa: E402
 
-COMPARED = ("ZeroshotCLIP", "CoOp", "CoCoOp", "MetaPrompt")
 PROTOCOLS = {
     "base2new": "train on the first half of the classes, test on both halves",
     "dg": "train on all domains of a dataset but one, test on that one",
@@ -43,10 +44,14 @@ def parse_arguments(argv):
     shared.add_argument("--seeds", nargs="+", help="default 1 2 3; zeroshot, where nothing is drawn: 1")
     shared.add_argument("--dataset", nargs="+", required=True,
                         help="names of configs in configs/datasets, or YAML files; for xd the one to train on")
-    shared.add_argument("--cfg", default="", help="name of a config in configs/trainers/<trainer>, or a YAML file; "
-                                                  "default vit_b16; tiny for that CLIP, clip64 for a CLIP file of "
-                                                  "64-pixel images; dg, xd and fewshot take <name>_<protocol> where "
-                                                  "the method has it")
+    shared.add_argument("--cfg", nargs="+", metavar="CONFIG",
+                        help="name of a config in configs/trainers/<trainer>, or the YAML file of the method it is "
+                             "for; METHOD=CONFIG for each of several; default vit_b16; tiny for that CLIP, clip64 for "
+                             "a CLIP file of 64-pixel images; dg, xd and fewshot take <name>_<protocol> where the "
+                             "method has it")
+    shared.add_argument("--variant", metavar="NAME KEY VALUE ...",  # for --help: take_variants has read them
+                        help="the methods once more with these options, in rows of their own (repeatable); "
+                             "METHOD:NAME for one method; options of every run go behind another flag")
     shared.add_argument("--root", default="data", help="folder that holds the datasets (default data)")
     shared.add_argument("--output", default="output", help="folder of all run folders (default output)")
     shared.add_argument("--shots", nargs="+",
@@ -75,11 +80,11 @@ def parse_arguments(argv):
         if name in ("xd", "compare"):
             own.add_argument("--targets", nargs="+", help="xd: datasets to test on; default for imagenet: the ten "
                                                           "others and its four variants")
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv, variants = take_variants(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] not in kinds:
         parser.parse_args(argv)  # prints help, or says what the protocols are
     args = train.parse_words(kinds[argv[0]], argv[1:])
-    args.protocol = argv[0]
+    args.protocol, args.variant = argv[0], variants
     args.targets = getattr(args, "targets", None)
     return args
 
@@ -127,15 +132,18 @@ def main(argv=None):
     args = parse_arguments(argv)
     train.discover(args.plugin)
     check_arguments(args)
-    planner = Planner(args.root, args.output, args.seeds, args.cfg, args.backbone, args.plugin, args.opts)
+    planner = Planner(args.root, args.output, args.seeds, args.cfg, args.backbone, args.plugin, args.opts, args.variant)
     runs = planner.plan(args.of, args.trainer, args.dataset, args.shots, args.targets)
-    for trainer in args.trainer:
-        if args.of == "xd" and all(run.place.part == run.place.dataset for run in runs
-                                   if run.place.trainer == trainer):
+    for note in planner.notes:
+        print(note)
+    for trainer, chosen in Cells(dict.fromkeys(run.place for run in runs)).methods():
+        if args.of == "xd" and chosen.values("part") == chosen.values("dataset"):
             print(f"Note: {trainer} belongs to its training classes with this config: it is tested on the source only")
     if args.dry_run:
-        listed = list_runs(runs)
+        listed, refused = list_runs(runs)
         print(listed)
+        if refused:
+            raise InputError(f"{refused} of {len(runs)} runs would be refused, see above")
         return listed
     if args.status:
         return told(sweep_status(runs, args.output))
@@ -209,8 +217,9 @@ def show(args, runs, outcome, more):
     for table in make_tables(args, runs, outcome):
         text = table.render()
         print(f"\n{table.title}\n\n{text}")
-    if args.protocol == "compare" and args.of == "base2new":
-        print(f"\nFigure: {', '.join(figures(args, runs, outcome))}")
+    files = figures(args, runs, outcome) if args.protocol == "compare" and args.of == "base2new" else []
+    if files:
+        print(f"\nFigure: {', '.join(files)}")
     return text
 
 
@@ -227,22 +236,30 @@ def make_tables(args, runs, outcome):
     """The tables of a protocol; what a failed run leaves out is "-"."""
     if not outcome.results:
         return []
-    cells = Cells({run.place: outcome.results.get(run.folder, {"metrics": {}, "seconds": 0.0}) for run in runs})
-    if args.protocol in ("compare", "zeroshot"):
+    cells = Cells({run.place: outcome.results.get(run.folder, not_made(run, outcome)) for run in runs})
+    if args.protocol in ("compare", "zeroshot") or args.variant:
         return method_tables(args.of, cells, seconds=len(args.dataset) == 1)
     return seed_tables(args.of, cells)
 
 
+def not_made(run, outcome):
+    """What stands in a table for a run that was not made."""
+    name = outcome.one_class.get(run.folder)
+    return {"metrics": {}, "seconds": 0.0, "classes": {"name": [name]} if name else {}}
+
+
 def figures(args, runs, outcome):
     """Draw base against new of each dataset; the names of the files."""
-    from tools.plot import base_against_new  # matplotlib only where a figure is wanted
+    from tools.plot import base_against_new, looks, method_names, places_below  # matplotlib only for a figure
 
     files, cells = [], Cells(outcome.cells)
+    look = looks(method_names(dict.fromkeys([*places_below(args.output), *cells])))
     for dataset in cells.values("dataset"):
         shots = runs[0].place.shots
         path = os.path.join(args.output, "base2new", f"{dataset}_shots_{shots}")
         files += base_against_new(cells.where(dataset=dataset), path,
-                                  f"{dataset}, {shots} shots a class, {len(args.seeds)} seeds")
+                                  f"{dataset}, {shots} shots per class, {len(args.seeds)} "
+                                  f"seed{'s' if len(args.seeds) > 1 else ''}", look)
     return files
 
 

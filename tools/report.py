@@ -17,6 +17,7 @@ import train  # noqa: E402
 from dassl.engine.identity import same_backbone  # noqa: E402
 from dassl.utils import InputError  # noqa: E402
 from prompting.backbone import weights_digest  # noqa: E402
+from tools.marks import signs  # noqa: E402
 from tools.published import published_table  # noqa: E402
 from tools.run_folders import (  # noqa: E402
     backbone_of,
@@ -80,8 +81,9 @@ def comparisons(cells, where, names=None):
         raise InputError(f"--compare: no runs of {', '.join(unknown)} here; there are: {', '.join(methods)}")
     tables = []
     for title, members in test_sets(cells):
-        scored = {method: average(chosen.where(**fields).by_seed() for fields in members).mean
-                  for method, chosen in methods.items() if not names or method in names}
+        numbers = {method: average(chosen.where(**fields).by_seed() for fields in members)
+                   for method, chosen in methods.items() if not names or method in names}
+        scored = {method: number.mean for method, number in numbers.items()}
         present = sorted((method for method, score in scored.items() if score is not None), key=lambda m: -scored[m])
         pairs = list(itertools.combinations(present, 2))
         if names is None and len(pairs) > PAIRS:
@@ -92,7 +94,8 @@ def comparisons(cells, where, names=None):
             if groups:
                 found.append(significance.compare(first, second, groups, seeds))
         if found:
-            tables.append(comparison_table(title, significance.adjust(found)))
+            tables.append(comparison_table(title, significance.adjust(found),
+                                           {method: numbers[method].marks for method in present}))
     return tables
 
 
@@ -131,11 +134,15 @@ def paired(first, second, where, members):
     return groups, most
 
 
-def comparison_table(title, found):
-    rows = [[f"{c.first} - {c.second}", f"{c.difference:+.2f}", f"{c.low:+.2f} to {c.high:+.2f}", _p(c.p),
-             _p(c.adjusted), str(c.images), str(c.seeds), "yes" if c.holds else "no"] for c in found]
+def comparison_table(title, found, marks):
+    """marks: {method: those of its numbers}; a difference has those of both methods."""
+    rows = [[f"{c.first} - {c.second}", f"{c.difference:+.2f}{signs(marks[c.first] | marks[c.second])}",
+             f"{c.low:+.2f} to {c.high:+.2f}", _p(c.p), _p(c.adjusted), str(c.images), str(c.seeds),
+             "yes" if c.holds else "no"] for c in found]
+    compared = {method for c in found for method in (c.first, c.second)}
     return Table(f"{title}: does the difference hold?",
-                 ["pair", "difference", "95 % interval", "McNemar p", "p (Holm)", "images", "seeds", "holds"], rows)
+                 ["pair", "difference", "95 % interval", "McNemar p", "p (Holm)", "images", "seeds", "holds"], rows,
+                 marks=frozenset(mark for method in compared for mark in marks[method]))
 
 
 def _p(value):

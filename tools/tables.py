@@ -6,19 +6,22 @@ average that would need it.
 import csv
 import io
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from tabulate import tabulate
 
+from tools.marks import IN_LATEX, IN_MARKDOWN, among_one_class, lines, marks_of, signs
+from tools.method_configs import MARK
 from tools.plans import IMAGENET_VARIANTS
 
 FORMATS = ("text", "markdown", "csv", "latex")
+COMPARED = ("ZeroshotCLIP", "CoOp", "CoCoOp", "MetaPrompt")  # what `compare` takes by default
 
 
 # ---- numbers ----
 def accuracy(results):
-    """Test accuracy in percent, None for a run without a test."""
-    return results["metrics"].get("test", {}).get("accuracy")
+    """Test accuracy in percent, None for a run without a test, or whose test images have one class."""
+    return None if among_one_class(results) else results["metrics"].get("test", {}).get("accuracy")
 
 
 def harmonic(base, new):
@@ -30,10 +33,12 @@ def harmonic(base, new):
 
 @dataclass(frozen=True)
 class Number:
-    """A mean and the standard deviation over seeds (n - 1; None for one seed). mean None: there is no such number."""
+    """A mean and the standard deviation over seeds (n - 1; None for one seed). mean None: there is no such number.
+    marks: what is to be said of the runs it is made of (tools/marks.py)."""
 
     mean: float | None = None
     std: float | None = None
+    marks: frozenset = frozenset()
 
     @classmethod
     def over(cls, values):
@@ -42,11 +47,25 @@ class Number:
             return cls()
         return cls(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None)
 
-    def text(self, digits=2, sign="+-"):
+    def text(self, digits=2, sign="+-", marks=None):
+        """marks: {sign: how it is written}, where that is not as it is."""
         if self.mean is None:
             return "-"
         spread = f" {sign} {self.std:.{digits}f}" if self.std is not None else ""
-        return f"{self.mean:.{digits}f}{spread}"
+        beside = "".join((marks or {}).get(sign, sign) for sign in signs(self.marks))
+        return f"{self.mean:.{digits}f}{spread}{beside}"
+
+
+class Column(dict):
+    """{seed: accuracy} of one method on one test set; None: there is no such number. marks: {seed: its run's}."""
+
+    def __init__(self, values=(), marks=None):
+        super().__init__(values)
+        self.marks = marks or {}
+
+    def at(self, seed):
+        """The column of one seed; empty where it is not there."""
+        return Column({seed: self[seed]} if seed in self else (), {seed: self.marks.get(seed, frozenset())})
 
 
 class Cells(dict):
@@ -61,20 +80,23 @@ class Cells(dict):
         return super().values() if field is None else list(dict.fromkeys(getattr(place, field) for place in self))
 
     def by_seed(self):
-        """{seed: test accuracy}; the cells must differ in their seed only."""
-        return {place.seed: accuracy(results) for place, results in self.items()}
-
-    def number(self):
-        return Number.over(self.by_seed().values())
+        """The Column of the cells, which must differ in their seed only."""
+        return Column({place.seed: accuracy(results) for place, results in self.items()},
+                      {place.seed: marks_of(place, results) for place, results in self.items()})
 
     def methods(self):
-        """[(name, its cells)]; a trainer that was run with several configs is named with each."""
+        """[(name, its cells)]; a trainer that was run with several configs is named with each, a variant with its name.
+        """
         trainers = {}
         for place in self:
-            trainers.setdefault(place.trainer, {})[place.config] = None
-        return [(trainer if len(configs) == 1 else f"{trainer} ({config})",
-                 self.where(trainer=trainer, config=config))
-                for trainer, configs in trainers.items() for config in configs]
+            trainers.setdefault(place.trainer, {})[place.config] = place.variant
+        named = []
+        for trainer, configs in trainers.items():
+            alone = len({config.removesuffix(f"{MARK}{variant}") for config, variant in configs.items()}) == 1
+            for config, variant in configs.items():
+                name = variant if alone else config
+                named.append((f"{trainer} ({name})" if name else trainer, self.where(trainer=trainer, config=config)))
+        return named
 
 
 def average(columns):
@@ -83,32 +105,49 @@ def average(columns):
     It does not exist where a column is empty or lacks a value; where the columns have different seeds, the means are
     averaged and no deviation is given."""
     columns = list(columns)
+    marks = frozenset(mark for column in columns for found in getattr(column, "marks", {}).values() for mark in found)
     if not columns or any(not column or None in column.values() for column in columns):
-        return Number()
+        return Number(marks=marks)
     if len({frozenset(column) for column in columns}) > 1:
-        return Number(statistics.mean(statistics.mean(column.values()) for column in columns))
-    return Number.over(statistics.mean(column[seed] for column in columns) for seed in columns[0])
+        return Number(statistics.mean(statistics.mean(column.values()) for column in columns), marks=marks)
+    over_seeds = Number.over(statistics.mean(column[seed] for column in columns) for seed in columns[0])
+    return replace(over_seeds, marks=marks)
 
 
 # ---- a table ----
 @dataclass
 class Table:
-    """Rows of words and Numbers. best: the columns (by header) whose highest number is marked in the formats that can.
-    """
+    """Rows of words and Numbers. best: the columns (by header) whose highest number is bold in the formats that can,
+    but for numbers of runs that were trained on test images. marks: those of rows that are words."""
 
     title: str
     headers: list
     rows: list
     best: tuple = ()
+    marks: frozenset = field(default=frozenset())
+
+    def notes(self):
+        """[(sign, line)] that stand under the table: what its marks mean."""
+        return lines(self.marks | {mark for row in self.rows for word in row if isinstance(word, Number)
+                                   for mark in word.marks})
 
     def render(self, form="text"):
-        """As text, markdown, csv (means and deviations in columns of their own) or latex."""
+        """As text, markdown, csv (means and deviations in columns of their own) or latex; under it a line for each
+        kind of mark that its numbers have."""
+        notes = [(sign, _latex(line) if form == "latex" else line) for sign, line in self.notes()]
+        styles = {"markdown": "\n" + r"{} {}", "csv": "# {} {}", "latex": r"\par {{\footnotesize {} {}\par}}"}
+        style = styles.get(form, "{} {}")
+        under = [style.format(_sign(sign, form), line) for sign, line in notes]
+        return "\n".join([self._table(form), *([""] if under and form == "text" else []), *under])
+
+    def _table(self, form):
         if form == "csv":
             return self._csv()
         bold = {"markdown": "**{}**", "latex": r"\textbf{{{}}}"}.get(form, "{}")
         words = {"latex": _latex}.get(form, str)
         sign = {"markdown": "±", "latex": r"$\pm$"}.get(form, "+-")
-        rows = [[word.text(sign=sign) if isinstance(word, Number) else words(word) for word in row]
+        marks = {sign: _sign(sign, form) for sign in ("*", "!")}
+        rows = [[word.text(sign=sign, marks=marks) if isinstance(word, Number) else words(word) for word in row]
                 for row in self.rows]
         for column, header in enumerate(self.headers):
             if header in self.best:
@@ -121,16 +160,20 @@ class Table:
     def _highest(self, column):
         """Rows that show the highest number of a column, as printed; none where there is nothing to compare."""
         shown = {i: round(row[column].mean, 2) for i, row in enumerate(self.rows)
-                 if isinstance(row[column], Number) and row[column].mean is not None}
+                 if isinstance(row[column], Number) and row[column].mean is not None
+                 and "*" not in signs(row[column].marks)}
         return [i for i, value in shown.items() if value == max(shown.values())] if len(shown) > 1 else []
 
     def _csv(self):
         spread = {column for row in self.rows for column, word in enumerate(row)
                   if isinstance(word, Number) and word.std is not None}
+        marked = {column for row in self.rows for column, word in enumerate(row)
+                  if isinstance(word, Number) and word.mean is not None and signs(word.marks)}
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow([word for column, header in enumerate(self.headers)
-                         for word in ([header, f"{header} std"] if column in spread else [header])])
+                         for word in (header, *([f"{header} std"] if column in spread else []),
+                                      *([f"{header} marks"] if column in marked else []))])
         for row in self.rows:
             line = []
             for column, word in enumerate(row):
@@ -138,10 +181,16 @@ class Table:
                     line.append("" if word.mean is None else f"{word.mean:.4f}")
                     if column in spread:
                         line.append("" if word.std is None else f"{word.std:.4f}")
+                    if column in marked:
+                        line.append("" if word.mean is None else signs(word.marks))
                 else:
                     line.append(word)
             writer.writerow(line)
         return text.getvalue().rstrip("\n")
+
+
+def _sign(sign, form):
+    return {"latex": IN_LATEX, "markdown": IN_MARKDOWN}.get(form, {}).get(sign, sign)
 
 
 def _latex(word):
@@ -169,8 +218,7 @@ def _base2new_seeds(cells):
     for dataset in cells.values("dataset"):
         chosen = cells.where(dataset=dataset)
         base, new = (chosen.where(part=part).by_seed() for part in ("train_base", "test_new"))
-        rows = [[f"seed {seed}", *map(Number, (base.get(seed), new.get(seed),
-                                               harmonic(base.get(seed), new.get(seed))))]
+        rows = [[f"seed {seed}", *base_new_h([base.at(seed)], [new.at(seed)])]
                 for seed in chosen.values("seed")]
         tables.append(Table(_title(dataset, "base to new"), ["", "base", "new", "H"],
                             [*rows, ["mean", *base_new_h([base], [new])]]))
@@ -189,7 +237,7 @@ def base_new_h(bases, news):
 
     bases, news: a {seed: accuracy} a dataset."""
     base, new = average(bases), average(news)
-    return base, new, Number(harmonic(base.mean, new.mean))
+    return base, new, Number(harmonic(base.mean, new.mean), marks=base.marks | new.marks)
 
 
 def _dg_seeds(cells):
@@ -197,8 +245,8 @@ def _dg_seeds(cells):
     for dataset in cells.values("dataset"):
         chosen = cells.where(dataset=dataset)
         columns = {target: chosen.where(part=target).by_seed() for target in chosen.values("part")}
-        rows = [[f"seed {seed}", *(Number(column.get(seed)) for column in columns.values()),
-                 average([{seed: column.get(seed)} for column in columns.values()])]
+        rows = [[f"seed {seed}", *(average([column.at(seed)]) for column in columns.values()),
+                 average(column.at(seed) for column in columns.values())]
                 for seed in chosen.values("seed")]
         rows.append(["mean", *(average([column]) for column in columns.values()), average(columns.values())])
         tables.append(Table(_title(dataset, "each domain left out in turn"), ["", *columns, "average"], rows))
@@ -213,11 +261,11 @@ def _dg_seeds(cells):
 def _xd_seeds(cells):
     seeds, [source] = cells.values("seed"), cells.values("dataset")
     columns = {name: cells.where(part=name).by_seed() for name in cells.values("part")}
-    rows = [[name, *(Number(column.get(seed)) for seed in seeds), average([column])]
+    rows = [[name, *(average([column.at(seed)]) for seed in seeds), average([column])]
             for name, column in columns.items()]
     for name, group in xd_groups(source, columns).items():
         chosen = [columns[member] for member in group]
-        rows.append([name, *(average([{seed: column.get(seed)} for column in chosen]) for seed in seeds),
+        rows.append([name, *(average(column.at(seed) for column in chosen) for seed in seeds),
                      average(chosen)])
     return [Table(f"trained on {source}, tested on", ["", *(f"seed {seed}" for seed in seeds), "mean"], rows)]
 
@@ -236,7 +284,7 @@ def _fewshot_seeds(cells):
     seeds, tables = cells.values("seed"), []
     for dataset in cells.values("dataset"):
         columns = {shots: cells.where(dataset=dataset, shots=shots).by_seed() for shots in cells.values("shots")}
-        rows = [[str(shots), *(Number(column.get(seed)) for seed in seeds), average([column])]
+        rows = [[str(shots), *(average([column.at(seed)]) for seed in seeds), average([column])]
                 for shots, column in columns.items()]
         tables.append(Table(_title(dataset, "all classes"), ["shots", *(f"seed {seed}" for seed in seeds), "mean"],
                             rows))
@@ -300,8 +348,8 @@ def _dg_methods(cells):
         for method, chosen in cells.methods():
             columns = [average(chosen.where(dataset=name, part=part).by_seed()
                                for part in cells.where(dataset=name).values("part")) for name in names]
-            known = [column.mean for column in columns]
-            rows.append([method, *columns, Number(None if None in known else statistics.mean(known))])
+            known, marks = [column.mean for column in columns], frozenset().union(*(c.marks for c in columns))
+            rows.append([method, *columns, Number(None if None in known else statistics.mean(known), marks=marks)])
         tables.append(Table("leave one domain out, average over the domains", ["method", *names, "average"], rows,
                             (*names, "average")))
     return tables

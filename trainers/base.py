@@ -52,6 +52,9 @@ class PromptTrainer(PromptCheckpoints):
     """
 
     trains = True  # False: training-free, only evaluated
+    # False, said by a training-free class itself: its numbers follow from class names, backbone and test images alone,
+    # so that a protocol makes one run for all seeds and shots
+    learns_from_images = True
     class_bound = False  # True: what is learned belongs to the training classes and cannot score new ones
     class_tensors = ()  # beginnings of names of trained tensors that a checkpoint gives to its own classes only
     min_batch = 1  # images a training batch needs at least
@@ -126,6 +129,11 @@ class PromptTrainer(PromptCheckpoints):
                 print(f"Note: {cls.__name__} trains with {cls.sampler}, not with {named}")
             cfg.DATALOADER.TRAIN_X.SAMPLER = cls.sampler
 
+    def note(self, line):
+        """Print a line for the run's log; nothing where no run is made (`classnames` are given, to predict with)."""
+        if not self.predicts_only:
+            print(line)
+
     @property
     def node(self):
         """The method's own config."""
@@ -176,7 +184,7 @@ class PromptTrainer(PromptCheckpoints):
             clip_model = self.clips[name]
         self.backbone_facts = describe_backbone(clip_model, name)
         if note := unpublished_note(self.backbone_facts):
-            print(note)
+            self.note(note)
         self.towers = Towers(clip_model, self.device, half=self.precision.half, ranks=self.ranks)
         self.towers.text.activation_bytes = cfg.TRAIN.TEXT_MEMORY_MB * 2**20 or activation_budget(
             self.device, processes_here())
@@ -189,8 +197,8 @@ class PromptTrainer(PromptCheckpoints):
         with isolated_rng(derive_seed("init", cfg.SEED)):
             self.model = self.build_model(self.towers, self.dm.dataset.classnames).to(self.device)
         if cfg.DATASET.TEMPLATES and not self.templates_taken:
-            print(f"Note: DATASET.TEMPLATES changes nothing here: {type(self).__name__} has no frozen prompts that are "
-                  "made of the dataset's template")
+            self.note(f"Note: DATASET.TEMPLATES changes nothing here: {type(self).__name__} has no frozen prompts that "
+                      "are made of the dataset's template")
         if cfg.MODEL.INIT_WEIGHTS:
             load_pretrained_weights(self.model, cfg.MODEL.INIT_WEIGHTS)
             note_other_origin(self, cfg.MODEL.INIT_WEIGHTS)

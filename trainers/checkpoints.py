@@ -138,7 +138,7 @@ class PromptCheckpoints(TrainerX):
         if not os.path.isfile(path):
             raise InputError(f"no checkpoint at {path}; check --model-dir and --load-epoch")
         state, self.changed = self._load_state(path, check_evaluated)
-        print(f"Loaded {path} (epoch {state['epoch']})")
+        self.note(f"Loaded {path} (epoch {state['epoch']})")
 
     @staticmethod
     def _newest(folder):

@@ -92,8 +92,8 @@ class CoPrompt(MaPLe):
         Raises InputError for a class without sentences."""
         names = [readable(name) for name in self.dm.dataset.classnames]
         if self.written is None:
-            print("Note: TRAINER.COPROMPT.SENTENCES names no file; hand-written templates stand in for the sentences "
-                  "of a language model (docs/COPROMPT_SENTENCES.md)")
+            self.note("Note: TRAINER.COPROMPT.SENTENCES names no file; hand-written templates stand in for the "
+                      "sentences of a language model (docs/COPROMPT_SENTENCES.md)")
             templates = ensemble_of(self.cfg.DATASET.NAME, own=self.own_templates())
             sentences = [[fill(template, name) for template in templates] for name in names]
         else:

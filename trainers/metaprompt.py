@@ -54,7 +54,7 @@ class MetaPrompt(PromptTrainer):
             if len(classnames) < 2:
                 raise InputError("MetaPrompt's class split halves the classes, the data has one; "
                                  "use data with at least four classes")
-            print(f"Note: {len(classnames)} classes cannot be halved into two classes each: no meta-update is made")
+            self.note(f"Note: {len(classnames)} classes cannot be halved into two classes each: no meta-update is made")
             self.split = "none"
         # The released code keeps "_" in the names of its frozen prompts.
         frozen_names = classnames if node.VARIANT == "released" else [readable(name) for name in classnames]

@@ -14,6 +14,7 @@ class ZeroshotCLIP(PromptTrainer):
     """The dataset's own template, such as "a photo of a {}, a type of pet."."""
 
     trains = False
+    learns_from_images = False
 
     @staticmethod
     def extend_cfg(cfg):
@@ -30,6 +31,7 @@ class ZeroshotCLIP2(PromptTrainer):
     (section 3.1.4)."""
 
     trains = False
+    learns_from_images = False
 
     @staticmethod
     def extend_cfg(cfg):

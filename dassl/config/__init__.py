@@ -1,4 +1,5 @@
 """The configuration tree: Dassl's keys and defaults, YAML files and command-line options merged with care."""
+from dassl.config.belongs import methods_of
 from dassl.config.check import check_config
 from dassl.config.defaults import get_cfg_default
 from dassl.config.merge import dump, merge_file, merge_flag, merge_options, paired, write_config
@@ -35,4 +36,4 @@ def own_cfg(cfg, defaults):
 
 
 __all__ = ["check_config", "clean_cfg", "dump", "get_cfg_default", "merge_file", "merge_flag", "merge_options",
-           "own_cfg", "paired", "write_config"]
+           "methods_of", "own_cfg", "paired", "write_config"]

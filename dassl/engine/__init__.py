@@ -1,4 +1,4 @@
-from dassl.engine.build import TRAINER_REGISTRY, build_trainer
+from dassl.engine.build import TRAINER_REGISTRY, build_trainer, learns
 from dassl.engine.trainer import SimpleTrainer, TrainerBase, TrainerX
 
-__all__ = ["TRAINER_REGISTRY", "SimpleTrainer", "TrainerBase", "TrainerX", "build_trainer"]
+__all__ = ["TRAINER_REGISTRY", "SimpleTrainer", "TrainerBase", "TrainerX", "build_trainer", "learns"]

@@ -1,0 +1,59 @@
+"""Runs whose numbers are known from another one: a method that reads no training image gives the same for every seed
+and number of shots. Its run is made once for each test set; the folders of the others are filled from that one."""
+import json
+import os
+import shutil
+import time
+
+import train
+from dassl.config import write_config
+from dassl.data.datasets import build_dataset, dataset_digest
+from dassl.engine.identity import plain
+from dassl.engine.run_folder import flat
+from dassl.engine.run_record import PREDICTIONS
+from dassl.utils import FolderLock, read_json, remove_torn_files, write_json
+
+COPIED = (PREDICTIONS, "logits.npz", "cmat.pt")  # what an evaluation leaves beside its results
+FREE = {"SEED", "DATASET.NUM_SHOTS"}
+
+
+def filled(run, finished):
+    """The results of a run, taken from the run in `run.same`, with its folder as if it had been made; None where that
+    run has not been made or differs in more than seed and shots.
+
+    The dataset's lists are built as for the run itself: the test images and the class names must be those of the other.
+
+    Args:
+        run: a Run with `same`.
+        finished: the results in `run.same`, as `execution.finished` takes them over.
+    """
+    args = train.parse_arguments(list(run.argv))
+    cfg, evaluation = train.build_config(args), train.what_is_evaluated(args)
+    now, there = plain(cfg), flat(finished["config"])
+    here = flat(now)
+    if any(here.get(key) != there[key] for key in there.keys() - FREE):
+        return None
+    if finished["evaluation"] != json.loads(json.dumps(evaluation)):
+        return None
+    with FolderLock(run.folder):
+        remove_torn_files(run.folder)
+        dataset = build_dataset(cfg)
+        digest = dataset_digest(dataset, cfg.DATASET.ROOT)
+        same_names = (finished.get("classes") or {}).get("name") == list(dataset.classnames)
+        if digest["test"] != (finished.get("dataset_digest") or {}).get("test") or not same_names:
+            return None
+        shots = {**finished["config"]["DATASET"], "NUM_SHOTS": cfg.DATASET.NUM_SHOTS}
+        config = {**finished["config"], "OUTPUT_DIR": cfg.OUTPUT_DIR, "SEED": cfg.SEED, "DATASET": shots}
+        results = json.loads(json.dumps({
+            **finished, "seed": cfg.SEED, "dataset_digest": digest, "config": config,
+            "same_as": os.path.relpath(run.same, run.folder).replace(os.sep, "/")}))
+        write_config(cfg, run.folder)
+        for name in COPIED:
+            if os.path.isfile(os.path.join(run.same, name)):
+                shutil.copyfile(os.path.join(run.same, name), os.path.join(run.folder, name))
+        with open(os.path.join(run.folder, "log.txt"), "a", encoding="utf-8") as log:
+            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {cfg.TRAINER.NAME} reads no training image: the numbers, "
+                      f"and the seconds, are those of {run.same}\n")
+        write_json(results, os.path.join(run.folder, "results.json"))
+    print(f"Same as {run.same}: {run.folder}")
+    return read_json(os.path.join(run.folder, "results.json"))
