@@ -95,8 +95,8 @@ def test_the_split_is_one_for_all_runs_and_kept(pictures, capsys):
 
 def test_headers_are_read_once_while_files_stay_as_they_are(pictures, monkeypatch):
     first, opened = load("image_folder", pictures), []
-    real = files._has_header
-    monkeypatch.setattr("datasets.files._has_header", lambda path: opened.append(path) or real(path))
+    real = files.is_picture
+    monkeypatch.setattr("datasets.files.is_picture", lambda path: opened.append(path) or real(path))
     assert counts(load("image_folder", pictures)) == counts(first) and opened == []
     note = pictures / CLASSES[0] / "notes for me.jpg"
     Image.fromarray(colours(99)).save(note)

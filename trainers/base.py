@@ -211,31 +211,9 @@ class PromptTrainer(PromptCheckpoints):
         self.register_model("prompt_learner", self.model, self.optim, self.sched)
 
     def train(self):
-        self.check_training_options()
         if not self.trains:
             self.max_epoch = self.start_epoch
         super().train()
-
-    def check_training_options(self):
-        """Name the options of training that cannot act. Raises InputError where early stopping has nothing to go by."""
-        cfg, name = self.cfg, type(self).__name__
-        if not self.trains:
-            for key in options_set(cfg):
-                print(f"Note: {key} acts on training, and {name} trains nothing")
-            return
-        if not cfg.TRAIN.PATIENCE:
-            return
-        if cfg.TEST.NO_TEST:
-            raise InputError("TRAIN.PATIENCE ends a training by its validation accuracy, which TEST.NO_TEST leaves "
-                             "out; give one of them")
-        if self.val_loader is None:
-            raise InputError(f"TRAIN.PATIENCE ends a training by its validation accuracy, but {cfg.DATASET.NAME} has "
-                             "no validation part; leave it out, or add validation images")
-        test = {item.impath for item in self.dm.dataset.test}
-        if shared := sum(item.impath in test for item in self.dm.dataset.val):
-            raise InputError(f"TRAIN.PATIENCE ends a training by its validation accuracy, but {shared} of the "
-                             f"{len(self.dm.dataset.val)} validation images of {cfg.DATASET.NAME} are test images; "
-                             "leave it out, or take validation images of their own")
 
     def require_honoured(self):
         """Raise InputError after a training step that takes no note of an option that is set."""

@@ -6,7 +6,7 @@ from dassl.data.datasets import dataset_digest
 from dassl.utils import InputError, load_checkpoint
 
 BACKBONE = "backbone"  # its name among the settings
-SETTINGS = ("INPUT.SIZE", "INPUT.INTERPOLATION", "INPUT.EXIF", "INPUT.TRANSFORMS", "INPUT.PIXEL_MEAN",
+SETTINGS = ("INPUT.SIZE", "INPUT.INTERPOLATION", "INPUT.TRANSFORMS", "INPUT.PIXEL_MEAN",
             "INPUT.PIXEL_STD")
 NORMALIZERS = ("normalize", "instance_norm")  # of INPUT.TRANSFORMS: what test images go through, too
 TRAINING = ("SEED", "OPTIM", "INPUT", "DATALOADER.TRAIN_X", "DATALOADER.K_TRANSFORMS", "TRAIN.PATIENCE")

@@ -407,6 +407,9 @@ class SimpleTrainer(TrainerBase):
             wanted.append("TRAIN.PATIENCE")
         if self.max_epoch == self.start_epoch:
             wanted = []  # nothing is trained
+        if "TRAIN.PATIENCE" in wanted and cfg.TEST.NO_TEST:
+            raise InputError("TRAIN.PATIENCE ends a training by its validation accuracy, which TEST.NO_TEST leaves "
+                             "out; give one of them")
         if cfg.TEST.SPLIT == "val" and not cfg.TEST.NO_TEST:
             wanted.append("TEST.SPLIT val")
         if wanted and getattr(self, "val_loader", None) is None:

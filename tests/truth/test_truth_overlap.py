@@ -349,7 +349,7 @@ def test_an_evaluator_that_cannot_give_what_is_asked_for(key, word, made, tmp_pa
     (["a {{}}."], "more braces than those of {}"),
     (["a {}.", "the {}.", "a {}."], "gives the template 'a {}.' twice"),
     ([7], "7"),
-    ([""], "lacks {}"),
+    ([""], "has an empty entry"),
 ])
 @pytest.mark.parametrize(("method", "key"), [("ZeroshotCLIP", "DATASET.TEMPLATES"),
                                          ("TipAdapter", "TRAINER.TIPADAPTER.TEMPLATES")])
