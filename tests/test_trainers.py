@@ -106,7 +106,7 @@ def test_few_classes(clip_model, capsys):
     assert capsys.readouterr().out.count("no meta-update") == 1
     summary = trainer.forward_backward(batch(4, classes=3))
     assert "held_out" not in summary and "no meta-update" not in capsys.readouterr().out
-    with pytest.raises(InputError, match="four classes"):
+    with pytest.raises(InputError, match="has one class"):
         make_trainer("MetaPrompt", clip_model, NAMES[:1], METHODS["MetaPrompt"])
 
 

@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from torchvision.transforms import Compose, Normalize, Resize, ToTensor
 
-from dassl.data.datasets import build_dataset, dataset_digest
+from dassl.data.datasets import DatasetBase, build_dataset, dataset_digest
 from dassl.data.image_cache import ImageCache
 from dassl.data.pictures import leave_out_unreadable
 from dassl.data.samplers import EpochBatchSampler, build_sampler
@@ -174,6 +174,8 @@ class DataManager:
         self.num_classes = dataset.num_classes
         self.num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
         self.lab2cname = dataset.lab2cname
+        if isinstance(dataset, DatasetBase):  # a plugin may register anything that looks like one
+            dataset.tell_of_classes()
         if cfg.VERBOSE:
             self.show_dataset_summary(cfg)
 

@@ -27,7 +27,6 @@ class DatasetBase:
         test: test images.
     Attributes:
         lab2cname, classnames: {label: name} and the names in label order, accents composed.
-        untested_classes: names of the classes that have no test image.
     Raises:
         InputError: the parts contradict themselves or each other (`check_parts`), or there is only one class.
     """
@@ -45,12 +44,15 @@ class DatasetBase:
         if self.num_classes == 1:
             raise InputError(f"{owner} has one class, '{self.classnames[0]}': an accuracy among one class is always "
                              "100 %; give it at least two")
-        tested = {item.label for item in test}
-        self.untested_classes = [name for label, name in self.lab2cname.items() if label not in tested]
-        self._tell_of_classes()
 
-    def _tell_of_classes(self):
-        """One line each for what is right and worth knowing before numbers are read."""
+    @property
+    def untested_classes(self):
+        """Names of the classes that have no test image."""
+        tested = {item.label for item in self.test}
+        return [name for label, name in self.lab2cname.items() if label not in tested]
+
+    def tell_of_classes(self):
+        """Print a line each of what is right and worth knowing before numbers are read."""
         if names := self.untested_classes:
             print(f"Note: {len(names)} of {self.num_classes} classes have no test image, first '{names[0]}'; the "
                   "accuracies say nothing of them")
