@@ -1,4 +1,5 @@
 """Protocols, reports, figures and predictions: what contradicts itself between methods, configs, variants and runs."""
+import contextlib
 import csv
 import io
 import json
@@ -13,6 +14,7 @@ import drawn
 import pytest
 
 import train
+from dassl.utils import InputError
 from tools import plot, predict, protocol, report
 from tools.plans import Place
 from tools.predict import load_run
@@ -439,7 +441,8 @@ def test_a_test_set_that_depends_on_the_seed_is_tested_for_every_seed(halves, mo
     monkeypatch.setattr(ImageFolder, "__init__", chosen)
     made, run = [], train.run
     monkeypatch.setattr(train, "run", lambda args, cfg, *more: made.append(cfg.SEED) or run(args, cfg, *more))
-    protocol.main(halves(["apple", "banana", "cherry", "dates"], "--seeds", "1", "2", "3"))
+    with contextlib.suppress(InputError):  # seeds with other test images may be refused an average
+        protocol.main(halves(["apple", "banana", "cherry", "dates"], "--seeds", "1", "2", "3"))
     assert sorted(made) == [1, 1, 2, 2]  # the third seed has the first one's images
 
 
