@@ -1,4 +1,5 @@
 """Protocols, reports, figures and predictions: what contradicts itself between methods, configs, variants and runs."""
+import contextlib
 import csv
 import io
 import json
