@@ -1,5 +1,4 @@
 """Protocols, reports, figures and predictions: what contradicts itself between methods, configs, variants and runs."""
-import contextlib
 import csv
 import io
 import json
