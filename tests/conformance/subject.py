@@ -339,13 +339,13 @@ class Subject:
     def resumed(self):
         return self.once("resumed", lambda: self.go_on("resumed"))
 
-    def go_on(self, label, *options):
-        """The plain run from the end of its first epoch."""
-        for checkpoint in sorted(self.plain.folder.glob("*/model.pth.tar-1")):
+    def go_on(self, label, *options, epoch=1):
+        """The plain run from the end of one of its epochs (from 1)."""
+        for checkpoint in sorted(self.plain.folder.glob(f"*/model.pth.tar-{epoch}")):
             folder = self.folder / label / checkpoint.parent.name
             folder.mkdir(parents=True)
             shutil.copy(checkpoint, folder)
-            (folder / "checkpoint").write_text("model.pth.tar-1\n")
+            (folder / "checkpoint").write_text(f"model.pth.tar-{epoch}\n")
         return self.run(label, options=options)
 
     # ---- pictures ----

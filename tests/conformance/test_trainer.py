@@ -162,7 +162,9 @@ def test_an_odd_last_batch(subject):
 def test_amp_agrees_with_fp32(subject):
     precision = subject.precision("amp")
     subject.need(precision, "has no PREC of this project's")
-    run = subject.go_on("amp", *precision)
+    # From an epoch after the warm-up on: before, a difference from the frozen CLIP that a loss is made of can be below
+    # what half precision tells apart, and its gradient's direction be anything.
+    run = subject.go_on("amp", *precision, epoch=2)
     assert run.trainer.precision.name == "amp"
     assert all(p.dtype == torch.float32 for p in run.trainer.trainables), "what is trained must be float32"
     full, half = (logits(r.trainer, subject.test_images) for r in (subject.resumed, run))
