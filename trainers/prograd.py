@@ -16,7 +16,7 @@ from trainers.base import PromptTrainer
 from trainers.coop import CoOpCLIP
 
 # A general gradient that is shorter, in units of the domain gradient, is a rounding error of what the towers compute
-# in: it has no direction. At the start, where it is exactly 0, it was up to 2e-7 in float32, 2e-3 in float16 and 4e-4 in
+# in: it has no direction. At the start, where it is exactly 0, it was 2e-7 in float32, 2e-3 in float16 and 4e-4 in
 # bfloat16; a step later 2e-2 and more.
 ROUNDING = {torch.float32: 16 * torch.finfo(torch.float32).eps, torch.float16: 2.0 ** -8, torch.bfloat16: 2.0 ** -8}
 
