@@ -119,15 +119,15 @@ class FewShotDataset(DatasetBase):
         Raises InputError where the file is no draw."""
         stored = read_json(path)
         try:
-            entries = [[(os.path.normpath(os.path.join(folder, entry[0])), entry[1]) for entry in stored[key]]
-                       for key in ("train", "val")]
+            entries = [[(composed(os.path.normpath(os.path.join(folder, entry[0]))), entry[1])
+                        for entry in stored[key]] for key in ("train", "val")]
         except (KeyError, TypeError, IndexError, ValueError):
             raise InputError(f"{path} is no few-shot draw: it must hold train and val, lists of [path, label, class "
                              "name]; delete it to draw anew") from None
         drawn, misfit = [], "" if stored.get("source", source) == source else "it was drawn from other lists"
         for key, chosen, number in zip(("train", "val"), entries, (shots, min(shots, MAX_VAL_SHOTS))):
             whole = train if key == "train" else val if val is not None else self._unused(train, drawn[0])
-            known = {os.path.normpath(item.impath): item for item in whole}
+            known = {composed(os.path.normpath(item.impath)): item for item in whole}
             part = [known.get(impath) for impath, _ in chosen]
             wrong = [impath for (impath, label), item in zip(chosen, part) if item is None or item.label != label]
             misfit = misfit or self._misfit(key, whole, part, wrong, number)

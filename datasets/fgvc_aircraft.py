@@ -3,7 +3,7 @@ import os
 from dassl.data.datasets import DATASET_REGISTRY, Datum, composed
 from dassl.utils import InputError
 from datasets.base import FewShotDataset
-from datasets.files import check_images, dataset_folder, how_to_get, labels_of, read_lines
+from datasets.files import check_images, dataset_folder, how_to_get, labels_of, read_lines, require_images
 
 
 @DATASET_REGISTRY.register()
@@ -22,7 +22,9 @@ class FGVCAircraft(FewShotDataset):
         self.folder = dataset_folder(cfg, self.dataset_dir, self.hint)
         path = os.path.join(self.folder, "variants.txt")
         self.labels = labels_of([line for _, line in read_lines(path, self.hint)], path)
-        super().__init__(cfg, self.folder, *(self.read_list(part) for part in ("train", "val", "test")))
+        parts = [self.read_list(part) for part in ("train", "val", "test")]
+        require_images(self.labels, parts, path)
+        super().__init__(cfg, self.folder, *parts)
 
     def read_list(self, part):
         path = os.path.join(self.folder, f"images_variant_{part}.txt")

@@ -52,6 +52,16 @@ def labels_of(names, path):
     return labels
 
 
+def require_images(labels, parts, path):
+    """Raise InputError where a class of the list at `path`, {name: label}, has no image in any of the parts, lists of
+    Datum: it would disappear from the numbers."""
+    found = {item.label for part in parts for item in part}
+    gone = [name for name, label in labels.items() if label not in found]
+    if gone:
+        raise InputError(f"{path} names the class '{gone[0]}', of which no image is listed ({len(gone)} of "
+                         f"{len(labels)} classes); fetch the lists again, or take it out of {os.path.basename(path)}")
+
+
 def read_mat(path, key, hint):
     """The array `key` of a MATLAB file. Raises InputError where there is none."""
     from scipy.io import loadmat, matlab  # slow to import, and only datasets without their split file need it
@@ -94,9 +104,16 @@ def class_folders(folder):
 
 
 def list_class(folder, label, classname):
-    """The files of a class folder in sorted order: a list of Datum. Hidden files and folders are no images."""
+    """The files of a class folder, sorted as class folders are: a list of Datum. Hidden files and folders are no
+    images. Raises InputError where there is none: the class would disappear from the numbers."""
     with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file())
+        names = [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file()]
+    if not names:
+        if inside := class_folders(folder):
+            raise InputError(f"{folder} holds no images, but folders such as {inside[0]}; a class folder holds its "
+                             "images itself (domains of classes are the dataset domain_folder)")
+        raise InputError(f"{folder} holds no images; bring them back, or delete the folder to leave the class out")
+    names.sort(key=composed)
     return [Datum(os.path.join(folder, name), label, 0, classname) for name in names]
 
 
@@ -123,20 +140,11 @@ def own_folder(cfg, layout):
 
 
 def list_own(folder, labels=None):
-    """The files of one's own class folders: a list of Datum. Raises InputError where there is no such folder, or one
-    without files."""
+    """The files of one's own class folders: a list of Datum. Raises InputError where there is no such folder."""
     if not class_folders(folder):
         raise InputError(f"{folder} holds no class folders; images lie in a folder for each class "
                          "(docs/CUSTOM_DATA.md)")
-    items = list_classes(folder, labels=labels)
-    filled = {os.path.dirname(item.impath) for item in items}
-    for name in class_folders(folder):
-        path = os.path.join(folder, name)
-        if path not in filled:
-            inside = class_folders(path)
-            raise InputError(f"{path} holds no images{f', but folders such as {inside[0]}' if inside else ''}; a class "
-                             "folder holds its images itself (domains of classes are the dataset domain_folder)")
-    return items
+    return list_classes(folder, labels=labels)
 
 
 def leave_out_non_images(items, folder):

@@ -6,6 +6,7 @@ that of the dataset; a drawn split that lies there counts while it is one of the
 import os
 import random
 from collections import defaultdict
+from dataclasses import replace
 
 from dassl.data.datasets import Datum, composed, source_digest
 from dassl.utils import InputError, read_json
@@ -103,19 +104,21 @@ def drawn_split(path, image_dir, draw, published="", fixed_test=False):
     for part in parts:
         check_images(part, "the dataset's own list")
     source = split_source(parts, image_dir, fixed_test)
-    if there and (kept := fitting_split(path, image_dir, source, fixed_test)):
+    if there and (kept := fitting_split(path, image_dir, parts, fixed_test)):
         print(f"Split: {path}, drawn by this code{warning}")
         return kept, record_of(kept, image_dir, source)
     print(f"Split: {_drawn(parts)}{warning}")
     return parts, record_of(parts, image_dir, source)
 
 
-def fitting_split(path, image_dir, source, fixed_test=False):
-    """The split kept at `path` if it is one of the images whose digest is `source`; else None, which is said.
+def fitting_split(path, image_dir, drawn, fixed_test=False):
+    """The split kept at `path` if it is one of the images of the split `drawn`; else None, which is said.
 
     Raises InputError where the file is no split."""
-    stored = read_json(path)
-    parts = parse_split(stored, path, image_dir)
+    stored, source = read_json(path), split_source(drawn, image_dir, fixed_test)
+    known = {_place(item): item.impath for part in drawn for item in part}
+    parts = [[replace(item, impath=known.get(_place(item), item.impath)) for item in part]
+             for part in parse_split(stored, path, image_dir)]
     digests = {split_source(parts, image_dir, fixed_test), stored.get("source", source)}
     if digests == {source}:
         return parts
@@ -124,12 +127,16 @@ def fitting_split(path, image_dir, source, fixed_test=False):
     return None
 
 
+def _place(item):
+    """An image's path, however the disk that a list was made on composes accents."""
+    return composed(os.path.normpath(item.impath))
+
+
 def split_source(parts, image_dir, fixed_test=False):
     """The digest of what a split was drawn from, whichever part each image is in."""
     groups = [parts[0] + parts[1], parts[2]] if fixed_test else [sum(parts, [])]
     return source_digest([[Datum(path, label, 0, name) for path, label, name in sorted(
-        {(os.path.normpath(item.impath), item.label, item.classname) for item in group})] for group in groups],
-        image_dir)
+        {(_place(item), item.label, item.classname) for item in group})] for group in groups], image_dir)
 
 
 def record_of(parts, image_dir, source, **more):
@@ -160,8 +167,7 @@ def own_split(folder, listed):
     images, left_out = leave_out_non_images(listed, folder)
     path = os.path.join(folder, OWN_SPLIT)
     parts = draw_split(images)
-    source = split_source(parts, folder)
-    kept = fitting_split(path, folder, source) if os.path.isfile(path) else None
+    kept = fitting_split(path, folder, parts) if os.path.isfile(path) else None
     print(f"Split: {path}" if kept else f"Split: {_drawn(parts)}")
     report_left_out(left_out, folder)
-    return kept or parts, record_of(kept or parts, folder, source, left_out=left_out)
+    return kept or parts, record_of(kept or parts, folder, split_source(parts, folder), left_out=left_out)

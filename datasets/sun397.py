@@ -3,7 +3,7 @@ import os
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 from dassl.utils import InputError
 from datasets.base import SplitDataset
-from datasets.files import how_to_get, labels_of, read_lines
+from datasets.files import how_to_get, labels_of, read_lines, require_images
 from datasets.splits import split_trainval
 
 
@@ -25,7 +25,9 @@ class SUN397(SplitDataset):
     def draw(self):
         path = os.path.join(self.folder, "ClassName.txt")
         self.labels = labels_of([line.strip("/") for _, line in read_lines(path, self.hint)], path)
-        return [*split_trainval(self.read_list("Training_01.txt")), self.read_list("Testing_01.txt")]
+        parts = [*split_trainval(self.read_list("Training_01.txt")), self.read_list("Testing_01.txt")]
+        require_images(self.labels, parts, path)
+        return parts
 
     def read_list(self, name):
         """A partition, a line an image: "/a/apartment_building/outdoor/sun_x.jpg" is "outdoor apartment_building"."""

@@ -4,7 +4,7 @@ import re
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 from dassl.utils import InputError
 from datasets.base import SplitDataset
-from datasets.files import how_to_get, read_lines
+from datasets.files import how_to_get, read_lines, require_images
 from datasets.splits import split_trainval
 
 
@@ -31,7 +31,9 @@ class UCF101(SplitDataset):
             label, _, action = line.partition(" ")
             if not label.isdecimal() or self.labels.setdefault(action, int(label) - 1) != int(label) - 1:
                 raise InputError(f"{path}, line {number}: expected 'label class', each class once, found '{line[:60]}'")
-        return [*split_trainval(self.read_list("trainlist01.txt")), self.read_list("testlist01.txt")]
+        parts = [*split_trainval(self.read_list("trainlist01.txt")), self.read_list("testlist01.txt")]
+        require_images(self.labels, parts, path)
+        return parts
 
     def read_list(self, name):
         """A list of videos "ApplyEyeMakeup/v_x.avi [label]"; the frame is "Apply_Eye_Makeup/v_x.jpg"."""

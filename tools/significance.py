@@ -25,7 +25,7 @@ def read_predictions(folder):
     Raises InputError when the file is not there or damaged."""
     path = os.path.join(folder, PREDICTIONS)
     try:
-        with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
+        with gzip.open(path, "rt", encoding="utf-8", errors="surrogateescape", newline="") as file:
             header, *rows = csv.reader(file)
             if tuple(header) != COLUMNS:
                 raise ValueError(f"its columns are {header}")

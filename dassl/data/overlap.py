@@ -14,7 +14,7 @@ from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from dassl.data.datasets import relative_path
+from dassl.data.datasets import composed, relative_path
 from dassl.utils import InputError, write_atomically
 
 RECORD = "train_images.csv.gz"  # in the folder of a run that has learned from images
@@ -137,7 +137,7 @@ class ImageSet:
         for file in self.files.values():
             sizes[file.size].append(file)
         for path, size, digest in self.noted:
-            noted[size, digest].append(path)
+            noted[size, digest].append(composed(path))
         rest = []
         for number, file in enumerate(files):
             if file.identity in self.files:
@@ -162,7 +162,7 @@ class ImageSet:
             key = file.size, file.digest()
             if not key[1]:
                 continue
-            below = relative_path(os.path.abspath(file.path), self.root)
+            below = composed(relative_path(os.path.abspath(file.path), self.root))
             if below in noted.get(key, ()):
                 found[number] = below
             elif key in known or key in noted:
@@ -283,6 +283,8 @@ def count_overlap(trainer, images, eval_only):
     if part == "test" and selects:
         _tell(cfg, chosen, "test", "validation", True)
         _tell(cfg, val_train, "validation", "training", True)
+    if part == "val" and selects:
+        print("Warning: the epoch is chosen on the validation images, and TEST.SPLIT val measures on the same")
     if part == "test" and not trained.count:
         print(f"Overlap: none of {trained.of:,} test images is a training image")
     return counts

@@ -9,7 +9,8 @@ BACKBONE = "backbone"  # its name among the settings
 SETTINGS = ("INPUT.SIZE", "INPUT.INTERPOLATION", "INPUT.TRANSFORMS", "INPUT.PIXEL_MEAN",
             "INPUT.PIXEL_STD")
 NORMALIZERS = ("normalize", "instance_norm")  # of INPUT.TRANSFORMS: what test images go through, too
-TRAINING = ("SEED", "OPTIM", "INPUT", "DATALOADER.TRAIN_X", "DATALOADER.K_TRANSFORMS", "TRAIN.PATIENCE")
+TRAINING = ("SEED", "OPTIM", "INPUT", "DATALOADER.TRAIN_X", "DATALOADER.K_TRANSFORMS", "TRAIN.PATIENCE",
+            "DATASET.TEMPLATES")
 RATES = ("OPTIM.", "DATALOADER.TRAIN_X.BATCH_SIZE")  # of these, what a schedule may depend on
 PARTS = {"train": "training", "val": "validation", "test": "test"}
 

@@ -20,9 +20,10 @@ from dassl.utils import (
     read_json,
 )
 
-# What may differ between two runs that count as the same: places, and what changes no number.
+# What may differ between two runs that count as the same: places, and what changes no number. The names in the file
+# DATASET.CLASSNAMES are compared with the lists of images, which hold them.
 NOT_COMPARED = ("OUTPUT_DIR", "RESUME", "VERBOSE", "DATASET.ROOT", "DATALOADER.NUM_WORKERS", "TRAIN.PRINT_FREQ",
-                "TRAIN.CHECKPOINT_FREQ", "DATALOADER.CACHE_MB")
+                "TRAIN.CHECKPOINT_FREQ", "DATALOADER.CACHE_MB", "DATASET.CLASSNAMES")
 
 
 def flat(tree):

@@ -122,7 +122,7 @@ def write_predictions(trainer, folder):
     for impath, label, prediction, confidence in zip(*found):
         writer.writerow([relative_path(impath, trainer.cfg.DATASET.ROOT), label, prediction, f"{confidence:.6f}"])
     # without a time stamp: the same predictions are the same bytes
-    packed = gzip.compress(text.getvalue().encode(), mtime=0)
+    packed = gzip.compress(text.getvalue().encode("utf-8", "surrogateescape"), mtime=0)
     write_atomically(path, lambda file: file.write(packed))
 
 

@@ -56,6 +56,10 @@ class DatasetBase:
         if names := self.untested_classes:
             print(f"Note: {len(names)} of {self.num_classes} classes have no test image, first '{names[0]}'; the "
                   "accuracies say nothing of them")
+        for part, items in (("training", self.train_x), ("test", self.test)):
+            if again := len(items) - len({item.impath for item in items}):
+                print(f"Warning: {again} of {len(items)} entries of the {part} part name an image that it has already; "
+                      "each counts again")
         if groups := same_prompts(self.lab2cname):
             shown = ["/".join(f"'{self.lab2cname[label]}' ({label})" for label in labels) for labels in groups[:3]]
             more = f" and {len(groups) - 3} more" if len(groups) > 3 else ""

@@ -2,6 +2,8 @@
 import hashlib
 import os
 
+from dassl.data.datasets.labels import composed
+
 
 def relative_path(impath, root):
     """`impath` below the folder `root`, with "/" between folders; as it is where it lies elsewhere."""
@@ -16,9 +18,13 @@ def _below(impath, prefix):
     return impath.removeprefix(prefix).replace(os.sep, "/")
 
 
+def _line(text):
+    return f"{composed(text)}\n".encode("utf-8", "surrogateescape")  # a file's name may be no Unicode
+
+
 def source_digest(lists, folder):
     """SHA-256 of the lists that something is drawn from: paths below `folder`, labels, domains and class names, in
-    order. The same wherever the data lie; the pixels are not read.
+    order. The same wherever the data lie, and however the disk composes accents; the pixels are not read.
 
     Args:
         lists: lists of Datum.
@@ -27,8 +33,7 @@ def source_digest(lists, folder):
     for items in lists:
         digest.update(f"{len(items)}\n".encode())
         for item in items:
-            digest.update(f"{_below(item.impath, prefix)}\t{item.label}\t{item.domain}\t{item.classname}\n"
-                          .encode("utf-8", "surrogateescape"))  # a file's name may be no Unicode
+            digest.update(_line(f"{_below(item.impath, prefix)}\t{item.label}\t{item.domain}\t{item.classname}"))
     return digest.hexdigest()
 
 
@@ -46,7 +51,6 @@ def dataset_digest(dataset, root):
     for name, part in (("train", dataset.train_x), ("val", dataset.val), ("test", dataset.test)):
         digest = hashlib.sha256()
         for item in part or ():
-            digest.update(f"{_below(item.impath, prefix)}\t{item.label}\t{item.classname}\n"
-                          .encode("utf-8", "surrogateescape"))
+            digest.update(_line(f"{_below(item.impath, prefix)}\t{item.label}\t{item.classname}"))
         digests[name] = digest.hexdigest() if part else None
     return digests

@@ -41,15 +41,16 @@ def check_parts(owner, parts):
                 raise InputError(f"{owner}: an image of {part} has the label {label} ({item.impath}); labels start at "
                                  "0 (at 1 in lists that count from 1)")
             known = first.get(label)
-            if known is None:
+            if known is None or known[0] != name:
                 if not isinstance(name, str):
                     raise InputError(f"{owner}: the class name of {item.impath} in {part} is {name!r}, which is no "
                                      "text")
-                first[label] = composed(name), part, item.impath
-            elif known[0] != name and known[0] != composed(name):
-                where = "and" if known[1] == part else f"in {known[1]} and"
-                raise InputError(f"{owner}: label {label} is '{known[0]}' {where} '{composed(name)}' in {part} "
-                                 f"({known[2]}, {item.impath}); a label is one class, with one name, in every part")
+                name = composed(name)
+                known = first.setdefault(label, (name, part, item.impath))
+                if known[0] != name:
+                    where = "and" if known[1] == part else f"in {known[1]} and"
+                    raise InputError(f"{owner}: label {label} is '{known[0]}' {where} '{name}' in {part} ({known[2]}, "
+                                     f"{item.impath}); a label is one class, with one name, in every part")
             path = item.impath
             if "./" in path or "//" in path:
                 path = os.path.normpath(path)
@@ -65,8 +66,10 @@ def check_parts(owner, parts):
                                  f"{item.label}, {item.impath}), of which there is no training image")
     for number, label in enumerate(names):
         if number != label:
-            raise InputError(f"{owner}: no training image has label {number} (labels run to {max(names)}); every class "
-                             "needs training images")
+            name, part, path = first.get(number, ("", "", ""))
+            known = f", '{name}' in {part} ({path})" if part else ""
+            raise InputError(f"{owner}: no training image has label {number}{known} (labels run to {max(names)}); "
+                             "every class needs training images")
     return names
 
 
@@ -76,8 +79,13 @@ def _whole(owner, item, part):
     return int(item.label)
 
 
+def as_prompted(name):
+    """A name as CLIP reads it in a prompt: in lower case, "_" is a space."""
+    return " ".join(composed(name).replace("_", " ").lower().split())
+
+
 def same_prompts(names):
-    """Groups of labels whose names read the same in a prompt: CLIP reads lower case, "_" is a space.
+    """Groups of labels whose names read the same in a prompt.
 
     Args:
         names: {label: name}.
@@ -85,5 +93,5 @@ def same_prompts(names):
         a list of lists of labels, two or more each."""
     groups = {}
     for label, name in names.items():
-        groups.setdefault(" ".join(name.replace("_", " ").lower().split()), []).append(label)
+        groups.setdefault(as_prompted(name), []).append(label)
     return [labels for labels in groups.values() if len(labels) > 1]

@@ -1,9 +1,9 @@
 """Other names for a dataset's classes, from a file (DATASET.CLASSNAMES)."""
 import json
 import os
-import unicodedata
 from collections import defaultdict
 
+from dassl.data.datasets.labels import as_prompted, composed
 from dassl.utils import InputError
 from dassl.utils.registry import nearest
 
@@ -22,8 +22,8 @@ def read_names(path):
     for where, old, new in _pairs(text, path):
         if not isinstance(new, str):
             raise InputError(f"{where}: the new name of '{old}' is {new!r}, not a text")
-        old, new = _nfc(old.strip()), _nfc(new.strip())
-        if not old or not _prompted(new):
+        old, new = composed(old.strip()), composed(new.strip())
+        if not old or not as_prompted(new):
             raise InputError(f"{where}: '{old or new}' has an empty {'new name' if old else 'class or folder'} beside "
                              "it; a line is \"class or folder = new name\"")
         if old in names:
@@ -51,16 +51,6 @@ def _pairs(text, path):
             yield f"{path}, line {number}", old, new
 
 
-def _nfc(name):
-    """A name whichever way the disk composes accents."""
-    return unicodedata.normalize("NFC", name)
-
-
-def _prompted(name):
-    """A name as it stands in a prompt, whatever its case."""
-    return " ".join(_nfc(name).replace("_", " ").split()).casefold()
-
-
 def rename_classes(dataset, names, path):
     """Give the classes of a dataset the new names of {class or folder: new name}, in place.
 
@@ -74,10 +64,10 @@ def rename_classes(dataset, names, path):
         InputError: a name that no class or that several classes have; two classes that would have one name.
     """
     everything = getattr(dataset, "of_all_classes", None) or dataset.train_x
-    classes = {item.label: _nfc(item.classname) for item in everything}
+    classes = {item.label: composed(item.classname) for item in everything}
     folders, homes = defaultdict(set), defaultdict(set)
     for item in everything:
-        folder = _nfc(os.path.basename(os.path.dirname(item.impath)))
+        folder = composed(os.path.basename(os.path.dirname(item.impath)))
         folders[item.label].add(folder)
         homes[folder].add(item.label)
     known = defaultdict(set)  # class name or folder -> labels of the classes that it may mean
@@ -101,7 +91,7 @@ def rename_classes(dataset, names, path):
         renamed[label] = new
     after = {}
     for label, name in classes.items():
-        other = after.setdefault(_prompted(renamed.get(label, name)), label)
+        other = after.setdefault(as_prompted(renamed.get(label, name)), label)
         if other != label and (label in renamed or other in renamed):
             raise InputError(f"DATASET.CLASSNAMES: {path} gives the classes '{classes[other]}' and '{name}' one name, "
                              f"'{renamed.get(label, name)}'")
