@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from dassl.data.datasets import composed, relative_path
 from dassl.utils import InputError, write_atomically
+from dassl.utils.images import require_regular
 
 RECORD = "train_images.csv.gz"  # in the folder of a run that has learned from images
 COLUMNS = ("path", "size", "sha256")
@@ -71,6 +72,7 @@ class File:
 @functools.lru_cache(REMEMBERED)
 def _ends(path, size, time):
     try:
+        require_regular(path)
         with open(path, "rb") as file:
             start = file.read(ENDS)
             file.seek(max(0, size - ENDS))
@@ -83,6 +85,7 @@ def _ends(path, size, time):
 def _digest(path, size, time):
     digest = hashlib.sha256()
     try:
+        require_regular(path)
         with open(path, "rb") as file:
             while part := file.read(2**20):
                 digest.update(part)

@@ -36,6 +36,7 @@ def bombs_are_errors():
 def is_picture(path):
     """Whether the file at `path` is a picture of one of FORMATS, by its header alone."""
     try:
+        require_regular(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what Pillow has to say of a size or of metadata is no verdict
             Image.open(path, formats=FORMATS).close()
@@ -53,7 +54,7 @@ def read_image(path, exif=False):
     if not os.path.exists(path):
         raise InputError(f"no image at {path}; check DATASET.ROOT and the dataset's split file")
     try:
-        _require_file(path)
+        require_regular(path)
         with bombs_are_errors(), Image.open(path, formats=FORMATS) as image:
             return to_rgb(image, exif)
     except Exception as error:  # a damaged file can fail anywhere in its format's decoder
@@ -66,7 +67,7 @@ def fault_of(path):
 
     Cheaper than reading it: check sums where the format has them, else the smallest decoding there is."""
     try:
-        _require_file(path)
+        require_regular(path)
         with Image.open(path, formats=FORMATS) as image:
             if image.format in CHECKED_BY_SUMS:
                 image.verify()
@@ -138,6 +139,7 @@ def size_of(path, exif=False):
     """((width, height), whether it is turned) of the picture at `path` as `read_image` gives it, by its header alone;
     None when there is none (reading it says what is wrong)."""
     try:
+        require_regular(path)
         with bombs_are_errors(), Image.open(path, formats=FORMATS) as image:
             turn = _noted_turn(image) if exif else None
             width, height = image.size
@@ -158,8 +160,8 @@ def _noted_turn(image):
         return None
 
 
-def _require_file(path):
-    """Folders, sockets and pipes, which would be waited on for ever, are refused."""
+def require_regular(path):
+    """Raise OSError for what is no regular file: folders, sockets and pipes, which would be waited on for ever."""
     if not os.path.isfile(path):
         os.stat(path)  # says what is wrong with a link that leads nowhere
         raise OSError("it is not a regular file")

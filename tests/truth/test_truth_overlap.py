@@ -459,3 +459,12 @@ def test_folders_are_known_by_their_names(dataset, text, names, pictures, domain
         assert results["classes"]["name"].count("open water") == 1 and len(results["classes"]["name"]) == 4
     else:
         assert results["classes"]["name"] == names
+
+
+def test_a_pipe_among_the_pictures(refused, tmp_path):
+    """It is told, not waited for: nothing will ever be written into it."""
+    drawn.write_caltech(tmp_path / "data")
+    [path] = (tmp_path / "data").rglob("dog/image_0001.png")
+    path.unlink()
+    os.mkfifo(path)
+    assert f"{path} (it is not a regular file)" in refused("CoOp", "DATASET.NUM_SHOTS", -1, root=tmp_path / "data")
