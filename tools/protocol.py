@@ -236,23 +236,28 @@ def make_tables(args, runs, outcome):
     """The tables of a protocol; what a failed run leaves out is "-"."""
     if not outcome.results:
         return []
-    cells = Cells({run.place: outcome.results.get(run.folder, not_made(run, outcome)) for run in runs})
+    cells = every_cell(runs, outcome)
     if args.protocol in ("compare", "zeroshot") or args.variant:
         return method_tables(args.of, cells, seconds=len(args.dataset) == 1)
     return seed_tables(args.of, cells)
 
 
+def every_cell(runs, outcome):
+    """The Cells of a plan, also of the runs that were not made: a mean over fewer seeds is none."""
+    return Cells({run.place: outcome.results.get(run.folder) or not_made(run, outcome) for run in runs})
+
+
 def not_made(run, outcome):
-    """What stands in a table for a run that was not made."""
+    """What stands in a table for a run that was not made; one that is not to be made takes no time."""
     name = outcome.one_class.get(run.folder)
-    return {"metrics": {}, "seconds": 0.0, "classes": {"name": [name]} if name else {}}
+    return {"metrics": {}, "seconds": 0.0, "classes": {"name": [name]}} if name else {"metrics": {}}
 
 
 def figures(args, runs, outcome):
     """Draw base against new of each dataset; the names of the files."""
     from tools.plot import base_against_new, looks, method_names, places_below  # matplotlib only for a figure
 
-    files, cells = [], Cells(outcome.cells)
+    files, cells = [], every_cell(runs, outcome) if outcome.results else Cells()
     look = looks(method_names(dict.fromkeys([*places_below(args.output), *cells])))
     for dataset in cells.values("dataset"):
         shots = runs[0].place.shots
