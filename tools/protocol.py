@@ -21,7 +21,7 @@ from dassl.engine import TRAINER_REGISTRY  # noqa: E402
 from dassl.utils import InputError, from_first, world_size  # noqa: E402
 from tools import cluster, status  # noqa: E402
 from tools.dry_run import list_runs  # noqa: E402
-from tools.execution import Outcome, execute, finished  # noqa: E402
+from tools.execution import Outcome, execute, finished, only_class  # noqa: E402
 from tools.method_configs import take_variants  # noqa: E402
 from tools.plans import SHOTS, Planner  # noqa: E402
 from tools.run_folders import require_comparable  # noqa: E402
@@ -203,6 +203,10 @@ def made(runs):
                 outcome.results[run.folder] = results
     if not outcome.results:
         raise InputError(f"none of these {len(runs)} runs is done yet")
+    for run in outcome.remaining:
+        base = outcome.results.get(run.needs, {}).get("classes") or {}
+        if len(base.get("name", "...")) < 3 and (name := only_class(run)):  # the other half may be one class
+            outcome.one_class[run.folder] = name
     return outcome
 
 

@@ -2,6 +2,7 @@
 import json
 from pathlib import Path
 
+import drawn
 import pytest
 
 import train
@@ -88,6 +89,19 @@ def test_a_plan_of_which_nothing_is_timed(words, tmp_path):
     for path in (tmp_path / "out").rglob("train_base/**/results.json"):
         path.unlink()
     assert row(protocol.main(words("--table")), "CoOp")[-1] == "-"
+
+
+def test_the_table_of_what_is_done_says_why_a_half_of_one_class_has_no_number(clip_file, tiny_config, tmp_path):
+    for name in ("apple", "banana", "cherry"):
+        (tmp_path / "own" / name).mkdir(parents=True)
+        for number in range(6):
+            drawn.draw(tmp_path / "own" / name / f"{number}.png", name)
+    words = [str(word) for word in (
+        "base2new", "--trainer", "ZeroshotCLIP", "--dataset", "image_folder", "--root", tmp_path / "own", "--cfg",
+        tiny_config, "--output", tmp_path / "out", "--backbone", clip_file, "--shots", 2, "--seeds", 1)]
+    table = protocol.main(words)
+    assert "- an accuracy among one class ('cherry') says nothing" in table
+    assert protocol.main([*words, "--table"]) == table
 
 
 # ---- who a config is for ----
