@@ -94,8 +94,9 @@ class MethodConfigs:
                 try:
                     notes += filter(None, [note_on(file, method)])
                 except InputError as error:
-                    others = [f"{other}={self.of(other) or 'FILE'}" if other in self.own or not self.own and
-                              fits(file, other) else f"{other}=FILE-OR-NAME" for other in methods]
+                    others = [f"{other}={self.of(other) or 'FILE'}" if other != method and
+                              (other in self.own or not self.own and fits(file, other)) else
+                              f"{other}=FILE-OR-NAME" for other in methods]
                     hint = f"; give each method its own: --cfg {' '.join(others)}" if len(methods) > 1 else ""
                     raise InputError(f"--cfg: {error}{hint}") from None
         return notes

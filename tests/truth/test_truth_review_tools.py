@@ -105,6 +105,15 @@ def test_the_table_of_what_is_done_says_why_a_half_of_one_class_has_no_number(cl
 
 
 # ---- who a config is for ----
+def test_the_advice_does_not_repeat_the_pair_that_is_refused(words, protocol_refused, tmp_path):
+    (tmp_path / "meta.yaml").write_text("TRAINER: {METAPROMPT: {LAYERS: 4}}\n")
+    pairs = words("MetaPrompt", "--cfg", f"CoOp={tmp_path}/meta.yaml", f"MetaPrompt={tmp_path}/meta.yaml")
+    pairs.remove("MetaPrompt")
+    pairs.insert(pairs.index("CoOp") + 1, "MetaPrompt")
+    line = protocol_refused(*pairs)
+    assert line.endswith(f"--cfg CoOp=FILE-OR-NAME MetaPrompt={tmp_path}/meta.yaml")
+
+
 REPLACED = '''
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 
