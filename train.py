@@ -47,6 +47,7 @@ from dassl.engine.run_folder import (
 )
 from dassl.engine.run_record import describe_run, predictions_of, write_logits, write_predictions
 from dassl.evaluation import EVALUATOR_REGISTRY
+from dassl.optim import notes_on
 from dassl.utils import (
     FolderLock,
     InputError,
@@ -221,7 +222,8 @@ def owner_of_config(path, name):
     if len(owners) != 1 or name.upper() in owners:
         return ""
     owner = registered_name(*owners)
-    if os.path.isdir(os.path.join(CONFIGS, "trainers", name)):
+    # The folder of configs is that of our method, not of a plugin's that has its name.
+    if os.path.isdir(os.path.join(CONFIGS, "trainers", name)) and name not in TRAINER_REGISTRY.replaced:
         raise InputError(f"config {path} is for {owner}, not for {name}, which would run with {owner}'s settings and "
                          f"its own defaults; give one of {os.path.join('configs', 'trainers', name)}, or a file that "
                          f"sets TRAINER.{name.upper()}")
@@ -354,7 +356,10 @@ def run(args, cfg, evaluation, clips):
         trainer = build_trainer(cfg, clips=clips)
     else:
         trainer = build_foreign(cfg)
-    silent, stored = settings_without_effect(args, cfg, trainer), own_cfg(cfg, default_config(cfg))
+    facts = RunFacts(cfg, trainer, args.eval_only, isinstance(trainer, PromptTrainer))
+    for note in notes_on(cfg.OPTIM) if facts.scheduled else ():
+        print(f"Note: {note}")
+    silent, stored = settings_without_effect(args, facts), own_cfg(cfg, default_config(cfg))
     if silent:
         print(note_of(silent))
     overlap = from_first(lambda: begin_folder(args, stored, trainer))
@@ -417,13 +422,12 @@ def build_foreign(cfg):
     return trainer
 
 
-def settings_without_effect(args, cfg, trainer):
-    """{key or flag: why} of what was set and acts nowhere in this run."""
+def settings_without_effect(args, facts):
+    """{key or flag: why} of what was set and acts nowhere in the run of some RunFacts."""
     given = {*args.opts[::2], *(key for _, key, _ in flag_settings(args))}
-    facts = RunFacts(cfg, trainer, args.eval_only, isinstance(trainer, PromptTrainer))
     silent = without_effect(facts, default_config(), given)
     if args.eval_only and args.model_dir:  # what the evaluated run was trained with did act, there
-        here, there = plain(cfg), stored_config(args.model_dir)
+        here, there = plain(facts.cfg), stored_config(args.model_dir)
         silent = {key: why for key, why in silent.items()
                   if leaf_of(here, key) is None or leaf_of(here, key) != leaf_of(there, key)}
     for flag, value in (("--model-dir", args.model_dir), ("--load-epoch", args.load_epoch)):

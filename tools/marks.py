@@ -32,8 +32,8 @@ def marks_of(place, results):
     if overlap.get("test"):
         found.add(Mark("*", f"trained on {overlap['test']} of its {overlap.get('of', '?')} test images", place))
     if results.get("changed"):
-        said = ", ".join(f"{key} {_word(before)} instead of {_word(now)}"
-                         for key, (now, before) in sorted(results["changed"].items()))
+        said = ", ".join(f"{key} {_word(now)} instead of {_word(trained)}"
+                         for key, (trained, now) in sorted(results["changed"].items()))
         found.add(Mark("!", f"evaluated with {said} of the training", place))
     if among_one_class(results):
         [name] = results["classes"]["name"]

@@ -4,7 +4,7 @@
     --cfg CoOp=mine.yaml MetaPrompt=vit_b16      a config for each method that is named; the others take their default
     --cfg mine.yaml                              a file for the method it belongs to, or one that sets no method's node
     --variant lr01 OPTIM.LR 0.01                 every method once more with these options, as a row "CoOp (lr01)"
-    --variant CoOp:deep TRAINER.COOP.N_CTX 16    only this one
+    --variant CoOp:csc TRAINER.COOP.CSC True     only this one
 """
 import os
 import re
@@ -21,6 +21,7 @@ OF_THE_PROTOCOL = {
     "DATASET.SOURCE_DOMAINS": "the protocol", "DATASET.TARGET_DOMAINS": "the protocol", "DATASET.ROOT": "--root",
     "SEED": "--seeds", "OUTPUT_DIR": "--output", "TRAINER.NAME": "--trainer", "MODEL.BACKBONE.NAME": "--backbone",
 }
+OF_THE_TEST = ("DATASET.CLASSNAMES", "DATASET.TARGET_PART")  # rows of one table have one test set
 OF_THE_TRAINING = ("OPTIM.", "TRAIN.", "DATALOADER.TRAIN_")  # the same numbers for a method that is not trained
 MARK = "+"  # between a config's name and a variant's in a run's folder
 
@@ -93,8 +94,9 @@ class MethodConfigs:
                 try:
                     notes += filter(None, [note_on(file, method)])
                 except InputError as error:
-                    others = [f"{other}={self.of(other) or 'FILE'}" if other in self.own or not self.own and
-                              fits(file, other) else f"{other}=FILE-OR-NAME" for other in methods]
+                    others = [f"{other}={self.of(other) or 'FILE'}" if other != method and
+                              (other in self.own or not self.own and fits(file, other)) else
+                              f"{other}=FILE-OR-NAME" for other in methods]
                     hint = f"; give each method its own: --cfg {' '.join(others)}" if len(methods) > 1 else ""
                     raise InputError(f"--cfg: {error}{hint}") from None
         return notes
@@ -183,6 +185,10 @@ def read_variants(groups, methods):
                                  f"({', '.join(methods)})")
         variant = Variant(name, tuple(options), method)
         require_free(options, variant.flag)
+        if tested := sorted(set(options[::2]) & set(OF_THE_TEST)):
+            raise InputError(f"{variant.flag}: {', '.join(tested)} changes what is tested, and rows of one table "
+                             "have one test set; give it to every run, in front of the variants, with an --output of "
+                             "its own")
         if len(set(options[::2])) < len(options) // 2:
             raise InputError(f"{variant.flag} sets an option twice")
         for other in found:

@@ -21,7 +21,7 @@ from dassl.engine import TRAINER_REGISTRY  # noqa: E402
 from dassl.utils import InputError, from_first, world_size  # noqa: E402
 from tools import cluster, status  # noqa: E402
 from tools.dry_run import list_runs  # noqa: E402
-from tools.execution import Outcome, execute, finished  # noqa: E402
+from tools.execution import Outcome, execute, finished, only_class  # noqa: E402
 from tools.method_configs import take_variants  # noqa: E402
 from tools.plans import SHOTS, Planner  # noqa: E402
 from tools.run_folders import require_comparable  # noqa: E402
@@ -203,6 +203,10 @@ def made(runs):
                 outcome.results[run.folder] = results
     if not outcome.results:
         raise InputError(f"none of these {len(runs)} runs is done yet")
+    for run in outcome.remaining:
+        base = outcome.results.get(run.needs, {}).get("classes") or {}
+        if len(base.get("name", "...")) < 3 and (name := only_class(run)):  # the other half may be one class
+            outcome.one_class[run.folder] = name
     return outcome
 
 
@@ -236,23 +240,28 @@ def make_tables(args, runs, outcome):
     """The tables of a protocol; what a failed run leaves out is "-"."""
     if not outcome.results:
         return []
-    cells = Cells({run.place: outcome.results.get(run.folder, not_made(run, outcome)) for run in runs})
+    cells = every_cell(runs, outcome)
     if args.protocol in ("compare", "zeroshot") or args.variant:
         return method_tables(args.of, cells, seconds=len(args.dataset) == 1)
     return seed_tables(args.of, cells)
 
 
+def every_cell(runs, outcome):
+    """The Cells of a plan, also of the runs that were not made: a mean over fewer seeds is none."""
+    return Cells({run.place: outcome.results.get(run.folder) or not_made(run, outcome) for run in runs})
+
+
 def not_made(run, outcome):
-    """What stands in a table for a run that was not made."""
+    """What stands in a table for a run that was not made; one that is not to be made takes no time."""
     name = outcome.one_class.get(run.folder)
-    return {"metrics": {}, "seconds": 0.0, "classes": {"name": [name]} if name else {}}
+    return {"metrics": {}, "seconds": 0.0, "classes": {"name": [name]}} if name else {"metrics": {}}
 
 
 def figures(args, runs, outcome):
     """Draw base against new of each dataset; the names of the files."""
     from tools.plot import base_against_new, looks, method_names, places_below  # matplotlib only for a figure
 
-    files, cells = [], Cells(outcome.cells)
+    files, cells = [], every_cell(runs, outcome) if outcome.results else Cells()
     look = looks(method_names(dict.fromkeys([*places_below(args.output), *cells])))
     for dataset in cells.values("dataset"):
         shots = runs[0].place.shots

@@ -318,14 +318,16 @@ def _base2new_methods(cells, seconds):
     headers = ["method", "base", "new", "H"]
     if seconds:
         headers.append("seconds a seed")
-        rows = [[*row, f"{_seconds(chosen):.0f}" if chosen else "-"]
-                for row, (_, chosen) in zip(rows, cells.methods())]
+        rows = [[*row, _seconds(chosen)] for row, (_, chosen) in zip(rows, cells.methods())]
     title = f"{names[0]}, base to new" if len(names) == 1 else f"base to new, average of {len(names)} datasets"
     return [*tables, Table(title, headers, rows, ("base", "new", "H"))]
 
 
 def _seconds(cells):
-    return sum(results["seconds"] for results in cells.values()) / len(cells.values("seed"))
+    """The seconds a seed took, over the seeds whose runs were all made; "-" where there is none."""
+    times = [[results.get("seconds") for results in cells.where(seed=seed).values()] for seed in cells.values("seed")]
+    whole = [sum(seed) for seed in times if None not in seed]
+    return f"{statistics.mean(whole):.0f}" if whole else "-"
 
 
 def _columns(cells, field, title, first="method", averaged=True):

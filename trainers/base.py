@@ -64,6 +64,7 @@ class PromptTrainer(PromptCheckpoints):
         self.clip_model, self.clips = clip_model, {} if clips is None else clips
         self.predicts_only, self.given_classnames = classnames is not None, classnames
         self.honoured = set()  # those of OF_EVERY_STEP that a training step has taken note of
+        self.overruled = {}  # {key of the method's node that another one keeps from acting: why}
         self.complete_cfg(cfg)
         if self.trains and cfg.DATALOADER.TRAIN_X.BATCH_SIZE < self.min_batch:
             raise InputError(f"{type(self).__name__} needs batches of at least {self.min_batch} images; "
@@ -144,7 +145,11 @@ class PromptTrainer(PromptCheckpoints):
         else N_CTX vectors from N(0, 0.02^2)."""
         node = self.node
         if node.get("CTX_INIT", ""):
-            return towers.text.embed_words(node.CTX_INIT)
+            words = towers.text.embed_words(node.CTX_INIT)
+            if node.N_CTX != len(words):
+                self.overruled[f"TRAINER.{type(self).__name__.upper()}.N_CTX"] = \
+                    f"the {len(words)} tokens of CTX_INIT are the context"
+            return words
         if node.N_CTX < 1:
             raise InputError(f"TRAINER.{type(self).__name__.upper()}.N_CTX must be at least 1, not {node.N_CTX}")
         return torch.randn(node.N_CTX, towers.text.width) * 0.02

@@ -52,7 +52,7 @@ class CoOp(PromptTrainer):
     def build_model(self, towers, classnames):
         node = self.node
         if node.CTX_INIT:
-            ctx = towers.text.embed_words(node.CTX_INIT)
+            ctx = self.initial_context(towers)
             if node.CSC:
                 ctx = ctx.repeat(len(classnames), 1, 1)
         else:

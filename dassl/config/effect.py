@@ -264,6 +264,9 @@ def without_effect(run, defaults, given):
         name = key.split(".")[-2 if key.startswith("MODEL.HEAD.") else -1]
         if told and not run.plugin_mentions(name):
             silent[key] = why
+    for key, why in getattr(run.trainer, "overruled", {}).items():
+        if leaf_of(run.cfg, key) != leaf_of(defaults, key):
+            silent[key] = why
     for key in given:
         method = key.split(".")[1] if key.startswith("TRAINER.") and key.count(".") > 1 else None
         if run.own_trainer and method and method != run.cfg.TRAINER.NAME.upper() and method in defaults.TRAINER:

@@ -201,8 +201,9 @@ def _require_same(folder, stored, cfg, defaults, free=()):
     for key, value in here.items():
         other = there.get(key, default.get(key))
         if value != other and key not in free:
+            older = f"give {key} {other} to take it over, " if key not in there else ""
             raise InputError(f"{folder} holds a run of another config ({key} is {other!r} there, {value!r} here); "
-                             "choose another --output-dir or delete that folder")
+                             f"{older}choose another --output-dir or delete that folder")
 
 
 def _checkpoints(folder):

@@ -67,8 +67,6 @@ class EpochSchedule(LRScheduler):
 def build_lr_scheduler(optimizer, optim_cfg):
     """The schedule that the OPTIM node describes. Raises InputError for unknown names, and for settings that only
     another schedule understands."""
-    for note in notes_on(optim_cfg):
-        print(f"Note: {note}")
     return EpochSchedule(optimizer, optim_cfg)
 
 
@@ -113,7 +111,6 @@ def _first_step(optim_cfg):
 
 def notes_on(optim_cfg):
     """Sentences on settings of a schedule that can be meant and mostly are not: a list."""
-    check_schedule(optim_cfg)
     notes, last, warm = [], optim_cfg.MAX_EPOCH, max(0, optim_cfg.WARMUP_EPOCH)
     steps = [] if optim_cfg.LR_SCHEDULER == "cosine" or steps_of(optim_cfg) == NEVER else steps_of(optim_cfg)
     late = warm if optim_cfg.WARMUP_RECOUNT else 0
