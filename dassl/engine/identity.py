@@ -208,8 +208,9 @@ def check_resumed(trainer, path, state):
     order = next((key for key in changed if key.startswith(ORDER)), None)
     if order and state.get("step"):
         one, other = changed[order]
-        raise InputError(f"{path} is of a point within an epoch, after {state['step']} batches with {order} {one}; with "
-                         f"{other} the batches are other ones and that point does not exist; resume with {order} {one}")
+        raise InputError(f"{path} is of a point within an epoch, after {state['step']} batches with {order} {one}; "
+                         f"with {other} the batches are other ones and that point does not exist; resume with {order} "
+                         f"{one}")
     if changed:
         print("Note: " + ", ".join(f"{key} {one} -> {other}" for key, (one, other) in changed.items())
               + f" from epoch {state['epoch'] + 1} on")

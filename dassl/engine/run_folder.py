@@ -57,11 +57,9 @@ class Sources:
 
         skipped: paths of images that were left out of the lists."""
         cfg = self.cfg
-        if skipped:
-            return self._list(set(skipped))
-        key = repr((plain(cfg.DATASET), cfg.SEED))
+        key = repr((plain(cfg.DATASET), cfg.SEED, sorted(skipped)))
         if key not in self.seen:
-            self.seen[key] = self._list(())
+            self.seen[key] = self._list(set(skipped))
         return self.seen[key]
 
     def _list(self, skipped):

@@ -1,5 +1,4 @@
 """Doors that the first round of identity checks had left open: templates, files besides the backbone, other nodes."""
-import json
 import shutil
 from pathlib import Path
 
