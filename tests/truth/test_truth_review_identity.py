@@ -49,6 +49,12 @@ def test_another_dataset_has_its_own_templates(made, tmp_path):
     assert results["changed"] == {}
 
 
+@pytest.mark.parametrize("text", ["a photo of a {}.,a sketch of a {}.", "a photo of a {}, a sketch of a {}"])
+def test_two_templates_in_one_text(text, refused):
+    line = refused("ZeroshotCLIP", "DATASET.TEMPLATES", text)
+    assert f"DATASET.TEMPLATES: '{text}' looks like several templates in one text; give them as a list" in line
+
+
 # ---- files besides the backbone ----
 def test_weights_to_begin_with_that_were_replaced(made, refused, tmp_path):
     made("CoOp", "TRAIN.CHECKPOINT_FREQ", 1, out="trained")
