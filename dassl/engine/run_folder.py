@@ -93,7 +93,7 @@ def finished_results(cfg, defaults, evaluation, sources):
         if not isinstance(stored, dict) or not all(isinstance(stored.get(part), dict) for part in parts):
             raise InputError(f"{results} is not a run's results; choose another --output-dir or move it away")
         then = stored.get("backbone") if isinstance(stored.get("backbone"), dict) else None
-        _require_same(folder, stored["config"], cfg, defaults, free=_moved(stored["config"], then, sources, stored))
+        _require_same(folder, stored["config"], cfg, defaults, free=_moved(then, sources, stored.get("init_weights")))
         for key in ("eval_only", "load_epoch"):
             if stored["evaluation"].get(key) != evaluation[key]:
                 raise InputError(f"{folder} holds a run with {key} {stored['evaluation'].get(key)}, this one has "
@@ -111,24 +111,23 @@ def finished_results(cfg, defaults, evaluation, sources):
         then = stored_identity_in(folder).get("backbone") if flat(stored).get("MODEL.BACKBONE.NAME") != \
             cfg.MODEL.BACKBONE.NAME else None
         # A test image that turns out unreadable after the training may be left out for the evaluation.
-        free = ("DATASET.SKIP_BAD_IMAGES", *_moved(stored, then, sources))
+        free = ("DATASET.SKIP_BAD_IMAGES", *_moved(then, sources))
         _require_same(folder, stored, cfg, defaults, free)
     return None
 
 
-def _moved(config, then, sources, results=None):
+def _moved(then, sources, digest=None):
     """Keys of the config that need not be the same where a file has only moved.
 
     Args:
-        config: that of the run folder; then: its {"name", "digest"} of the backbone, or None; results: where it is
-            finished."""
-    free, digest = [], (results or {}).get("init_weights")
+        then: {"name", "digest"} of the backbone of the run folder, or None.
+        digest: that of the weights it began with, where it is finished and had such.
+    """
+    free = []
     if then and then.get("digest") and then["digest"] == sources.backbone()["digest"]:
         free.append("MODEL.BACKBONE.NAME")
     if digest and digest == sources.init_weights():
         free.append("MODEL.INIT_WEIGHTS")
-    if flat(config).get("DATASET.CLASSNAMES") and sources.cfg.DATASET.CLASSNAMES:
-        free.append("DATASET.CLASSNAMES")  # what it says is in the digests of the lists, which are compared next
     return free
 
 

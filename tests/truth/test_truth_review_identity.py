@@ -69,18 +69,6 @@ def test_weights_to_begin_with_that_were_replaced(made, refused, tmp_path):
     assert f"the file it began with, MODEL.INIT_WEIGHTS {start}, is another now" in line
 
 
-def test_a_file_of_names_that_has_moved_is_the_same_run(made, refused, tmp_path):
-    names, moved = tmp_path / "names.txt", tmp_path / "moved.txt"
-    names.write_text("dog = puppy\n")
-    first, _ = made("ZeroshotCLIP", "DATASET.CLASSNAMES", names)
-    names.rename(moved)
-    again, printed = made("ZeroshotCLIP", "DATASET.CLASSNAMES", moved)
-    assert again == first and "Finished before" in printed
-    moved.write_text("dog = tractor\n")
-    assert "is of other data" in refused("ZeroshotCLIP", "DATASET.CLASSNAMES", moved)
-    assert "another config (DATASET.CLASSNAMES" in refused("ZeroshotCLIP")
-
-
 # ---- a foreign trainer may read any method's node ----
 @pytest.mark.parametrize("way", ["--model-dir", "--resume"])
 def test_a_foreign_trainer_under_another_methods_setting(way, refused, made, tmp_path):
