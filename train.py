@@ -36,7 +36,7 @@ from dassl.data.datasets import DATASET_REGISTRY, keep_draws
 from dassl.data.overlap import count_overlap, evaluated_part, learned_from
 from dassl.data.samplers import SAMPLER_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, build_trainer, learns
-from dassl.engine.identity import check_evaluated, plain
+from dassl.engine.identity import allowed_changes, check_evaluated, plain
 from dassl.engine.run_folder import (
     Sources,
     checkpoint_digest,
@@ -271,6 +271,7 @@ def build_config(args):
         if options := options_set(cfg):
             raise InputError(f"{', '.join(options)}: {cfg.TRAINER.NAME} is no PromptTrainer and makes its training "
                              "steps itself, so that nothing would come of it; leave it out")
+    allowed_changes(cfg)
     if args.eval_only and issubclass(trainer, PromptTrainer) and trainer.trains and not args.model_dir:
         raise InputError(f"--eval-only needs --model-dir, the run folder that holds what {cfg.TRAINER.NAME} trained")
     cfg.freeze()
@@ -397,6 +398,8 @@ def run(args, cfg, evaluation, clips):
     }
     if silent:
         results["without_effect"] = list(silent)
+    if cfg.MODEL.INIT_WEIGHTS:
+        results["init_weights"] = weights_digest(cfg.MODEL.INIT_WEIGHTS)
     if cfg.DATASET.SKIP_BAD_IMAGES:
         results["skipped_images"] = getattr(getattr(trainer, "dm", None), "skipped_images", {})
     results = json.loads(json.dumps(results))

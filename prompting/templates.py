@@ -82,7 +82,7 @@ def fill(template, name):
 
 def check_templates(templates, where):
     """Raise PromptingError, naming the setting `where`, unless each of `templates` is a text with `{}` for the class
-    name, nothing else in braces, and given once."""
+    name, nothing else in braces, and given once. Two in one text, parted by a comma, are refused, too."""
     if not isinstance(templates, (list, tuple)):
         raise PromptingError(f"{where} must be a list of templates, not {templates!r}")
     for template in templates:
@@ -95,6 +95,9 @@ def check_templates(templates, where):
         if "{" in rest or "}" in rest:
             raise PromptingError(f"{where}: the template '{template}' has more braces than those of {{}}, which stands "
                                  "for the class name")
+        if any("," in between for between in template.split("{}")[1:-1]):
+            raise PromptingError(f"{where}: '{template}' looks like several templates in one text; give them as a list "
+                                 "such as \"['a photo of a {}.', 'a sketch of a {}.']\"")
     twice = next((template for i, template in enumerate(templates) if template in templates[:i]), None)
     if twice is not None:
         raise PromptingError(f"{where} gives the template '{twice}' twice")

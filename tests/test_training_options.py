@@ -85,7 +85,7 @@ def stored(epochs=2, schedule=None, **values):
 def test_a_run_that_goes_on_keeps_its_memory_and_takes_new_settings():
     optimizer, schedule = optimizer_of(LR=0.4, MOMENTUM=0.5, WEIGHT_DECAY=0.0, MAX_EPOCH=8)
     state = stored()
-    go_on(optimizer, schedule, *state, changed=True)
+    go_on(optimizer, schedule, *state, changed=("OPTIM.LR",))
     group = optimizer.param_groups[0]
     assert (group["momentum"], group["weight_decay"], group["initial_lr"]) == (0.5, 0.0, 0.4)
     assert group["lr"] == schedule.rate(0.4, 2) == schedule.get_last_lr()[0]
@@ -103,7 +103,7 @@ def test_another_kind_of_schedule_is_stepped_to_where_the_run_is():
     state = stored(3, cosine(4))
     optimizer, _ = optimizer_of(LR=0.2)
     schedule = cosine(10)(optimizer)
-    go_on(optimizer, schedule, *state, changed=True)
+    go_on(optimizer, schedule, *state, changed=("OPTIM.LR",))
     fresh, _ = optimizer_of(LR=0.2)
     other = cosine(10)(fresh)
     for _ in range(3):

@@ -108,7 +108,7 @@ class PromptCheckpoints(TrainerX):
         settings of the training have changed, rates as the new ones give them at that position."""
         for (optim, sched), optim_state, sched_state in zip(self.optimizers, state["optimizers"], state["schedules"],
                                                             strict=True):
-            go_on(optim, sched, optim_state, sched_state, changed)
+            go_on(optim, sched, optim_state, sched_state, changed, state["epoch"])
         self.precision.load_state_dict(state["precision"])
         if state.get("ranks", 1) == world_size():  # with another number all is rounded differently anyway
             torch.set_num_threads(state["threads"])  # another number rounds differently; so do other chunks

@@ -7,11 +7,12 @@ from dassl.utils import InputError, load_checkpoint
 
 BACKBONE = "backbone"  # its name among the settings
 SETTINGS = ("INPUT.SIZE", "INPUT.INTERPOLATION", "INPUT.TRANSFORMS", "INPUT.PIXEL_MEAN",
-            "INPUT.PIXEL_STD")
+            "INPUT.PIXEL_STD", "DATASET.TEMPLATES")
 NORMALIZERS = ("normalize", "instance_norm")  # of INPUT.TRANSFORMS: what test images go through, too
-TRAINING = ("SEED", "OPTIM", "INPUT", "DATALOADER.TRAIN_X", "DATALOADER.K_TRANSFORMS", "TRAIN.PATIENCE",
-            "DATASET.TEMPLATES")
-RATES = ("OPTIM.", "DATALOADER.TRAIN_X.BATCH_SIZE")  # of these, what a schedule may depend on
+TRAINING = ("SEED", "OPTIM", "INPUT", "DATALOADER.TRAIN_X", "DATALOADER.K_TRANSFORMS", "TRAIN.PATIENCE")
+BATCH_SIZE = "DATALOADER.TRAIN_X.BATCH_SIZE"
+RATES = ("OPTIM.", BATCH_SIZE)  # of these, what a schedule may depend on
+ORDER = ("SEED", "DATALOADER.TRAIN_X.")  # and which images are in which batch
 PARTS = {"train": "training", "val": "validation", "test": "test"}
 
 
@@ -32,14 +33,15 @@ def leaves(tree, prefix=""):
 
 def settings_of(cfg):
     """{key: value} of the settings, besides the backbone, that the numbers of a trained model depend on: how images
-    become pixels, and the method's own node. Precision is not among them."""
+    become pixels, the user's own templates, and what the config has below TRAINER: the method's own node, and, as they
+    may be read by a foreign trainer, those of others. Precision is not among them."""
     every = leaves(plain(cfg))
     normal = [name for name in NORMALIZERS if name in cfg.INPUT.TRANSFORMS]
     found = {key: every[key] for key in SETTINGS if key in every} | {"INPUT.TRANSFORMS": normal}
     if "normalize" not in normal:  # then nothing reads these
         del found["INPUT.PIXEL_MEAN"], found["INPUT.PIXEL_STD"]
-    node = f"TRAINER.{cfg.TRAINER.NAME.upper()}."
-    return found | {key: value for key, value in every.items() if key.startswith(node) and key != f"{node}PREC"}
+    return found | {key: value for key, value in every.items()
+                    if key.startswith("TRAINER.") and key != "TRAINER.NAME" and not key.endswith(".PREC")}
 
 
 def training_settings(cfg):
@@ -54,15 +56,18 @@ def made_for(trainer):
     """What a trainer's checkpoints say of it: plain data.
 
     Returns:
-        {"backbone": {"name", "digest"}, "settings", "training": {key: value}, "data": {part: digest}}; {} for a trainer
-        without a config.
+        {"backbone": {"name", "digest"}, "settings", "training": {key: value}, "data": {part: digest}, "dataset": its
+        name}; {} for a trainer without a config.
     """
     cfg = getattr(trainer, "cfg", None)
     if cfg is None:
         return {}
     facts = trainer.backbone_facts or {"name": cfg.MODEL.BACKBONE.NAME, "digest": None}
-    return {"backbone": {key: facts[key] for key in ("name", "digest")}, "settings": settings_of(cfg),
-            "training": training_settings(cfg), "data": read_data(trainer)}
+    settings = settings_of(cfg)
+    if not getattr(trainer, "templates_taken", False):  # then nothing follows from them
+        settings.pop("DATASET.TEMPLATES", None)
+    return {"backbone": {key: facts[key] for key in ("name", "digest")}, "settings": settings,
+            "training": training_settings(cfg), "data": read_data(trainer), "dataset": cfg.DATASET.NAME}
 
 
 def read_data(trainer):
@@ -92,11 +97,13 @@ def shown(backbone):
 
 def differences(then, now):
     """{setting: [trained with, now]} of two `made_for`, in which "backbone" is one. A setting that one of them does not
-    know is not compared: it came into being between them."""
+    know is not compared: it came into being between them. Nor are the templates of two datasets."""
     found = {}
     if not same_backbone(then["backbone"], now["backbone"]):
         found[BACKBONE] = [shown(then["backbone"]), shown(now["backbone"])]
     for key, value in now["settings"].items():
+        if key == "DATASET.TEMPLATES" and then.get("dataset") != now["dataset"]:
+            continue
         if key in then["settings"] and then["settings"][key] != value:
             found[key] = [then["settings"][key], value]
     return found
@@ -175,14 +182,14 @@ def check_resumed(trainer, path, state):
     """Compare what a checkpoint was trained for with the run that goes on from it, and say what changes.
 
     Returns:
-        whether settings that the learning rate depends on have changed.
+        the settings that the learning rate depends on and that have changed, a tuple of keys.
     Raises:
         InputError: it was trained for something else, on other images, or stopped within an epoch of other batches.
     """
     now = made_for(trainer)
     then = stored_identity(path, state) if now else None
     if then is None:
-        return False
+        return ()
     found = differences(then, now)
     if found:
         raise InputError(f"{path} was trained for something else, {told(found)}; give {_advice(found, then)} to go on, "
@@ -198,15 +205,16 @@ def check_resumed(trainer, path, state):
         raise InputError(f"{path} was trained with OPTIM.NAME {one}, this run has {other}: what one optimizer has "
                          f"learned of the gradients means nothing to another; resume with OPTIM.NAME {one}, or start "
                          "a new run without --resume")
-    batch = changed.get("DATALOADER.TRAIN_X.BATCH_SIZE")
-    if batch and state.get("step"):
-        raise InputError(f"{path} is of a point within an epoch, after {state['step']} batches of {batch[0]} images; "
-                         f"with batches of {batch[1]} that point does not exist; resume with "
-                         f"DATALOADER.TRAIN_X.BATCH_SIZE {batch[0]}")
+    order = next((key for key in changed if key.startswith(ORDER)), None)
+    if order and state.get("step"):
+        one, other = changed[order]
+        raise InputError(f"{path} is of a point within an epoch, after {state['step']} batches with {order} {one}; "
+                         f"with {other} the batches are other ones and that point does not exist; resume with {order} "
+                         f"{one}")
     if changed:
         print("Note: " + ", ".join(f"{key} {one} -> {other}" for key, (one, other) in changed.items())
               + f" from epoch {state['epoch'] + 1} on")
-    return any(key.startswith(RATES) for key in changed)
+    return tuple(key for key in changed if key.startswith(RATES))
 
 
 def note_other_origin(trainer, path):

@@ -48,16 +48,19 @@ class Sources:
         name = self.cfg.MODEL.BACKBONE.NAME
         return {"name": name, "digest": self.weights_digest(name)}
 
+    def init_weights(self):
+        """The digest of the file that a run begins with (MODEL.INIT_WEIGHTS); None where there is none."""
+        path = self.cfg.MODEL.INIT_WEIGHTS
+        return self.weights_digest(path) if path else None
+
     def data(self, skipped=()):
         """({part: digest} of the dataset's lists, ""), or (None, why it cannot be listed); pixels are not read.
 
         skipped: paths of images that were left out of the lists."""
         cfg = self.cfg
-        if skipped:
-            return self._list(set(skipped))
-        key = repr((plain(cfg.DATASET), cfg.SEED))
+        key = repr((plain(cfg.DATASET), cfg.SEED, sorted(skipped)))
         if key not in self.seen:
-            self.seen[key] = self._list(())
+            self.seen[key] = self._list(set(skipped))
         return self.seen[key]
 
     def _list(self, skipped):
@@ -91,7 +94,7 @@ def finished_results(cfg, defaults, evaluation, sources):
         if not isinstance(stored, dict) or not all(isinstance(stored.get(part), dict) for part in parts):
             raise InputError(f"{results} is not a run's results; choose another --output-dir or move it away")
         then = stored.get("backbone") if isinstance(stored.get("backbone"), dict) else None
-        _require_same(folder, stored["config"], cfg, defaults, free=_moved_weights(then, sources))
+        _require_same(folder, stored["config"], cfg, defaults, free=_moved(then, sources, stored.get("init_weights")))
         for key in ("eval_only", "load_epoch"):
             if stored["evaluation"].get(key) != evaluation[key]:
                 raise InputError(f"{folder} holds a run with {key} {stored['evaluation'].get(key)}, this one has "
@@ -109,15 +112,24 @@ def finished_results(cfg, defaults, evaluation, sources):
         then = stored_identity_in(folder).get("backbone") if flat(stored).get("MODEL.BACKBONE.NAME") != \
             cfg.MODEL.BACKBONE.NAME else None
         # A test image that turns out unreadable after the training may be left out for the evaluation.
-        _require_same(folder, stored, cfg, defaults, free=("DATASET.SKIP_BAD_IMAGES", *_moved_weights(then, sources)))
+        free = ("DATASET.SKIP_BAD_IMAGES", *_moved(then, sources))
+        _require_same(folder, stored, cfg, defaults, free)
     return None
 
 
-def _moved_weights(then, sources):
-    """The key of the config that need not be the same where a weights file has only moved."""
+def _moved(then, sources, digest=None):
+    """Keys of the config that need not be the same where a file has only moved.
+
+    Args:
+        then: {"name", "digest"} of the backbone of the run folder, or None.
+        digest: that of the weights it began with, where it is finished and had such.
+    """
+    free = []
     if then and then.get("digest") and then["digest"] == sources.backbone()["digest"]:
-        return ("MODEL.BACKBONE.NAME",)
-    return ()
+        free.append("MODEL.BACKBONE.NAME")
+    if digest and digest == sources.init_weights():
+        free.append("MODEL.INIT_WEIGHTS")
+    return free
 
 
 def _require_same_sources(folder, stored, then, sources):
@@ -128,6 +140,10 @@ def _require_same_sources(folder, stored, then, sources):
               "those of now cannot be told; delete the folder to make it again")
     elif then.get("digest") and (now := sources.backbone())["digest"]:
         _require_weights(folder, then, now)
+    if stored.get("init_weights") and sources.init_weights() not in (None, stored["init_weights"]):
+        raise InputError(f"{folder} is of other weights: the file it began with, MODEL.INIT_WEIGHTS "
+                         f"{cfg.MODEL.INIT_WEIGHTS}, is another now; bring the former file back, or choose another "
+                         "--output-dir (for the scripts OUTPUT), or delete that folder")
     if not isinstance(digests, dict):
         print(f"Warning: {folder} was finished before runs noted what they read: whether that was the data of now "
               "cannot be told; delete the folder to make it again")

@@ -127,7 +127,7 @@ class TrainerBase:
             optim, sched = self._optims[name], self._scheds[name]
             try:
                 if optim is not None and state.get("optimizer") is not None:
-                    go_on(optim, sched, state["optimizer"], state.get("scheduler"), changed)
+                    go_on(optim, sched, state["optimizer"], state.get("scheduler"), changed, state["epoch"])
                 elif sched is not None and state.get("scheduler") is not None:
                     sched.load_state_dict(state["scheduler"])
             except InputError as error:

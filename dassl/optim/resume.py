@@ -10,7 +10,7 @@ OF_A_KIND = ("momentum", "nesterov", "alpha", "betas")  # settings that not ever
 SWITCHES = ("amsgrad", "decoupled_weight_decay")  # and those that make another kind
 
 
-def go_on(optimizer, schedule, optimizer_state, schedule_state, changed=False):
+def go_on(optimizer, schedule, optimizer_state, schedule_state, changed=(), epoch=None):
     """Bring an optimizer and its schedule, as a config builds them, to where a stored run is.
 
     The optimizer takes over what it remembers of the gradients. Rate, momentum, decay and the schedule stay those of
@@ -20,9 +20,11 @@ def go_on(optimizer, schedule, optimizer_state, schedule_state, changed=False):
     Args:
         optimizer, schedule: freshly built; the schedule may be None.
         optimizer_state, schedule_state: their stored `state_dict()`s; the latter may be None.
-        changed: the config's settings are not those of the stored run.
+        changed: keys of the config's settings that are not those of the stored run.
+        epoch: how many epochs the stored run has done.
     Raises:
-        InputError: the optimizer's state is another kind's, or of other parameters.
+        InputError: the optimizer's state is another kind's, or of other parameters, or the schedule counts batches,
+            which are now of another size.
     """
     require_same_kind(optimizer, optimizer_state)
     settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
@@ -41,9 +43,13 @@ def go_on(optimizer, schedule, optimizer_state, schedule_state, changed=False):
     if own or not changed or not _follows_its_steps(schedule, schedule_state):
         schedule.load_state_dict(schedule_state)
         return
+    steps = schedule_state["last_epoch"]
+    if steps != epoch and any(key.endswith("BATCH_SIZE") for key in changed):
+        raise InputError("its learning rate follows the batches, of which an epoch has another number with this "
+                         "DATALOADER.TRAIN_X.BATCH_SIZE; resume with that of the stored run")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")  # the optimizer's steps came before
-        for _ in range(schedule_state["last_epoch"]):
+        for _ in range(steps):
             schedule.step()
 
 

@@ -225,7 +225,7 @@ def test_batches_that_do_not_divide_as_before(refused, interrupted):
     state = torch.load(path, weights_only=True)
     torch.save({**state, "step": 1}, path.with_name("model-interrupted.pth.tar"))
     line = refused("CoOp", "--resume", interrupted, "DATALOADER.TRAIN_X.BATCH_SIZE", 3)
-    assert "after 1 batches of 4 images; with batches of 3 that point does not exist" in line
+    assert "after 1 batches with DATALOADER.TRAIN_X.BATCH_SIZE 4; with 3 the batches are other ones" in line
 
 
 def rates(monkeypatch, make):
