@@ -187,13 +187,6 @@ def test_a_file_of_names_that_has_moved_is_the_same_run(root, made, refused, tmp
     assert "is of other data" in refused("CoOp", dataset="image_folder", root=root)
 
 
-def test_a_resumed_run_of_other_templates_says_so(made, tmp_path):
-    made("KgCoOp", "OPTIM.MAX_EPOCH", 1, out="first")
-    words = ("--resume", tmp_path / "first", "OPTIM.MAX_EPOCH", 2)
-    _, said = made("KgCoOp", *words, "DATASET.TEMPLATES", "an X-ray of a {}.", out="other")
-    assert "DATASET.TEMPLATES [] -> ['an X-ray of a {}.']" in said and " from epoch 2 on" in said
-    assert "DATASET.TEMPLATES" not in made("KgCoOp", *words, out="same")[1]
-
 
 # ---- 25: what is measured on what it was chosen on ----
 def test_validation_images_that_choose_the_epoch_are_measured_on(made):
