@@ -106,7 +106,7 @@ class Outcome:
         if self.one_class and not self.results:
             raise InputError("no run was made: each half of the classes has one class "
                              f"({', '.join(dict.fromkeys(self.one_class.values()))}), and an accuracy among one class "
-                             "says nothing; base2new needs at least three classes")
+                             "says nothing; base2new needs at least four classes for both halves")
         if self.failed:
             reasons = {}
             for folder, reason in self.failed.items():
