@@ -228,7 +228,8 @@ def resume_rows(device):
     ranks, *_ = helpers()
     folder = Path(tempfile.mkdtemp())
     for name, (trainer, _) in ranks.cases().items():
-        if name not in ranks.FOREIGN and TRAINER_REGISTRY.get(trainer).trains and (device != "cpu" or name in FEW):
+        trains = getattr(TRAINER_REGISTRY.get(trainer), "trains", True)  # a foreign trainer does not say
+        if name not in ranks.FOREIGN and trains and (device != "cpu" or name in FEW):
             yield name, partial(interrupted_run, name, device, folder)
 
 

@@ -17,6 +17,11 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.truth)
 
 
+@pytest.fixture(autouse=True)
+def nothing_stays_registered(own_registries):
+    """What an input registers is forgotten after it."""
+
+
 @pytest.fixture
 def one_line(capsys, tmp_path):
     """Call what must be refused and return its line: exit status 2, nothing but one line on stderr that begins with
