@@ -7,13 +7,12 @@ import xml.etree.ElementTree
 
 import numpy as np
 import pytest
-import scipy.stats
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 import train
 from dassl.utils import InputError
-from tools import plot, report, significance
+from tools import plot, report
 from tools.plans import LAYOUTS, Place
 from tools.published import published
 from tools.tables import Number, average
@@ -162,86 +161,6 @@ def test_averages_over_seeds_that_differ_have_no_deviation():
     assert average([{1: 10.0, 2: 20.0}, {1: 30.0}]) == Number(22.5)
     assert average([{1: 10.0, 2: 20.0}, {1: 30.0, 2: 30.0}]) == Number(22.5, pytest.approx(12.5 ** 0.5))
     assert average([{1: 10.0}, {}]) == Number() and average([]) == Number()
-
-
-# ---- statistics ----
-def test_mcnemar_is_the_binomial_test_for_few_and_corrected_chi_squared_for_many():
-    few = np.array([1.0] * 9 + [-1.0] * 2 + [0.0] * 50)
-    assert significance.mcnemar_p(few) == pytest.approx(scipy.stats.binomtest(2, 11).pvalue)
-    # 10 against 25, one of the textbook examples of (|b - c| - 1)^2 / (b + c)
-    many = np.array([1.0] * 25 + [-1.0] * 10 + [0.0] * 5)
-    assert significance.mcnemar_p(many) == pytest.approx(scipy.stats.chi2.sf((15 - 1) ** 2 / 35, 1))
-    assert significance.mcnemar_p(np.zeros(7)) == 1
-
-
-def test_bootstrap_is_that_of_scipy():
-    rng = np.random.default_rng(1)
-    group = rng.choice([-1, -1 / 3, 0, 1 / 3, 1], size=200, p=[0.1, 0.1, 0.4, 0.2, 0.2])
-    known = scipy.stats.bootstrap((group,), np.mean, method="percentile", n_resamples=10_000,
-                                  random_state=2).confidence_interval
-    assert significance.bootstrap_interval([group]) == pytest.approx(tuple(known), abs=0.01)
-
-
-def test_bootstrap_covers_as_often_as_it_says():
-    """On samples of known mean, a 90 % interval holds it in about 90 of 100 cases."""
-    rng = np.random.default_rng(0)
-    held = 0
-    for trial in range(300):
-        group = rng.choice([-1, 0, 1], size=400, p=[0.1, 0.6, 0.3])
-        low, high = significance.bootstrap_interval([group], level=0.1, resamples=1000, seed=trial)
-        held += low <= 0.2 <= high
-    assert 0.85 <= held / 300 <= 0.95
-
-
-def test_groups_weigh_the_same_whatever_their_size():
-    low, high = significance.bootstrap_interval([np.ones(1000), np.zeros(10)])
-    assert low == high == 0.5
-
-
-def test_holm():
-    found = [significance.Comparison("a", "b", 1, 0.5, 1.5, p, 10, 1) for p in (0.01, 0.04, 0.03)]
-    assert [c.adjusted for c in significance.adjust(found)] == pytest.approx([0.03, 0.06, 0.06])
-    assert [c.holds for c in found] == [True, False, False]
-
-
-def test_a_large_difference_holds_and_chance_does_not(tmp_path):
-    rng = np.random.default_rng(0)
-    for seed in (1, 2, 3):
-        good, even, twin = rng.random(400) < 0.9, rng.random(400) < 0.6, rng.random(400) < 0.6
-        for trainer, right in (("Good", good), ("Even", even), ("Twin", twin)):
-            write_run(tmp_path, base2new(trainer, seed), right, train=str(seed))
-    tables = report.main([str(tmp_path)])
-    rows = {row[0]: row[1:] for row in tables[-1].rows}
-    assert set(rows) == {"Good - Even", "Good - Twin", "Even - Twin"} or "Twin - Even" in rows
-    for pair, row in rows.items():
-        assert row[-1] == ("yes" if "Good" in pair else "no"), (pair, row)
-        assert row[-3:-1] == ["400", "3"]
-    good = rows["Good - Even"]
-    low, high = map(float, good[1].split(" to "))
-    assert low < float(good[0]) < high and low > 15
-
-
-def test_many_methods_are_compared_with_the_best(tmp_path):
-    for i, trainer in enumerate("ABCDE"):
-        write_run(tmp_path, base2new(trainer), share(50 + i))
-    pairs = [row[0] for row in report.main([str(tmp_path)])[-1].rows]
-    assert pairs == ["E - D", "E - C", "E - B", "E - A"]
-    pairs = [row[0] for row in report.main([str(tmp_path), "--compare", "A", "C"])[-1].rows]
-    assert pairs == ["C - A"]
-
-
-def test_predictions_for_other_images_are_not_paired(tmp_path):
-    write_run(tmp_path, base2new("A"), share(50))
-    write_run(tmp_path, base2new("B"), share(30, 60))
-    with pytest.raises(InputError, match="same images"):
-        report.main([str(tmp_path), "--compare", "A", "B"])
-
-
-def test_tables_do_not_need_predictions(tmp_path, capsys):
-    for trainer in "AB":
-        write_run(tmp_path, base2new(trainer), share(50), predictions=False)
-    report.main([str(tmp_path)])
-    assert "Methods are not compared: no predictions.csv.gz" in capsys.readouterr().out
 
 
 # ---- published numbers ----

@@ -6,7 +6,6 @@
 
 Numbers are mean +- standard deviation over seeds. Runs of different data, shots or backbones are refused, not averaged.
 """
-import itertools
 import os
 import sys
 
@@ -17,7 +16,6 @@ import train  # noqa: E402
 from dassl.engine.identity import same_backbone  # noqa: E402
 from dassl.utils import InputError  # noqa: E402
 from prompting.backbone import weights_digest  # noqa: E402
-from tools.marks import signs  # noqa: E402
 from tools.published import published_table  # noqa: E402
 from tools.run_folders import (  # noqa: E402
     backbone_of,
@@ -26,9 +24,7 @@ from tools.run_folders import (  # noqa: E402
     require_comparable,
     without_folder,
 )
-from tools.tables import FORMATS, Table, average, method_tables, titled, xd_groups  # noqa: E402
-
-PAIRS = 6  # every pair of four methods; of more methods, the best is compared with each other one
+from tools.tables import FORMATS, method_tables, titled  # noqa: E402
 
 
 def parse_arguments(argv):
@@ -42,8 +38,11 @@ def parse_arguments(argv):
     parser.add_argument("--seeds", type=int, nargs="+", help="only these seeds")
     parser.add_argument("--backbone", help="only runs with this backbone")
     parser.add_argument("--compare", nargs="*", metavar="METHOD", default=None,
-                        help="compare every pair of these methods; none: no comparison at all; by default every pair "
-                             "of up to four methods, of more the best with each other one")
+                        help="compare every pair of these methods; none: no comparison at all; by default every pair, "
+                             "of more than four methods the best with each other one is shown")
+    parser.add_argument("--against", metavar="METHOD",
+                        help="compare each other method (or those of --compare) with this one, chosen beforehand: far "
+                             "fewer pairs to allow for than the best method has, which is found by looking")
     parser.add_argument("--published", action="store_true", help="published averages beside the measured ones")
     return parser.parse_args(argv)
 
@@ -67,86 +66,6 @@ def chosen_runs(args):
             raise InputError(f"no run has the backbone {args.backbone}")
     require_comparable(cells, where)
     return cells, where
-
-
-def comparisons(cells, where, names=None):
-    """A Table a test part of a protocol: pairs of methods, their difference, interval and p-values.
-
-    names: the methods to compare; None chooses (see PAIRS)."""
-    from tools import significance  # scipy and statsmodels only where they are wanted
-
-    methods = dict(cells.methods())
-    unknown = [name for name in names or () if name not in methods]
-    if unknown:
-        raise InputError(f"--compare: no runs of {', '.join(unknown)} here; there are: {', '.join(methods)}")
-    tables = []
-    for title, members in test_sets(cells):
-        numbers = {method: average(chosen.where(**fields).by_seed() for fields in members)
-                   for method, chosen in methods.items() if not names or method in names}
-        scored = {method: number.mean for method, number in numbers.items()}
-        present = sorted((method for method, score in scored.items() if score is not None), key=lambda m: -scored[m])
-        pairs = list(itertools.combinations(present, 2))
-        if names is None and len(pairs) > PAIRS:
-            pairs = [(present[0], other) for other in present[1:]]
-        found = []
-        for first, second in pairs:
-            groups, seeds = paired(methods[first], methods[second], where, members)
-            if groups:
-                found.append(significance.compare(first, second, groups, seeds))
-        if found:
-            tables.append(comparison_table(title, significance.adjust(found),
-                                           {method: numbers[method].marks for method in present}))
-    return tables
-
-
-def test_sets(cells):
-    """[(title, [fields of the Places of one test set])]: what is averaged before methods are compared."""
-    [protocol] = cells.values("protocol")
-    datasets = cells.values("dataset")
-    if protocol == "base2new":
-        return [(f"base to new, {part.split('_')[1]} classes", [{"dataset": name, "part": part} for name in datasets])
-                for part in ("train_base", "test_new")]
-    if protocol == "dg":
-        return [(f"{name}, average over the domains",
-                 [{"dataset": name, "part": part} for part in cells.where(dataset=name).values("part")])
-                for name in datasets]
-    if protocol == "xd":
-        return [(f"trained on {name}, {group}", [{"dataset": name, "part": part} for part in parts])
-                for name in datasets
-                for group, parts in xd_groups(name, cells.where(dataset=name).values("part")).items()]
-    if protocol == "fewshot":
-        return [(f"{shots} shots, all classes", [{"dataset": name, "shots": shots} for name in datasets])
-                for shots in cells.values("shots")]
-    return [("without training", [{"dataset": name} for name in datasets])]
-
-
-def paired(first, second, where, members):
-    """([paired differences of each test set], number of seeds) over the seeds that both methods have."""
-    from tools.significance import paired_differences
-
-    groups, most = [], 0
-    for fields in members:
-        folders = [{place.seed: where[place] for place in method.where(**fields)} for method in (first, second)]
-        seeds = sorted(set(folders[0]) & set(folders[1]))
-        if seeds:
-            groups.append(paired_differences(*([by_seed[seed] for seed in seeds] for by_seed in folders)))
-            most = max(most, len(seeds))
-    return groups, most
-
-
-def comparison_table(title, found, marks):
-    """marks: {method: those of its numbers}; a difference has those of both methods."""
-    rows = [[f"{c.first} - {c.second}", f"{c.difference:+.2f}{signs(marks[c.first] | marks[c.second])}",
-             f"{c.low:+.2f} to {c.high:+.2f}", _p(c.p), _p(c.adjusted), str(c.images), str(c.seeds),
-             "yes" if c.holds else "no"] for c in found]
-    compared = {method for c in found for method in (c.first, c.second)}
-    return Table(f"{title}: does the difference hold?",
-                 ["pair", "difference", "95 % interval", "McNemar p", "p (Holm)", "images", "seeds", "holds"], rows,
-                 marks=frozenset(mark for method in compared for mark in marks[method]))
-
-
-def _p(value):
-    return "< 0.0001" if value < 1e-4 else f"{value:.4f}"
 
 
 def coverage(cells):
@@ -173,10 +92,12 @@ def main(argv=None):
             tables += [table for table in [published_table(protocol, chosen)] if table]
         note = ""
         if args.compare != [] and len(chosen.methods()) > 1:
+            from tools.comparisons import comparisons  # scipy and statsmodels only where they are wanted
+
             try:
-                tables += comparisons(chosen, where, args.compare)
+                tables += comparisons(chosen, where, args.compare, args.against)
             except InputError as error:
-                if args.compare:
+                if args.compare or args.against:
                     raise
                 note = f"Methods are not compared: {error}"
         print(comment.format(f"{protocol}: accuracy (%); {coverage(chosen)}") + "\n")
@@ -186,8 +107,9 @@ def main(argv=None):
             print(comment.format(note) if args.format in ("csv", "latex") else note)
         made += tables
     if args.format == "text" and any("does the difference hold" in table.title for table in made):
-        print("A difference holds when its bootstrap interval over images excludes 0 and McNemar's p, adjusted for the "
-              "number of pairs,\nis below 0.05. Both are over the test images of the seeds that were run.")
+        from tools.comparisons import RULE
+
+        print(RULE)
     return made
 
 

@@ -1,26 +1,46 @@
-"""Whether the difference between two methods on the same test images is more than chance.
+"""Whether the difference of two methods would stay with other seeds and other test images.
 
-Both tests are over images. What chance does to training (the seeds) they do not see beyond the seeds that were run.
+d[seed, image] is how much more often the first method is right: -1, 0 or 1. Seeds and images are crossed random effects
+(Clark, "The language-as-fixed-effect fallacy", 1973): a training draws a seed, a test set draws images, and both could
+have been drawn otherwise. With the mean squares of a two-way table without replication the variance of the mean of S
+seeds and N images is
+
+    (MS_seed + MS_image - MS_residual) / (S N)
+
+MS_seed has S - 1 degrees of freedom, two for three seeds, and what it does not know about the spread over seeds must
+widen the interval. A t distribution with Satterthwaite's degrees of freedom does that roughly at 5 % and not in the
+tails, where a correction for many pairs looks. Here the seeds' part keeps its own t distribution (Behrens and Fisher's
+solution for a sum of two variances), and the variance is at least that over images alone, MS_image / (S N).
 """
 import csv
+import functools
 import gzip
 import os
 from dataclasses import dataclass
 
 import numpy as np
-from statsmodels.stats.contingency_tables import mcnemar
+from scipy import stats
+from scipy.optimize import brentq
+from scipy.special import stdtr  # the t distribution, without the checks of scipy.stats
 from statsmodels.stats.multitest import multipletests
 
 from dassl.engine.run_record import COLUMNS, PREDICTIONS
 from dassl.utils import InputError
 
-RESAMPLES = 10_000
 LEVEL = 0.05
-EXACT_BELOW = 25  # pairs that differ; with fewer McNemar's chi-squared approximation is poor
+POWER = 0.8  # with which the seeds that are said to be needed would show a difference
+LEAST_SEEDS = 3  # of two, or one, no spread is known to speak of
+MOST_SEEDS = 100  # more are not counted
+ROUNDING = 1e-18  # variances below are 0: one image of a million makes more
+# nodes in (0, 1) and weights of means over a chi-squared variable by its quantiles; close near 0, which makes the tails
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(200)
+_QUANTILES = ((_NODES + 1) / 2) ** 4
+_WEIGHTS = _WEIGHTS / 2 * 4 * ((_NODES + 1) / 2) ** 3
 
 
+# ---- what is compared ----
 def read_predictions(folder):
-    """(paths, right) of a run: list of N paths, and (N,) bool, whether each image was classified correctly.
+    """(paths, right) of a run: tuple of N paths, and (N,) bool, whether each image was classified correctly.
 
     Raises InputError when the file is not there or damaged."""
     path = os.path.join(folder, PREDICTIONS)
@@ -29,93 +49,202 @@ def read_predictions(folder):
             header, *rows = csv.reader(file)
             if tuple(header) != COLUMNS:
                 raise ValueError(f"its columns are {header}")
-            return [row[0] for row in rows], np.array([row[1] == row[2] for row in rows], bool)
+            return tuple(row[0] for row in rows), np.array([row[1] == row[2] for row in rows], bool)
     except FileNotFoundError:
         raise InputError(f"no {PREDICTIONS} in {folder}; delete its results.json and run again to get it") from None
     except (OSError, EOFError, ValueError, IndexError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is damaged ({error}); delete the folder and run again") from None
 
 
-def paired_differences(first, second):
-    """(N,) for each image of a test set: in how large a share of the seeds the first method is right and the second
-    wrong, minus the reverse; between -1 and 1.
+def paired_differences(first, second, read=read_predictions):
+    """(S, N) int8, -1, 0 or 1: the first method is right and the second wrong, minus the reverse.
 
     Args:
-        first, second: a folder a seed, in the same order of seeds; all evaluated on the same images.
+        first, second: a folder per seed, in the same order of seeds; all evaluated on the same images.
+        read: what reads a folder; one that remembers saves time where methods are compared with many others.
     Raises:
         InputError: the images differ.
     """
-    total, known = 0, None
+    rows, known = [], None
     for one, other in zip(first, second, strict=True):
-        paths, right = read_predictions(one)
-        other_paths, other_right = read_predictions(other)
+        paths, right = read(one)
+        other_paths, other_right = read(other)
         known = known or paths
         if paths != known or other_paths != known:
             raise InputError(f"{one} and {other} are not predictions for the same images in the same order")
-        total = total + right.astype(int) - other_right.astype(int)
-    return total / len(first)
+        rows.append(right.astype(np.int8) - other_right.astype(np.int8))
+    return np.stack(rows)
 
 
-def mcnemar_p(differences):
-    """McNemar's p-value over images. An image counts for the method that is right in more seeds; those on which the two
-    are equal say nothing. Exact (binomial) for few images that differ, else chi-squared with continuity correction."""
-    better, worse = int((differences > 0).sum()), int((differences < 0).sum())
-    if better + worse == 0:
-        return 1.0
-    return float(mcnemar([[0, better], [worse, 0]], exact=better + worse < EXACT_BELOW).pvalue)
+# ---- its variance ----
+@dataclass(frozen=True)
+class Variance:
+    """The parts of the variance of a mean difference, in squared shares of 1.
+
+    seeds: MS_seed / (S N); images: MS_image / (S N); residual: MS_residual / (S N); seeds_df, images_df: degrees of
+    freedom of the first two."""
+
+    seeds: float
+    seeds_df: float
+    images: float
+    images_df: float
+    residual: float
+
+    @property
+    def total(self):
+        """The estimate; never less than what the images alone give."""
+        return max(self.seeds + self.images - self.residual, self.images)
+
+    def p_value(self, difference):
+        """Two-sided p of a difference (share of 1) if the true one were 0; not for variances that are all 0."""
+        if not difference:
+            return 1.0
+        with np.errstate(divide="ignore"):
+            tails = 2 * stdtr(self.images_df, -abs(difference) / np.sqrt(self._possible()))
+        return float(_WEIGHTS @ tails)
+
+    def half_width(self, level=LEVEL):
+        """The difference whose p is `level`: half the width of the interval of confidence 1 - level."""
+        high = np.sqrt(self.seeds + self.images)
+        while self.p_value(high) > level:
+            high *= 2
+        return brentq(lambda width: self.p_value(width) - level, 0, high, rtol=1e-9)
+
+    def _possible(self):
+        """Variances that the estimates leave possible: one for each node of the mean over a chi-squared variable."""
+        if not self.seeds:
+            return np.full_like(_QUANTILES, self.images)
+        drawn = self.seeds * self.seeds_df / _chi_squared(self.seeds_df)
+        return np.maximum(drawn + self.images - self.residual, self.images)
+
+    def with_seeds(self, now, then):
+        """What is to be expected of `then` seeds instead of the `now` that it is estimated from; the images stay."""
+        of_seeds, of_images = max(self.seeds - self.residual, 0), max(self.images - self.residual, 0)
+        residual = self.residual * now / then
+        return Variance(of_seeds * now / then + residual, self.seeds_df / (now - 1) * (then - 1),
+                        of_images + residual, self.images_df, residual)
 
 
-def bootstrap_interval(groups, level=LEVEL, resamples=RESAMPLES, seed=0):
-    """Percentile bootstrap interval of a mean of means, (low, high): images are drawn anew within each group.
+@functools.lru_cache(maxsize=256)
+def _chi_squared(df):
+    return stats.chi2.ppf(_QUANTILES, df)
 
-    The differences of a group take few values (2 seeds + 1), so instead of N images the counts of the values are drawn,
-    from the multinomial distribution that drawing N images with replacement gives them.
+
+def variance_of(blocks):
+    """The Variance of the mean over all test sets, each with the same weight.
 
     Args:
-        groups: a list of (N_g,) arrays, such as a test set each.
-        level: 0.05 gives a 95 % interval.
+        blocks: a list of lists of (S, N) differences. The test sets of one block were scored by the same trainings, or
+            by trainings on the same images, so that a seed can be a good one for all of them: their seeds' spread is
+            that of the block's mean. Blocks do not depend on each other.
     """
-    rng = np.random.default_rng(seed)
-    means = np.zeros(resamples)
-    for group in groups:
-        values, counts = np.unique(np.round(group, 9), return_counts=True)
-        drawn = rng.multinomial(len(group), counts / len(group), size=resamples)
-        means += drawn @ values / len(group) / len(groups)
-    return tuple(float(end) for end in np.quantile(means, [level / 2, 1 - level / 2]))
+    sets = sum(map(len, blocks))
+    seeds, images, residual = [], [], 0.0
+    for block in blocks:
+        means = sum(differences.mean(axis=1) for differences in block) / sets  # (S,)
+        if len(means) > 1:
+            seeds.append((means.var(ddof=1) / len(means), len(means) - 1))
+        for differences in block:
+            by_image, rest = _mean_squares(differences)
+            images.append((by_image / differences.size / sets**2, differences.shape[1] - 1))
+            residual += rest / differences.size / sets**2
+    return Variance(*_sum(seeds), *_sum(images), residual)
 
 
+def _sum(parts):
+    """(sum, its degrees of freedom by Satterthwaite) of independent [(variance, degrees of freedom)]."""
+    total = float(sum(value for value, _ in parts))
+    if total < ROUNDING:
+        return 0.0, np.inf
+    return total, total**2 / sum(value**2 / df for value, df in parts)
+
+
+def _mean_squares(differences):
+    """(MS_image, MS_residual) of (S, N) differences."""
+    seeds, images = differences.shape
+    mean, by_seed, by_image = differences.mean(), differences.mean(axis=1), differences.mean(axis=0)
+    squares = seeds * np.square(by_image - mean).sum()
+    rest = np.square(differences.astype(float) - mean).sum() - squares - images * np.square(by_seed - mean).sum()
+    return squares / (images - 1), max(rest, 0.0) / ((seeds - 1) * (images - 1)) if seeds > 1 else 0.0
+
+
+# ---- the comparison of two methods ----
 @dataclass
 class Comparison:
-    """Two methods on the same images. difference: of their accuracies, in percent points, first minus second, averaged
-    over test sets; low, high: its 95 % bootstrap interval; p: McNemar's, over all images; images: how many."""
+    """Two methods on the same images and seeds.
+
+    difference: of their accuracies, in percent points, first minus second, averaged over test sets; spread: its
+    standard deviation over seeds, None for one seed or where test sets have different seeds; low, high: its 95 %
+    interval; p: two-sided; adjusted: p for the number of pairs; pairs: that number; images, seeds: how many (the fewest
+    of a test set). low, high and p are None where nothing can be said: of fewer than three seeds, or of one image."""
 
     first: str
     second: str
     difference: float
-    low: float
-    high: float
-    p: float
+    spread: float | None
     images: int
     seeds: int
-    adjusted: float = 1.0
+    variance: Variance | None = None
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    adjusted: float | None = None
+    pairs: int = 1
 
     @property
     def holds(self):
-        """Both say so: the interval excludes 0, and p, adjusted for the number of pairs, is below 0.05."""
-        return self.adjusted < LEVEL and (self.low > 0 or self.high < 0)
+        """Whether p, adjusted for the number of pairs, is below 0.05."""
+        return self.adjusted is not None and self.adjusted < LEVEL
+
+    def seeds_needed(self):
+        """With how many seeds a true difference of this size would hold with a probability of 80 %, at a level of
+        0.05 / pairs: a number, infinity where no number of seeds makes up for too few images, more than MOST_SEEDS
+        where it is larger, None where nothing is known. It is an estimate from as few seeds as were run."""
+        if self.variance is None or not self.difference or not self.variance.seeds:
+            return None
+        size, level = abs(self.difference) / 100, LEVEL / self.pairs
+
+        def enough(seeds):
+            expected = self.variance.with_seeds(self.seeds, seeds)
+            return size > expected.half_width(level) + stats.norm.ppf(POWER) * np.sqrt(expected.total)
+
+        if not enough(MOST_SEEDS):
+            return np.inf if not enough(10**6) else MOST_SEEDS + 1
+        low, high = LEAST_SEEDS, MOST_SEEDS
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if enough(middle) else (middle + 1, high)
+        return low
 
 
-def compare(first, second, groups, seeds):
-    """A Comparison of two methods from the paired differences of each test set (a list of arrays)."""
-    low, high = bootstrap_interval(groups)
-    return Comparison(first, second, 100 * float(np.mean([group.mean() for group in groups])), 100 * low, 100 * high,
-                      mcnemar_p(np.concatenate(groups)), sum(map(len, groups)), seeds)
+def compare(first, second, blocks, trained=True):
+    """A Comparison of two methods.
+
+    Args:
+        blocks: as `variance_of` takes them.
+        trained: False for methods that draw nothing, so that one seed is all seeds.
+    """
+    groups = [differences for block in blocks for differences in block]
+    seeds, images = min(len(group) for group in groups), [group.shape[1] for group in groups]
+    difference = float(np.mean([group.mean() for group in groups]))
+    by_seed = np.mean([group.mean(axis=1) for group in groups], axis=0) if len({len(g) for g in groups}) == 1 else []
+    found = Comparison(first, second, 100 * difference, 100 * float(np.std(by_seed, ddof=1)) if len(by_seed) > 1
+                       else None, sum(images), seeds)
+    if min(images) > 1 and (seeds >= LEAST_SEEDS or not trained):
+        found.variance = variance_of(blocks)
+        if found.variance.total or found.variance.seeds:
+            half, found.p = found.variance.half_width(), found.variance.p_value(difference)
+        else:  # every image, with every seed, says the same: a sign test over the images
+            half, found.p = 0.0, min(1.0, 2.0 ** (1 - sum(images))) if difference else 1.0
+        found.low, found.high = 100 * (difference - half), 100 * (difference + half)
+    return found
 
 
 def adjust(comparisons):
-    """Fill in `adjusted`: p-values for as many pairs as were looked at (Holm's method)."""
-    if comparisons:
-        adjusted = multipletests([comparison.p for comparison in comparisons], method="holm")[1]
-        for comparison, p in zip(comparisons, adjusted):
-            comparison.adjusted = float(p)
+    """Fill in `adjusted` and `pairs`: p-values for as many pairs as were looked at (Holm's method)."""
+    known = [comparison for comparison in comparisons if comparison.p is not None]
+    if known:
+        adjusted = multipletests([comparison.p for comparison in known], method="holm")[1]
+        for comparison, p in zip(known, adjusted):
+            comparison.adjusted, comparison.pairs = float(p), len(known)
     return comparisons
