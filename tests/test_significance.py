@@ -6,6 +6,8 @@ import scipy.stats
 from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
 
+from benchmarks import holds
+from benchmarks.holds import p_values, simulated
 from dassl.utils import InputError
 from tools import report, significance
 from tools.comparisons import comparisons
@@ -14,40 +16,11 @@ from tools.run_folders import find_runs
 from tools.significance import Comparison, Variance, adjust, compare, variance_of
 from written_runs import base2new, share, write_run
 
-EFFECT = 5.0  # points by which one of the simulated methods is better
 
-
-# ---- simulated methods ----
-def simulated(rng, runs, seeds, spread, effect=0.0, images=300):
-    """(runs, seeds, images) int8: differences of two methods, of which the first is better by `effect` points.
-
-    spread: standard deviation over seeds, in points, of the accuracy of each. Every image has a difficulty, partly its
-    own for each method."""
-    def normal(*shape):
-        return rng.standard_normal(shape, dtype=np.float32)
-
-    shared, right = normal(runs, 1, images), []
-    for gain in (effect, 0.0):
-        chance = 0.7 + gain / 100 + spread / 100 * normal(runs, seeds, 1)
-        difficulty = np.sqrt(0.5) * shared + np.sqrt(0.2) * normal(runs, 1, images)
-        # a standard normal variable below the quantile of `chance` is right with that probability
-        limit = scipy.stats.norm.ppf(np.clip(chance, 0.001, 0.999)).astype(np.float32)
-        right.append(difficulty + np.float32(np.sqrt(0.3)) * normal(runs, seeds, images) < limit)
-    return right[0].astype(np.int8) - right[1].astype(np.int8)
-
-
-def p_values(differences, truth=0.0):
-    """(runs,) p of each run against the true difference, in points."""
-    return np.array([variance_of([[run]]).p_value(run.mean() - truth / 100) for run in differences])
-
-
+# ---- how often it is right ----
 @pytest.fixture(scope="module")
 def simulation():
-    """{(spread, seeds): (p where the methods are equal, p of the true difference where they are not)}"""
-    rng = np.random.default_rng(0)
-    return {(spread, seeds): (p_values(simulated(rng, 400, seeds, spread)),
-                              p_values(simulated(rng, 400, seeds, spread, EFFECT), EFFECT))
-            for spread in (0, 1.4, 2.1, 3.6, 7.3) for seeds in (3, 5, 10)}
+    return holds.simulation(400)
 
 
 def test_equal_methods_differ_in_at_most_five_of_a_hundred_comparisons(simulation):
@@ -186,6 +159,18 @@ def test_holm():
     assert [c.adjusted for c in adjust(found)] == [pytest.approx(0.03), None, pytest.approx(0.06), pytest.approx(0.06)]
     assert [c.holds for c in found] == [True, False, False, False]
     assert [c.pairs for c in found] == [3, 1, 3, 3]
+
+
+def test_a_method_does_not_differ_from_itself(tmp_path):
+    """Of 40 seeds any three and any other three, five or ten: as often as by chance."""
+    rng = np.random.default_rng(0)
+    hard = rng.random(200)
+    for seed in range(40):
+        right = hard + 0.3 * rng.random(200) < 0.7 + 0.1 * rng.standard_normal()
+        write_run(tmp_path, base2new("A", seed), right, train=str(seed))
+    table = holds.main(["--runs", str(tmp_path), "--splits", "200"])
+    shares = {row[4]: float(row[-1]) for row in table.rows}
+    assert set(shares) == {"3", "5", "10"} and max(shares.values()) <= 12
 
 
 # ---- in a report ----
