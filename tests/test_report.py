@@ -14,9 +14,10 @@ from torch.utils.tensorboard import SummaryWriter
 import train
 from dassl.utils import InputError
 from tools import plot, report, significance
+from tools.marks import Mark
 from tools.plans import LAYOUTS, Place
 from tools.published import published
-from tools.tables import Number, average
+from tools.tables import Number, Table, average, titled
 from written_runs import base2new, share, write_run
 
 
@@ -80,6 +81,24 @@ def test_formats(output, capsys):
     assert float(rows[0]["base"]) == 82 and float(rows[0]["base std"]) == pytest.approx(8 ** 0.5, abs=1e-4)
     report.main([str(output), "--format", "text", "--compare", "--dataset", "dtd"])
     assert "**" not in capsys.readouterr().out
+
+
+def test_latex_writes_out_its_own_characters():
+    """In a cell, a header, a bold cell and the line of a mark; numbers and marks are LaTeX already."""
+    written = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+               "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+               "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
+    place = base2new("A_B")
+    for character, escaped in written.items():
+        word, expected = f"p {character} 0.0001", f"p {escaped} 0.0001"
+        number = Number(81.5, 0.25, frozenset({Mark("*", word, place)}))
+        lines = Table(word, [word, "H"], [[word, number], [word, Number(80.0)]], ("H",)).render("latex").splitlines()
+        first, second = (next(line for line in lines if said in line).split(" & ", 1) for said in ("81.50", "80.00"))
+        assert first[0].strip() == second[0].strip() == expected and first[1].count(r"$\pm$") == 1
+        header = next(line for line in lines if line.strip().endswith(r"H \\"))
+        assert header.strip().startswith(expected)
+        assert expected in lines[-1] and r"A\_B" in lines[-1] and lines[-1].startswith(r"\par {\footnotesize $^{*}$ ")
+    assert titled(Table("a\nb", ["x"], [["y"]]), "latex").startswith("% a b\n")
 
 
 def test_equal_numbers_are_both_best(tmp_path, capsys):

@@ -15,6 +15,9 @@ from tools.method_configs import MARK
 from tools.plans import IMAGENET_VARIANTS
 
 FORMATS = ("text", "markdown", "csv", "latex")
+LATEX_TEXT = str.maketrans({
+    **{character: f"\\{character}" for character in "&%$#_{}"}, "\\": r"\textbackslash{}", "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "\n": " "})
 COMPARED = ("ZeroshotCLIP", "CoOp", "CoCoOp", "MetaPrompt")  # what `compare` takes by default
 
 
@@ -194,14 +197,13 @@ def _sign(sign, form):
 
 
 def _latex(word):
-    for character in "&%$#_{}":
-        word = str(word).replace(character, f"\\{character}")
-    return word
+    """A word as LaTeX text: every character that LaTeX takes for something else is written out."""
+    return str(word).translate(LATEX_TEXT)
 
 
 def titled(table, form="text"):
     """A table under its title."""
-    title = {"markdown": f"**{table.title}**", "csv": f"# {table.title}", "latex": f"% {table.title}"}
+    title = {"markdown": f"**{table.title}**", "csv": f"# {table.title}", "latex": "% " + " ".join(table.title.split())}
     gap = "\n" if form in ("csv", "latex") else "\n\n"
     return f"{title.get(form, table.title)}{gap}{table.render(form)}"
 
