@@ -121,22 +121,24 @@ def average(columns):
 @dataclass
 class Table:
     """Rows of words and Numbers. best: the columns (by header) whose highest number is bold in the formats that can,
-    but for numbers of runs that were trained on test images. marks: those of rows that are words."""
+    but for numbers of runs that were trained on test images. marks: those of rows that are words. sources: [(key, where
+    it was read)] of numbers that were not measured here."""
 
     title: str
     headers: list
     rows: list
     best: tuple = ()
     marks: frozenset = field(default=frozenset())
+    sources: tuple = ()
 
     def notes(self):
-        """[(sign, line)] that stand under the table: what its marks mean."""
-        return lines(self.marks | {mark for row in self.rows for word in row if isinstance(word, Number)
-                                   for mark in word.marks})
+        """[(sign, line)] that stand under the table: what its marks mean, and its sources."""
+        return [*lines(self.marks | {mark for row in self.rows for word in row if isinstance(word, Number)
+                                   for mark in word.marks}), *self.sources]
 
     def render(self, form="text"):
         """As text, markdown, csv (means and deviations in columns of their own) or latex; under it a line for each
-        kind of mark that its numbers have."""
+        kind of mark that its numbers have, and for each source."""
         notes = [(sign, _latex(line) if form == "latex" else line) for sign, line in self.notes()]
         styles = {"markdown": "\n" + r"{} {}", "csv": "# {} {}", "latex": r"\par {{\footnotesize {} {}\par}}"}
         style = styles.get(form, "{} {}")
