@@ -122,7 +122,7 @@ def test_a_trainer_with_a_test_of_its_own(run, plant, tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("own_registries")
-def test_an_evaluator_from_elsewhere(run, plant, tmp_path, capsys):
+def test_an_evaluator_from_elsewhere(arguments, clips, run, plant, tmp_path, capsys):
     @EVALUATOR_REGISTRY.register()
     class Hits(EvaluatorBase):
         hits = []
@@ -142,11 +142,17 @@ def test_an_evaluator_from_elsewhere(run, plant, tmp_path, capsys):
     @EVALUATOR_REGISTRY.register()
     class Nothing(Hits):
         def evaluate(self):
-            return {"accuracy": NAN}
+            self.last_results = {"accuracy": NAN}
+            return self.last_results
 
-    assert run("ZeroshotCLIP", tmp_path / "nothing", "TEST.EVALUATOR", "Nothing") == 2
-    assert "the evaluation gives accuracy nan" in capsys.readouterr().err
-    assert not (tmp_path / "nothing" / "results.json").exists()
+    for method, plugin in (("ZeroshotCLIP", ()), ("OwnTest", ("--plugin", PLUGINS / "habits.v2.py"))):
+        assert run(method, tmp_path / method, *plugin, "TEST.EVALUATOR", "Nothing") == 2
+        assert "the evaluation gives accuracy nan" in capsys.readouterr().err
+        assert not (tmp_path / method / "results.json").exists()
+    words = arguments("ZeroshotCLIP", tmp_path / "val", "TEST.EVALUATOR", "Nothing")
+    trainer = train.build_trainer(train.build_config(train.parse_arguments(words)), clips=clips)
+    with pytest.raises(NonFiniteError, match="the evaluation gives accuracy nan"):
+        trainer.test(split="val")
     assert run("ZeroshotCLIP", tmp_path / "whole") == 0
     last = paths_of(tmp_path / "whole")[-1]
     plant(last)
@@ -225,10 +231,13 @@ def test_tip_adapter_neither_stores_nor_chooses_by_it(method, part, arguments, c
 
 def test_a_search_passes_over_a_beta_that_overflows(clip_model):
     model = make_trainer("TipAdapter", clip_model, ["cat", "dog"], {"AUGMENT_EPOCH": 1}, labels=[0, 1]).model
-    model.adapter.weight.data = 3 * torch.nn.functional.normalize(torch.randn_like(model.adapter.weight), dim=1)
-    images = model.adapter.weight.detach().clone()  # cosines of 3 with their own keys
+    images = model.encode_classes()  # which zero-shot CLIP takes for their own classes
+    model.adapter.weight.data = 3 * images  # cosines of 3: inf at a high beta, and inf * 0 = NaN for the other class
+    assert model.cache_logits(model.similarities(images, images)[1], 190.0).isnan().any()
+    swapped = torch.tensor([1, 0])  # right where NaN counts as the highest
+    assert model.search(images, swapped, (200.0, 3.0), (20, 4)) == 0
     assert model.search(images, torch.tensor([0, 1]), (200.0, 3.0), (20, 4)) == 1
-    assert torch.isfinite(model.logits(images, model.encode_classes())).all()
+    assert torch.isfinite(model.logits(images, images)).all()
     model.adapter.weight.data[0] = NAN
     with pytest.raises(PromptingError, match="not finite"):
         model.search(images, torch.tensor([0, 1]), (7.0, 3.0), (2, 2))
