@@ -47,6 +47,7 @@ from dassl.engine.run_folder import (
 )
 from dassl.engine.run_record import describe_run, predictions_of, write_logits, write_predictions
 from dassl.evaluation import EVALUATOR_REGISTRY
+from dassl.metrics import deciding
 from dassl.optim import notes_on
 from dassl.utils import (
     FolderLock,
@@ -473,6 +474,8 @@ def measured(trainer):
     if found and asked not in found and not trainer.cfg.TEST.NO_TEST:
         print(f"Note: TEST.SPLIT asks for the {asked} part, but {type(trainer).__name__} has a test() of its own that "
               f"evaluated the {' and '.join(found)} part")
+    for numbers in filter(None, found.values()):
+        deciding(numbers)
     return {split: {name: float(value) for name, value in numbers.items()} for split, numbers in found.items()}
 
 

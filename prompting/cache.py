@@ -4,7 +4,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from prompting.backbone import normalize
+from prompting.errors import PromptingError
 from prompting.model import FrozenCLIP
+from prompting.precision import all_finite
 
 SCALE = 100.0  # of the zero-shot logits, whatever the CLIP's own logit scale is
 
@@ -46,12 +48,20 @@ class CacheCLIP(FrozenCLIP):
             scales, steps: for beta and for alpha; i (scale - 0.1) / steps + 0.1 for i = 0, 1, ..., steps - 1.
         Returns:
             the accuracy, 0 to 1.
+        Raises:
+            PromptingError: the zero-shot logits or the cosines with the keys are not finite. A beta whose exponential
+                overflows is passed over.
         """
         best = 0
         zero_shot, affinity = self.similarities(image_features, self.encode_classes())
+        if not all_finite([zero_shot, affinity]):
+            raise PromptingError("the search for beta and alpha has numbers that are not finite: the class features or "
+                                 "the keys of the cache are damaged; use PREC fp32, or train again")
         betas, alphas = ([0.1 + i * (scale - 0.1) / n for i in range(n)] for scale, n in zip(scales, steps))
         for beta in betas:
             cache = self.cache_logits(affinity, beta)
+            if not all_finite([max(alphas) * cache]):
+                continue
             for alpha in alphas:
                 correct = ((zero_shot + alpha * cache).argmax(dim=1) == labels).sum().item()
                 if correct > best:

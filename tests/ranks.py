@@ -131,7 +131,8 @@ def difference(first, second):
     """The largest difference of two lists of tensors or numbers, relative to what is larger than 1."""
     pairs = [(torch.as_tensor(a, dtype=torch.float64), torch.as_tensor(b, dtype=torch.float64))
              for a, b in zip(first, second, strict=True)]
-    return max([float((a - b).abs().max() / max(1.0, float(a.abs().max()))) for a, b in pairs], default=0.0)
+    found = [float((a - b).abs().max() / max(1.0, float(a.abs().max()))) for a, b in pairs]
+    return max((math.inf if math.isnan(value) else value for value in found), default=0.0)
 
 
 def compare(one, several):

@@ -2,9 +2,12 @@
 
 import hashlib
 import os
+import re
 
 import numpy as np
 import pytest
+import yaml
+from conftest import ROOT
 from PIL import Image
 
 from datasets import shapes
@@ -25,6 +28,17 @@ def digest(domain):
     images = draw(keys, grid[:, 0], grid[:, 1], np.full(len(grid), DOMAINS.index(domain)))
     assert images.shape == (len(grid), SIZE, SIZE, 3) and images.dtype == np.uint8
     return hashlib.sha256(images.tobytes() + main_colors(keys).astype("<i8").tobytes()).hexdigest()
+
+
+def test_the_page_names_the_optimizer_and_the_rate_that_ship():
+    text = (ROOT / "docs" / "SHAPES.md").read_text().split("## How the settings were chosen")[1]
+    setting = r"(?:(base classes|source domains), )?(\w+)(?: \((\w+)\))?(?:, [\d., ]+)?"
+    rows = re.findall(rf"^\| {setting} \|.*\| ([\d.]+) \|$", text, re.M)
+    assert len(rows) == text.count("\n| ") - 2  # but for the headers
+    for part, method, optimizer, rate in rows:
+        file = "tiny_dg.yaml" if part == "source domains" else "tiny.yaml"
+        optim = yaml.safe_load((ROOT / "configs" / "trainers" / method / file).read_text())["OPTIM"]
+        assert (optim["NAME"], optim["LR"]) == ((optimizer or "SGD").lower(), float(rate)), method
 
 
 @pytest.mark.parametrize("domain", DOMAINS)

@@ -29,10 +29,12 @@ CONTEXT = ("prompt_learner.ctx", "ctx")  # where methods of this project, and Co
 def text_context(folder, epoch=None):
     """(context, classnames): the run's learned text context, (..., n_ctx, W) float32, and its training classes.
 
-    Raises InputError where there is no checkpoint, or none that holds a text context."""
-    _, state = learned(folder, epoch)
+    Raises InputError where there is no checkpoint, or none that holds a text context of finite numbers."""
+    path, state = learned(folder, epoch)
     for name in CONTEXT:
         if name in state["state_dict"]:
+            if not state["state_dict"][name].isfinite().all():
+                raise InputError(f"{path}: {name} holds numbers that are not finite; train again")
             return state["state_dict"][name].float(), list(state.get("classnames", ()))
     raise InputError(f"{state.get('trainer', 'the method')} learns no text context, it learns "
                      f"{', '.join(sorted(state['state_dict']))}")

@@ -32,6 +32,7 @@ from tabulate import tabulate  # noqa: E402
 import train  # noqa: E402
 from dassl.data.transforms import build_transform  # noqa: E402
 from dassl.engine import TRAINER_REGISTRY  # noqa: E402
+from dassl.metrics import require_finite  # noqa: E402
 from dassl.utils import InputError, load_checkpoint, read_image, read_json  # noqa: E402
 from dassl.utils.images import SUFFIXES, size_of, to_rgb  # noqa: E402
 from prompting.backbone import unpublished_note  # noqa: E402
@@ -123,17 +124,18 @@ class LoadedRun:
             self._own_classes = list(trained_classes(self.folder))
         return self._own_classes
 
-    def predict(self, images, classes=None, top=5, batch_size=BATCH):
+    def predict(self, images, classes=None, top=5, batch_size=BATCH, files=()):
         """Classify images.
 
         Args:
             images: paths, or PIL images.
             classes: names to choose from, each once; default the run's own.
             top: how many of the most probable classes to give.
+            files: the images' names in a message, where they are given as PIL images.
         Returns:
             a list of Prediction, one an image, in order.
         Raises:
-            InputError: an image cannot be read; the method cannot score these classes.
+            InputError: an image cannot be read, or its logits are not finite; the method cannot score these classes.
         """
         trainer = self.trainer_for(self.classes if classes is None else list(classes))
         names, predictions = told_apart(trainer.dm.dataset.classnames), []
@@ -141,7 +143,9 @@ class LoadedRun:
             part = images[start:start + batch_size]
             batch = torch.stack([self.transform(self._picture(image)) for image in part])
             with torch.no_grad():
-                probabilities = trainer.model_inference(batch.to(trainer.device)).softmax(dim=1).cpu()
+                logits = trainer.model_inference(batch.to(trainer.device))
+            require_finite(logits, (files or [named(image) for image in images])[start:start + batch_size])
+            probabilities = logits.softmax(dim=1).cpu()
             best, index = probabilities.topk(min(top, len(names)), dim=1)
             predictions += [Prediction(image if isinstance(image, (str, os.PathLike)) else "",
                                        [(names[i], p) for i, p in zip(row, values)])
@@ -190,6 +194,11 @@ class LoadedRun:
         if classes != self.classes:
             raise InputError(f"what {self.kind.__name__} learned belongs to its {len(self.classes)} training classes "
                              f"({', '.join(self.classes[:3])}, ...); leave out --classes")
+
+
+def named(image):
+    """What a message calls an image: its path, or what it says of itself."""
+    return image if isinstance(image, (str, os.PathLike)) else getattr(image, "filename", "") or "an image in memory"
 
 
 def told_apart(names):
@@ -307,7 +316,7 @@ def main(argv=None):
                 bad.append(file)
                 fault = str(error).partition(";")[0]  # what follows is advice for datasets
                 print(f"not predicted: {fault}", file=sys.stderr)
-        found = run.predict(list(pictures.values()), classes, args.top) if pictures else []
+        found = run.predict(list(pictures.values()), classes, args.top, files=list(pictures)) if pictures else []
         predictions += [replace(prediction, path=file) for file, prediction in zip(pictures, found)]
     print(as_json(predictions) if args.json else as_table(predictions))
     if bad:

@@ -51,6 +51,7 @@ import clip  # noqa: E402
 from clip.model import CLIP  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
+from dassl.metrics import require_finite  # noqa: E402
 from datasets import shapes as dataset  # noqa: E402
 from datasets._drawing import COLORS, DOMAINS, PATTERNS, SHAPES, SIZE, draw, hash32, main_colors  # noqa: E402
 from prompting.backbone import whole_vocabulary  # noqa: E402
@@ -405,7 +406,9 @@ class Evaluation:
     def accuracy(self, features, labels, text, low, high):
         """Per cent right among the classes low..high-1."""
         keep = (labels >= low) & (labels < high)
-        return 100 * ((features[keep] @ text[low:high].T).argmax(1) + low == labels[keep]).float().mean().item()
+        logits = features[keep] @ text[low:high].T
+        require_finite(logits)
+        return 100 * (logits.argmax(1) + low == labels[keep]).float().mean().item()
 
     def __call__(self, model, tuning=False):
         model.eval()
@@ -487,7 +490,9 @@ def probe(features, labels, test_features, test_labels, decay=1e-3):
         return loss
 
     optimizer.step(closure)
-    return 100 * (readout(test_features).argmax(1) == test_labels).float().mean().item()
+    logits = readout(test_features)
+    require_finite(logits)
+    return 100 * (logits.argmax(1) == test_labels).float().mean().item()
 
 
 def check_pictures(domain, count, seed):

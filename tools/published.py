@@ -12,7 +12,16 @@ FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "published.yaml"
 
 
 def published():
-    """{protocol: {trainer: numbers}}; the file says what the numbers are."""
+    """{protocol, or other: {trainer: numbers}}; the file says what the numbers are."""
+    return {part: numbers for part, numbers in _read().items() if part != "sources"}
+
+
+def sources():
+    """{key: {"document", "table", "version", "read"}} of the published numbers, all of them text."""
+    return {key: {name: str(value) for name, value in source.items()} for key, source in _read()["sources"].items()}
+
+
+def _read():
     with open(FILE, encoding="utf-8") as file:
         return yaml.safe_load(file)
 
@@ -20,15 +29,22 @@ def published():
 def published_table(protocol, cells):
     """Measured and published averages of the methods that both have, a Table; None when there is nothing to compare.
 
-    A measured average is compared only when it is over the same datasets as the published one: it is "-" otherwise."""
+    A measured average is compared only when it is over the same datasets as the published one: it is "-" otherwise.
+    Under the table stands where each number was read."""
     make = {"base2new": _base2new, "dg": _dg, "xd": _xd}.get(protocol)
     known = published().get(protocol, {})
     rows = make(cells, known) if make else []
     if not rows:
         return None
     backbone = backbone_of(next(iter(cells.values())))
+    read = {f"[{key}]": _cited(source) for key, source in sources().items()}
     return Table(f"measured ({backbone}) and published ({BACKBONE}) averages",
-                 ["method", "measured on", "", "measured", "published", "source"], rows)
+                 ["method", "measured on", "", "measured", "published", "source"], rows,
+                 sources=tuple((key, read[key]) for key in dict.fromkeys(row[-1] for row in rows)))
+
+
+def _cited(source):
+    return f"{source['document']}, {source['table']}; {source['version']}, read {source['read']}"
 
 
 def _number(value):
@@ -49,7 +65,7 @@ def _base2new(cells, known):
         measured = base_new_h(*zip(*columns)) if columns else (Number(),) * 3
         for what, number in zip(("base", "new", "H"), measured):
             rows.append([method, f"{sum(name in BASE2NEW_DATASETS for name in names)} of {len(BASE2NEW_DATASETS)} "
-                                 "datasets", what, number, _number(numbers[what]), numbers["source"]])
+                                 "datasets", what, number, _number(numbers[what]), f"[{numbers['source']}]"])
     return rows
 
 
@@ -64,7 +80,7 @@ def _dg(cells, known):
                 found = chosen.where(dataset=dataset)
                 measured = average(found.where(part=part).by_seed()
                                    for part in cells.where(dataset=dataset).values("part"))
-                rows.append([method, dataset, "average", measured, _number(numbers[dataset]), numbers["source"]])
+                rows.append([method, dataset, "average", measured, _number(numbers[dataset]), f"[{numbers['source']}]"])
     return rows
 
 
@@ -80,5 +96,5 @@ def _xd(cells, known):
                 whole = len(group) == size
                 measured = average(chosen.where(part=name).by_seed() for name in group) if whole else Number()
                 rows.append([method, f"{len(group)} of {size} datasets", what, measured, _number(numbers[what]),
-                             numbers["source"]])
+                             f"[{numbers['source']}]"])
     return rows

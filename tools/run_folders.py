@@ -3,6 +3,7 @@ import itertools
 import os
 
 from dassl.engine.identity import same_backbone, shown
+from dassl.engine.run_folder import require_accuracies
 from dassl.utils import InputError, read_json
 from tools.plans import Place
 from tools.tables import Cells
@@ -14,7 +15,7 @@ def find_runs(folders):
     Run folders that are not where a protocol puts them have no place in its tables and are passed over.
 
     Raises:
-        InputError: a folder is not there, nothing is found, or two folders hold the same run.
+        InputError: a folder is not there, nothing is found, two folders hold the same run, or an accuracy is not one.
     """
     cells, where, elsewhere = Cells(), {}, 0
     for folder in folders:
@@ -46,8 +47,10 @@ def sort_key(place):
 def _results(folder):
     path = os.path.join(folder, "results.json")
     results = read_json(path)
-    if not isinstance(results, dict) or not {"config", "metrics"} <= set(results):
+    if not isinstance(results, dict) or not {"config", "metrics"} <= set(results) \
+            or not isinstance(results["metrics"], dict):
         raise InputError(f"{path} is not a run's results; move it away")
+    require_accuracies(results["metrics"], path)
     return results
 
 

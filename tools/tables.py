@@ -15,6 +15,9 @@ from tools.method_configs import MARK
 from tools.plans import IMAGENET_VARIANTS
 
 FORMATS = ("text", "markdown", "csv", "latex")
+LATEX_TEXT = str.maketrans({
+    **{character: f"\\{character}" for character in "&%$#_{}"}, "\\": r"\textbackslash{}", "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "\n": " "})
 COMPARED = ("ZeroshotCLIP", "CoOp", "CoCoOp", "MetaPrompt")  # what `compare` takes by default
 
 
@@ -118,22 +121,24 @@ def average(columns):
 @dataclass
 class Table:
     """Rows of words and Numbers. best: the columns (by header) whose highest number is bold in the formats that can,
-    but for numbers of runs that were trained on test images. marks: those of rows that are words."""
+    but for numbers of runs that were trained on test images. marks: those of rows that are words. sources: [(key, where
+    it was read)] of numbers that were not measured here."""
 
     title: str
     headers: list
     rows: list
     best: tuple = ()
     marks: frozenset = field(default=frozenset())
+    sources: tuple = ()
 
     def notes(self):
-        """[(sign, line)] that stand under the table: what its marks mean."""
-        return lines(self.marks | {mark for row in self.rows for word in row if isinstance(word, Number)
-                                   for mark in word.marks})
+        """[(sign, line)] that stand under the table: what its marks mean, and its sources."""
+        return [*lines(self.marks | {mark for row in self.rows for word in row if isinstance(word, Number)
+                                   for mark in word.marks}), *self.sources]
 
     def render(self, form="text"):
         """As text, markdown, csv (means and deviations in columns of their own) or latex; under it a line for each
-        kind of mark that its numbers have."""
+        kind of mark that its numbers have, and for each source."""
         notes = [(sign, _latex(line) if form == "latex" else line) for sign, line in self.notes()]
         styles = {"markdown": "\n" + r"{} {}", "csv": "# {} {}", "latex": r"\par {{\footnotesize {} {}\par}}"}
         style = styles.get(form, "{} {}")
@@ -194,14 +199,13 @@ def _sign(sign, form):
 
 
 def _latex(word):
-    for character in "&%$#_{}":
-        word = str(word).replace(character, f"\\{character}")
-    return word
+    """A word as LaTeX text: every character that LaTeX takes for something else is written out."""
+    return str(word).translate(LATEX_TEXT)
 
 
 def titled(table, form="text"):
     """A table under its title."""
-    title = {"markdown": f"**{table.title}**", "csv": f"# {table.title}", "latex": f"% {table.title}"}
+    title = {"markdown": f"**{table.title}**", "csv": f"# {table.title}", "latex": "% " + " ".join(table.title.split())}
     gap = "\n" if form in ("csv", "latex") else "\n\n"
     return f"{title.get(form, table.title)}{gap}{table.render(form)}"
 

@@ -6,6 +6,7 @@ import torch
 from dassl.data.data_manager import build_data_loader
 from dassl.data.overlap import ImageSet
 from dassl.data.transforms import build_transform
+from dassl.metrics import require_finite
 from trainers.base import PromptTrainer
 
 
@@ -22,12 +23,16 @@ class FrozenFeatures(PromptTrainer):
 
     @torch.no_grad()
     def image_features(self, batches):
-        """Frozen features (images, E), not normalised, and labels (images,)."""
+        """Frozen features (images, E), not normalised, and labels (images,).
+
+        Raises:
+            NonFiniteError: a feature is NaN or infinite; the message names the image's file."""
         features, labels = [], []
         for batch in batches:
             images, label = self.parse_batch_test(batch)
             with self.precision.autocast():
                 features.append(self.model.encode_images(images).float())
+            require_finite(features[-1], batch.get("impath", ()), "features")
             labels.append(label)
         return torch.cat(features), torch.cat(labels)
 

@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from yacs.config import CfgNode as CN
 
 from dassl.engine import TRAINER_REGISTRY
+from dassl.metrics import require_finite
 from dassl.optim import build_optimizer
 from dassl.utils import InputError
 from prompting.backbone import normalize
@@ -130,8 +131,9 @@ class TipAdapterF(TipAdapter):
         accuracy = self.best_accuracy
         if self.validation is not None:
             features, labels = self.validation
-            predicted = self.model.logits(features, self.model.encode_classes()).argmax(dim=1)
-            accuracy = (predicted == labels).float().mean().item()
+            logits = self.model.logits(features, self.model.encode_classes())
+            require_finite(logits, [item.impath for item in self.dm.dataset.val])
+            accuracy = (logits.argmax(dim=1) == labels).float().mean().item()
         if self.validation is None or accuracy > self.best_accuracy:
             self.best_accuracy, self.best_keys = accuracy, self.model.adapter.weight.detach().clone()
 

@@ -93,6 +93,7 @@ def finished_results(cfg, defaults, evaluation, sources):
         parts = ("config", "evaluation", "metrics")
         if not isinstance(stored, dict) or not all(isinstance(stored.get(part), dict) for part in parts):
             raise InputError(f"{results} is not a run's results; choose another --output-dir or move it away")
+        require_accuracies(stored["metrics"], results)
         then = stored.get("backbone") if isinstance(stored.get("backbone"), dict) else None
         _require_same(folder, stored["config"], cfg, defaults, free=_moved(then, sources, stored.get("init_weights")))
         for key in ("eval_only", "load_epoch"):
@@ -210,6 +211,15 @@ def _whole_json(path):
     except InputError as error:
         print(f"Warning: {error}; the run is taken for unfinished")
         return None
+
+
+def require_accuracies(metrics, path):
+    """Raise InputError unless each accuracy in the metrics of a results.json at `path` is a number of 0 to 100."""
+    for split, numbers in metrics.items():
+        accuracy = numbers.get("accuracy") if isinstance(numbers, dict) else numbers
+        if accuracy is not None and not (isinstance(accuracy, (int, float)) and 0 <= accuracy <= 100):
+            raise InputError(f"{path} is damaged: its {split} accuracy is {accuracy}, not a number of 0 to 100; delete "
+                             "it and run again")
 
 
 def _require_same(folder, stored, cfg, defaults, free=()):

@@ -18,6 +18,7 @@ from dassl.data.pictures import require_readable
 from dassl.data.samplers import EpochBatchSampler
 from dassl.engine.identity import check_resumed, made_for
 from dassl.evaluation import build_evaluator
+from dassl.metrics import deciding, require_finite
 from dassl.optim import go_on
 from dassl.utils import (
     BEST,
@@ -512,7 +513,11 @@ class SimpleTrainer(TrainerBase):
 
     @torch.no_grad()
     def test(self, split=None):
-        """Evaluate on a part ("test", "val" or "train"; TEST.SPLIT by default). Returns the accuracy in percent."""
+        """Evaluate on a part ("test", "val" or "train"; TEST.SPLIT by default). Returns the accuracy in percent.
+
+        Raises:
+            NonFiniteError: a logit, named with its image's file, or the accuracy is NaN or infinite.
+        """
         self.set_model_mode("eval")
         self.evaluator.reset()
         split = split or self.cfg.TEST.SPLIT
@@ -527,27 +532,31 @@ class SimpleTrainer(TrainerBase):
         else:
             loader = self.val_loader if split == "val" else self.test_loader
         # What an evaluator's `process` can take besides logits and labels; a foreign one takes these two.
-        wanted = {"impath"} | ({"domain"} if len(self.cfg.DATASET.TARGET_DOMAINS) > 1 and split == "test" else set())
-        wanted &= set(inspect.signature(self.evaluator.process).parameters)
+        known = {"impath"} | ({"domain"} if len(self.cfg.DATASET.TARGET_DOMAINS) > 1 and split == "test" else set())
+        wanted = known & set(inspect.signature(self.evaluator.process).parameters)
         print(f"Evaluate on the *{split}* set")
         with divided(loader) as size_of:
             for number, batch in enumerate(tqdm(loader, desc=split, leave=False, disable=True if rank() else None)):
                 self.stop_if_asked()
                 input, label = self.parse_batch_test(batch)
                 output = self.model_inference(input)
-                more = {name: batch[name] for name in wanted if name in batch}
+                more = {name: batch[name] for name in known if name in batch}
                 for logits, labels, about in of_all_ranks(output, label, more, size_of(number)):
-                    self.evaluator.process(logits, labels, **about)
+                    if torch.is_tensor(logits):  # a foreign evaluator may take other things
+                        require_finite(logits, about.get("impath", ()))
+                    self.evaluator.process(logits, labels, **{name: about[name] for name in wanted & set(about)})
         results = self.evaluator.evaluate()
+        accuracy = deciding(results)
         self.results[split] = results
         for name, value in results.items():
             self.write_scalar(f"{split}/{name}", value, self.epoch)
-        return next(iter(results.values()))
+        return accuracy
 
     def model_inference(self, input):
         return self.model(input)
 
     def parse_batch_test(self, batch):
+        self.evaluator.batch_files = batch.get("impath", ())  # a loop of a trainer's own may not hand them on
         return batch["img"].to(self.device), batch["label"].to(self.device)
 
 

@@ -5,6 +5,7 @@ from collections import OrderedDict
 import torch
 from tabulate import tabulate
 
+from dassl.metrics import require_finite
 from dassl.utils import Registry, rank, write_atomically
 
 EVALUATOR_REGISTRY = Registry("EVALUATOR")
@@ -46,6 +47,7 @@ class Classification(EvaluatorBase):
         self.y_true, self.y_pred, self.y_domain = [], [], []
         self.confidence, self.paths, self.logits = [], [], []
         self.confusion = None
+        self.batch_files = ()  # noted by the engine for loops that do not give `impath`
 
     def process(self, mo, gt, domain=None, impath=None):
         """Take a batch.
@@ -55,7 +57,10 @@ class Classification(EvaluatorBase):
             gt: labels (B,).
             domain: domain indices (B,), when the accuracy a domain is wanted.
             impath: the B files, when `predictions` are wanted.
+        Raises:
+            NonFiniteError: a logit is NaN or infinite; the message names the images.
         """
+        require_finite(mo, self.batch_files if impath is None else impath)
         predicted = mo.argmax(dim=1)
         self.y_pred.append(predicted.cpu())
         self.confidence.append(mo.float().softmax(dim=1).gather(1, predicted[:, None])[:, 0].cpu())

@@ -1,5 +1,7 @@
 import torch
 
+from dassl.metrics.finite import require_finite
+
 
 def compute_accuracy(output, target, topk=(1,)):
     """Top-k accuracies in percent.
@@ -9,9 +11,12 @@ def compute_accuracy(output, target, topk=(1,)):
         target: labels (B,).
     Returns:
         list of scalar tensors of shape (1,), one a `k`.
+    Raises:
+        NonFiniteError: a logit is NaN or infinite, and would count as the highest.
     """
     if isinstance(output, (tuple, list)):
         output = output[0]
+    require_finite(output)
     best = output.topk(min(max(topk), output.shape[1]), dim=1).indices
     correct = best.eq(target.view(-1, 1))
     return [100.0 * correct[:, :k].any(dim=1).to(torch.float32).mean().view(1) for k in topk]

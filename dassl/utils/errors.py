@@ -26,7 +26,7 @@ class InputError(ValueError):
 
 
 class NonFiniteError(InputError, FloatingPointError):
-    """The loss became infinite or NaN."""
+    """A loss, a gradient or a logit is infinite or NaN."""
 
 
 def surroundings(error):
