@@ -68,29 +68,35 @@ class ConfigBudgets:
         self.data, self.clips = data, {"ViT-B/16": small_vit()}
 
     def __call__(self, method, whole=False):
-        """{name of COUNTS: number}. When the second epoch has spent what the first did, the others are taken to do so,
-        too; where they differ (ProMetaR draws its support images), and with `whole`, all are made."""
+        """{name of COUNTS: number}. When all batches of two epochs have spent the same, the other epochs are taken to
+        do so, too; where batches differ (ProMetaR draws its support images), and with `whole`, all are made."""
         with tempfile.TemporaryDirectory() as output, contextlib.redirect_stdout(io.StringIO()):
             trainer = self.trainer(method, output)
-            planned, seen = trainer.max_epoch, []
-            before_train, after_epoch = trainer.before_train, trainer.after_epoch
+            planned, steps, epochs = trainer.max_epoch, [], []  # counts before the first one and after each
+            before_train, step, after_epoch = trainer.before_train, trainer.forward_backward, trainer.after_epoch
 
             def begun():
                 before_train()
-                seen.append(trainer._budget.counts())
+                steps.append(trainer._budget.counts())
+                epochs.append(steps[0])
+
+            def step_done(batch):
+                summary = step(batch)
+                steps.append(trainer._budget.counts())
+                return summary
 
             def epoch_done():
                 after_epoch()
-                seen.append(trainer._budget.counts())
-                if not whole and len(seen) == 3 and difference(seen, 2) == difference(seen, 1):
+                epochs.append(trainer._budget.counts())
+                if not whole and len(epochs) == 3 and steady(epochs) and steady(steps):
                     trainer.max_epoch = trainer.epoch + 1
 
-            trainer.before_train, trainer.after_epoch = begun, epoch_done
+            trainer.before_train, trainer.forward_backward, trainer.after_epoch = begun, step_done, epoch_done
             trainer.train()
-        made = len(seen) - 1
+        made = len(epochs) - 1
         left = planned - made if made else 0
-        each = difference(seen, 2) if left else dict.fromkeys(COUNTS, 0)
-        return {name: seen[-1][name] + left * each[name] for name in COUNTS}
+        before = epochs[-2] if left else epochs[-1]
+        return {name: last + left * (last - before[name]) for name, last in epochs[-1].items()}
 
     def trainer(self, method, output):
         configs = ROOT / "configs"
@@ -106,9 +112,9 @@ class ConfigBudgets:
         return trainer
 
 
-def difference(seen, number):
-    """What the counts `seen` grew by from one entry to the next."""
-    return {name: seen[number][name] - seen[number - 1][name] for name in COUNTS}
+def steady(seen):
+    """Whether counts grow by the same from each entry to the next."""
+    return len({tuple(later[name] - earlier[name] for name in COUNTS) for earlier, later in zip(seen, seen[1:])}) == 1
 
 
 def config_budget_rows(methods):
