@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 import train
 from dassl.engine.budget import COUNTS, views_of
 from harness import make_trainer
-from prompting import ClassPrompts, Towers
+from prompting import ClassPrompts, Towers, load_clip
 from prompting.precision import GradientOverflow
 from tools import config_budgets, report
 from tools.tables import FORMATS
@@ -204,6 +204,15 @@ def test_chunks_that_are_computed_again_are_one_pass(clip_model):
     towers.text.encode(prompts(ctx.expand(4, -1, -1)))
     towers.text.encode_texts(["a sentence"])
     assert (towers.passes.texts, towers.passes.images) == (3 + 4 * 3, 0)
+
+
+def test_passes_of_both_kinds_of_image_tower(clip_model, resnet_file):
+    for towers in (Towers(clip_model), Towers(load_clip(resnet_file))):
+        images = torch.zeros(3, 3, towers.resolution, towers.resolution)
+        towers.encode_image(images)
+        towers.passes.counting = True
+        towers.encode_image(images)
+        assert (towers.passes.images, towers.passes.texts) == (3, 0)
 
 
 # ---- the tables ----

@@ -36,4 +36,4 @@ def spent(cells, name):
     for place, results in cells.items():
         columns.setdefault((place.dataset, place.part), {})[place.seed] = (results.get("budget") or {}).get(name)
     found = average(columns.values())
-    return Count(found.mean, found.std)
+    return Count(found.mean, found.std or None)
