@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from prompting.errors import PromptingError
 from prompting.image import ImageTower
+from prompting.passes import Passes
 from prompting.ranks import Ranks
 from prompting.templates import fill
 from prompting.text import TextTower
@@ -325,7 +326,8 @@ class Towers:
     Raises:
         PromptingError: a block has another activation than QuickGELU.
     Attributes:
-        text: TextTower; image: ImageTower, or None for a ResNet; resolution, embed_dim; logit_scale: float.
+        text: TextTower; image: ImageTower, or None for a ResNet; resolution, embed_dim; logit_scale: float;
+        passes: Passes, how much went through both.
     """
 
     def __init__(self, model, device="cpu", half=False, ranks=None):
@@ -339,8 +341,9 @@ class Towers:
             if half:
                 convert_weights(model)
         self.model, self.device = model, device
-        self.text = TextTower(model, self.ranks)
-        self.image = ImageTower(model, self.ranks) if hasattr(model.visual, "transformer") else None
+        self.passes = Passes()
+        self.text = TextTower(model, self.ranks, self.passes)
+        self.image = ImageTower(model, self.ranks, self.passes) if hasattr(model.visual, "transformer") else None
         self.resolution = model.visual.input_resolution
         self.embed_dim = self.text.embed_dim
         self.logit_scale = model.logit_scale.exp().item()
@@ -356,6 +359,7 @@ class Towers:
         """Images (B, 3, H, W') -> frozen features (B, E), not normalised."""
         if self.image is not None:
             return self.image.encode_plain(images)
+        self.passes.add(images=len(images))
         return self.ranks.divide(len(images), lambda rows: self.model.visual(images[rows].to(self.model.dtype)))
 
     @torch.no_grad()

@@ -2,17 +2,20 @@
 import torch
 
 from prompting.blocks import Block
+from prompting.passes import Passes
 from prompting.ranks import Ranks
 
 
 class ImageTower:
     """CLIP's vision transformer; its weights stay as they are.
 
-    Attributes: width W, embed_dim E, layers, resolution (pixels a side), ranks (the processes that share a pass).
+    Attributes: width W, embed_dim E, layers, resolution (pixels a side), ranks (the processes that share a pass),
+        passes (the counter of images).
     """
 
-    def __init__(self, clip_model, ranks=None):
-        self.model, self.visual, self.ranks = clip_model, clip_model.visual, ranks or Ranks()
+    def __init__(self, clip_model, ranks=None, passes=None):
+        self.model, self.visual = clip_model, clip_model.visual
+        self.ranks, self.passes = ranks or Ranks(), passes or Passes()
         self.blocks = [Block(block) for block in self.visual.transformer.resblocks]
         self.layers = len(self.blocks)
         self.width, self.embed_dim = self.visual.proj.shape
@@ -41,10 +44,12 @@ class ImageTower:
             return self._encode_share(embedded[rows],
                                       [prompt[rows] if prompt.dim() == 3 else prompt for prompt in prompts])
 
+        self.passes.add(images=len(embedded))
         return self.ranks.divide(len(embedded), part)
 
     def encode_plain(self, images):
         """Images (B, 3, H, W') -> frozen features (B, E), not normalised."""
+        self.passes.add(images=len(images))
         return self.ranks.divide(len(images), lambda rows: self._encode_share(self.embed(images[rows]), ()))
 
     def _encode_share(self, embedded, prompts):

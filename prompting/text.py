@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from prompting.blocks import Block
 from prompting.errors import PromptingError
+from prompting.passes import Passes
 from prompting.ranks import Ranks
 
 KEPT_PER_TOKEN = 10  # vectors of the tower's width that a token of a layer keeps for the backward pass, and
@@ -66,11 +67,12 @@ class TextTower:
         activation_bytes: how much a pass may keep for its backward pass. One that would need more runs its classes in
         chunks and computes them again on the way back. None: no limit. Chunks change rounding, so set it once a run;
         padding: how many tokens may pad classes to one length, to run them in one piece;
-        ranks: the processes that share a pass.
+        ranks: the processes that share a pass;
+        passes: the counter of prompts.
     """
 
-    def __init__(self, clip_model, ranks=None):
-        self.model, self.ranks = clip_model, ranks or Ranks()
+    def __init__(self, clip_model, ranks=None, passes=None):
+        self.model, self.ranks, self.passes = clip_model, ranks or Ranks(), passes or Passes()
         self.blocks = [Block(block) for block in clip_model.transformer.resblocks]
         self.layers = len(self.blocks)
         self.width = clip_model.ln_final.weight.shape[0]
@@ -112,6 +114,11 @@ class TextTower:
         Raises:
             PromptingError: shared deep prompts that are more than the prefix's context vectors.
         """
+        self.passes.add(texts=len(prompts.prefix) * len(prompts.eot))
+        return self._encode(prompts, deep)
+
+    def _encode(self, prompts, deep=None):
+        """What `encode` gives, each rank running its part."""
         groups, shared = prompts.prefix.shape[:2]
         lengths = [end - shared + 1 for end in prompts.eot.tolist()]
         divided = self._divided_by(groups, shared, lengths)
@@ -150,10 +157,10 @@ class TextTower:
         for chunk in self._chunks(order, lengths, groups, shared):
             buckets = self._buckets(chunk, lengths)
             if len(chunk) < len(order):
-                features.append(checkpoint(self._encode, prompts.prefix, prompts.suffix, buckets, deep,
+                features.append(checkpoint(self._encode_chunk, prompts.prefix, prompts.suffix, buckets, deep,
                                            use_reentrant=False, preserve_rng_state=False))
             else:
-                features.append(self._encode(prompts.prefix, prompts.suffix, buckets, deep))
+                features.append(self._encode_chunk(prompts.prefix, prompts.suffix, buckets, deep))
         places = torch.empty(len(order), dtype=torch.long)
         places[order] = torch.arange(len(order))
         return torch.cat(features, dim=1)[:, places.to(self.device)]
@@ -192,7 +199,7 @@ class TextTower:
                                   None if ends[0] == ends[-1] else torch.tensor(ends, device=self.device)))
         return buckets
 
-    def _encode(self, prefix, suffix, buckets, deep):
+    def _encode_chunk(self, prefix, suffix, buckets, deep):
         """-> (G, C', E), the classes of the buckets in turn.
 
         The prefix and the own tokens of all classes lie behind each other in one row (G, N, W), without padding; only
@@ -266,7 +273,7 @@ class TextTower:
             tokens = self.tokenize(texts[start:start + chunk])
             eot = tokens.argmax(dim=1)
             x = self.embed_tokens(tokens) + self.positions(0, tokens.shape[1])
-            features.append(self.encode(Prompts(x[:1, :1], x[None, :, 1:], eot))[0].float())
+            features.append(self._encode(Prompts(x[:1, :1], x[None, :, 1:], eot))[0].float())
         return torch.cat(features)
 
     def tokenize(self, texts):

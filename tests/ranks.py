@@ -67,7 +67,7 @@ def cases():
 
 def make_run(folder, trainer, options, words=(), training_step=None, more=()):
     """What a run gives: losses (steps,), learned {name: tensor}, tested: the rows of predictions.csv.gz, logits,
-    accuracy. `more`: options that come last."""
+    accuracy, budget. `more`: options that come last."""
     summaries = []
 
     def watched(cfg, **context):
@@ -101,7 +101,8 @@ def make_run(folder, trainer, options, words=(), training_step=None, more=()):
         tested = list(csv.reader(file))
     return {"losses": [summary.get("loss", math.nan) for summary in summaries],
             "learned": torch.load(checkpoint, weights_only=True)["state_dict"] if checkpoint.exists() else {},
-            "tested": tested[1:], "logits": logits, "accuracy": results["metrics"]["test"]["accuracy"]}
+            "tested": tested[1:], "logits": logits, "accuracy": results["metrics"]["test"]["accuracy"],
+            "budget": results["budget"]}
 
 
 def write(folder, names):

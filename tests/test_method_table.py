@@ -35,12 +35,15 @@ def test_the_table_goes_between_its_marks(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(method_table, "Builder", lambda args: None)
     monkeypatch.setattr(method_table, "deviations", dict)
     monkeypatch.setattr(method_table, "row", lambda build, method, parity, args: [method] + ["x"] * 7)
+    monkeypatch.setattr(method_table, "config_budget_rows", lambda methods: [[method, "4,000"] for method in methods])
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{method_table.MARKS[0]}\nearlier\n{method_table.MARKS[1]}\nbehind\n")
+    first, second = ("\nearlier\n".join(marks) for marks in (method_table.MARKS, method_table.BUDGET_MARKS))
+    page.write_text(f"before\n{first}\nbetween\n{second}\nbehind\n")
     method_table.main(["--trainer", "CoOp", "KgCoOp", "--write", str(page)])
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("\nbehind\n") and "earlier" not in text
     assert "| KgCoOp | x |" in text and "| KgCoOp | x |" in capsys.readouterr().out
+    assert text.index("| KgCoOp | x |") < text.index("between") < text.index("| CoOp | 4,000 |\n| KgCoOp | 4,000 |")
     page.write_text("no marks")
     with pytest.raises(InputError, match="two marks"):
         method_table.main(["--trainer", "CoOp", "--write", str(page)])

@@ -37,6 +37,7 @@ def check(one, several):
     assert same and counted == counted_here == len(several["logits"])
     torch.testing.assert_close(one["logits"], several["logits"], rtol=1e-3, atol=1e-3)
     assert one["accuracy"] == several["accuracy"]
+    assert one["budget"] is not None and one["budget"] == several["budget"]
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,14 @@
-"""What every method trains, what it costs, and how near it is to its authors' numbers: the table of trainers/README.md.
+"""What every method trains, what it costs, how near it is to its authors' numbers, and what its published settings
+spend: the two tables of trainers/README.md.
 
-    python tools/method_table.py                              # print the table
-    python tools/method_table.py --write trainers/README.md   # put it between the marks in that file
+    python tools/method_table.py                              # print the tables
+    python tools/method_table.py --write trainers/README.md   # put them between the marks in that file
     python tools/method_table.py --timed-on vit_b16           # time the steps on ViT-B/16's architecture
 
 Everything in it is read or measured: paper and subject from the methods' docstrings, parameters counted on a CLIP of
 ViT-B/16's architecture with random weights and each method's vit_b16.yaml, the time of a training step against CoOp's
-in turns in one process, the largest deviation from the golden records out of a run of tests/test_parity.py.
+in turns in one process, the largest deviation from the golden records out of a run of tests/test_parity.py, budgets
+counted while each method trains with its vit_b16.yaml (tools/config_budgets.py).
 """
 import contextlib
 import io
@@ -30,11 +32,14 @@ import train  # noqa: E402
 from dassl.engine import TRAINER_REGISTRY  # noqa: E402
 from dassl.utils import InputError, count_num_param  # noqa: E402
 from dassl.utils.checkpoint import write_atomically  # noqa: E402
+from tools.budgets import HEADERS as BUDGET_HEADERS  # noqa: E402
+from tools.config_budgets import config_budget_rows  # noqa: E402
 
 REFERENCE = "CoOp"
 SHOTS = 16
 WARM_UP = 3
 MARKS = ("<!-- begin of the table of tools/method_table.py -->", "<!-- end of the table -->")
+BUDGET_MARKS = ("<!-- begin of the budgets of tools/method_table.py -->", "<!-- end of the budgets -->")
 HEADERS = ("method", "paper", "learned", "trained parameters, ViT-B/16", "scores new classes", "configs",
            "golden records: largest deviation", f"step / {REFERENCE}'s")
 
@@ -46,7 +51,7 @@ def parse_arguments(argv):
     parser.add_argument("--timed-on", default="tiny", choices=("tiny", "vit_b16"), help="whose steps are timed")
     parser.add_argument("--batch", type=int, default=16, help="images of a timed step (default 16)")
     parser.add_argument("--repeats", type=int, default=40, help="timed steps of each method (default 40)")
-    parser.add_argument("--write", metavar="FILE", help="put the table between the marks in a file")
+    parser.add_argument("--write", metavar="FILE", help="put the tables between the marks in a file")
     train.add_options(parser, "config options for every run: KEY VALUE or KEY=VALUE ...")
     return train.parse_words(parser, sys.argv[1:] if argv is None else argv)
 
@@ -169,6 +174,19 @@ def row(build, method, parity, args):
             f"{records}: {largest:.0e}" if records else "-", cost(build, method, args)]
 
 
+def markdown(headers, rows):
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (headers, ["---"] * len(headers), *rows))
+
+
+def put(text, marks, table, path):
+    """The text of the file `path` with a table between its marks. Raises InputError where it does not hold both once.
+    """
+    if any(text.count(mark) != 1 for mark in marks):
+        raise InputError(f"{path} does not hold the two marks {marks[0]} and {marks[1]}")
+    before, behind = text.split(marks[0])[0], text.split(marks[1])[1]
+    return f"{before}{marks[0]}\n\n{table}\n\n{marks[1]}{behind}"
+
+
 def main(argv=None):
     args = parse_arguments(argv)
     if args.repeats < 1 or args.batch < 1:
@@ -184,14 +202,12 @@ def main(argv=None):
             rows.append(row(build, method, parity, args))
         except (InputError, ValueError) as error:
             left_out.append(f"{method} is left out: {error}")
-    table = "\n".join("| " + " | ".join(cells) + " |" for cells in (HEADERS, ["---"] * len(HEADERS), *rows))
-    print("\n".join([table, *left_out]))
+    table = markdown(HEADERS, rows)
+    budgets = markdown(("method", *BUDGET_HEADERS), config_budget_rows([method for method, *_ in rows]))
+    print("\n".join([budgets, "", table, *left_out]))
     if args.write:
-        text = Path(args.write).read_text(encoding="utf-8")
-        if any(text.count(mark) != 1 for mark in MARKS):
-            raise InputError(f"{args.write} does not hold the two marks {MARKS[0]} and {MARKS[1]}")
-        before, behind = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
-        new = f"{before}{MARKS[0]}\n\n{table}\n\n{MARKS[1]}{behind}"
+        text = put(Path(args.write).read_text(encoding="utf-8"), MARKS, table, args.write)
+        new = put(text, BUDGET_MARKS, budgets, args.write)
         write_atomically(args.write, lambda file: file.write(new.encode()))
     return table
 

@@ -16,6 +16,7 @@ import train  # noqa: E402
 from dassl.engine.identity import same_backbone  # noqa: E402
 from dassl.utils import InputError  # noqa: E402
 from prompting.backbone import weights_digest  # noqa: E402
+from tools.budgets import budget_tables  # noqa: E402
 from tools.published import published_table  # noqa: E402
 from tools.run_folders import (  # noqa: E402
     backbone_of,
@@ -43,6 +44,7 @@ def parse_arguments(argv):
     parser.add_argument("--against", metavar="METHOD",
                         help="compare each other method (or those of --compare) with this one, chosen beforehand: far "
                              "fewer pairs to allow for than the best method has, which is found by looking")
+    parser.add_argument("--budget", action="store_true", help="what the trainings spent: updates, images, passes")
     parser.add_argument("--published", action="store_true", help="published averages beside the measured ones")
     return parser.parse_args(argv)
 
@@ -88,6 +90,8 @@ def main(argv=None):
     for protocol in cells.values("protocol"):
         chosen = cells.where(protocol=protocol)
         tables = method_tables(protocol, chosen)
+        if args.budget:
+            tables += budget_tables(chosen)
         if args.published:
             tables += [table for table in [published_table(protocol, chosen)] if table]
         note = ""

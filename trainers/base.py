@@ -191,6 +191,7 @@ class PromptTrainer(PromptCheckpoints):
         if note := unpublished_note(self.backbone_facts):
             self.note(note)
         self.towers = Towers(clip_model, self.device, half=self.precision.half, ranks=self.ranks)
+        self._budget.passes = self.towers.passes
         self.towers.text.activation_bytes = cfg.TRAIN.TEXT_MEMORY_MB * 2**20 or activation_budget(
             self.device, processes_here())
         size = self.towers.resolution

@@ -79,6 +79,7 @@ class PromptCheckpoints(TrainerX):
             "extra": self.extra_state(),
             "best_result": float(self.best_result),
             "best_epoch": self.best_epoch,
+            "budget": self._budget.counts(),
             "finished": epoch + 1 == self.max_epoch,
             "val_result": val_result,
             "made_for": made_for(self),
@@ -115,6 +116,7 @@ class PromptCheckpoints(TrainerX):
             self.towers.text.activation_bytes = state["activation_bytes"]
         self.best_result, self.best_epoch = state["best_result"], state.get("best_epoch", 0)
         self.went_on_from_finished = state.get("finished", False)
+        self._budget.go_on(state.get("budget"))
         self.first_batch = state["step"]
         set_rng_state(state["rng"])
 

@@ -19,6 +19,7 @@ class FrozenFeatures(PromptTrainer):
         loader = build_data_loader(cfg, data_source=self.dm.dataset.train_x, tfm=build_transform(cfg, is_train=True),
                                    batch_size=cfg.DATALOADER.TEST.BATCH_SIZE, is_train=False)
         loader.batch_sampler.set_epoch(number)
+        self._budget.watch(loader)
         return loader
 
     @torch.no_grad()
@@ -50,4 +51,5 @@ class FrozenFeatures(PromptTrainer):
             print(f"Note: {self.cfg.DATASET.NAME} has no validation images apart from its test and training images: "
                   f"{type(self).__name__} keeps {'its last epoch and ' if self.trains else ''}its initial settings")
             return None
-        return self.image_features(self.val_loader)
+        with self._budget.apart():
+            return self.image_features(self.val_loader)

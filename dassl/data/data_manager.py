@@ -51,13 +51,26 @@ def build_data_loader(cfg, sampler_type="SequentialSampler", data_source=None, b
 
 
 class EpochLoader(DataLoader):
-    """A DataLoader that has its dataset reserve what workers share before they are started."""
+    """A DataLoader that has its dataset reserve what workers share before they are started.
+
+    Attributes:
+        on_batch: called as `on_batch(batch, size)` with each batch that is given; size: its images, those of all ranks
+            together.
+    """
+
+    on_batch = None
 
     def __iter__(self):
         reserve = getattr(self.dataset, "reserve", None)
         if reserve is not None:
             reserve()
-        return super().__iter__()
+        batches = super().__iter__()
+        return batches if self.on_batch is None else self._watched(batches)
+
+    def _watched(self, batches):
+        for number, batch in enumerate(batches, start=self.batch_sampler.first_batch):
+            self.on_batch(batch, self.batch_sampler.size_of(number))
+            yield batch
 
 
 class SeededDataset(TorchDataset):

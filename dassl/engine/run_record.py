@@ -32,7 +32,7 @@ def describe_run(trainer):
 
     Returns:
         dict of classes, domains and confusion (of the part that TEST.SPLIT names), dataset_digest, untested_classes
-        (names, where a class has no test image), backbone, trained_parameters, device, device_name, peak_memory
+        (names, where a class has no test image), backbone, budget, trained_parameters, device, device_name, peak_memory
         (bytes), processes, versions.
     """
     facts = {}
@@ -53,6 +53,7 @@ def describe_run(trainer):
     return {
         **facts,
         "backbone": trainer.backbone_facts,
+        "budget": trainer._budget.facts(),
         "trained_parameters": trained_parameters(trainer),
         "device": str(trainer.device),
         "device_name": device_name(trainer.device),

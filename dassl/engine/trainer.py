@@ -16,6 +16,7 @@ from tqdm import tqdm
 from dassl.data import DataManager
 from dassl.data.pictures import require_readable
 from dassl.data.samplers import EpochBatchSampler
+from dassl.engine.budget import Budget
 from dassl.engine.identity import check_resumed, made_for
 from dassl.evaluation import build_evaluator
 from dassl.metrics import deciding, require_finite
@@ -62,6 +63,7 @@ class TrainerBase:
         self.batches_done = 0  # batches of the current epoch that are trained on, 0 once its checkpoint is due
         self.stop = None  # the StopRequest of a training that can be ended by a signal
         self.results = OrderedDict()  # split -> the numbers of its last evaluation
+        self._budget = Budget()
         self.backbone_facts = None  # {"name", "digest", ...} of its frozen weights, by whoever loads them
         self.changed = {}  # {setting: [trained with, evaluated with]} of a model that is evaluated under others
 
@@ -107,6 +109,7 @@ class TrainerBase:
                 "val_result": val_result,
                 "rng": get_rng_state(),
                 "best_result": float(getattr(self, "best_result", -math.inf)),
+                "budget": self._budget.counts(),
                 "made_for": made_for(self),
             }
             save_checkpoint(state, os.path.join(directory, name), is_best=is_best, model_name=model_name)
@@ -134,6 +137,7 @@ class TrainerBase:
             except InputError as error:
                 raise InputError(f"{path}: {error}") from None
         self.best_result = states[-1].get("best_result", -math.inf)
+        self._budget.go_on(states[-1].get("budget"))
         self.first_batch = states[-1].get("step", 0)
         if "rng" in states[-1]:
             set_rng_state(states[-1]["rng"])
@@ -188,8 +192,9 @@ class TrainerBase:
     def train(self, start_epoch, max_epoch):
         self.start_epoch, self.max_epoch = start_epoch, max_epoch
         self.before_train()
+        self._budget.require_all(resumed=bool(self.start_epoch or self.first_batch))
         for self.epoch in range(self.start_epoch, self.max_epoch):
-            for loader in (getattr(self, "train_loader_x", None), getattr(self, "train_loader_u", None)):
+            for loader in train_loaders(self):
                 if hasattr(getattr(loader, "batch_sampler", None), "set_epoch"):
                     loader.batch_sampler.set_epoch(self.epoch, self.first_batch)
             self.before_epoch()
@@ -305,6 +310,12 @@ class TrainerBase:
         self.model_update(names)
 
 
+def train_loaders(trainer):
+    """A trainer's loaders of training images, labelled and unlabelled, that there are."""
+    loaders = getattr(trainer, "train_loader_x", None), getattr(trainer, "train_loader_u", None)
+    return [loader for loader in loaders if loader is not None]
+
+
 def end_workers(loader):
     """End the workers that a loader keeps between epochs; its next pass starts new ones. Left to the garbage collector
     they are waited for in vain, five seconds each."""
@@ -388,7 +399,7 @@ class SimpleTrainer(TrainerBase):
         try:
             self.check_validation()
             self.check_images()
-            with StopRequest() as self.stop:
+            with StopRequest() as self.stop, self._budget.of_training(train_loaders(self)):
                 super().train(self.start_epoch, self.max_epoch)
                 self.stop_if_asked()  # during the last evaluation: what would come next must not run
         except BaseException:
@@ -396,7 +407,7 @@ class SimpleTrainer(TrainerBase):
                 self.close_writer()
             raise
         finally:
-            for loader in (getattr(self, "train_loader_x", None), getattr(self, "train_loader_u", None)):
+            for loader in train_loaders(self):
                 end_workers(loader)
 
     def check_validation(self):
@@ -535,7 +546,7 @@ class SimpleTrainer(TrainerBase):
         known = {"impath"} | ({"domain"} if len(self.cfg.DATASET.TARGET_DOMAINS) > 1 and split == "test" else set())
         wanted = known & set(inspect.signature(self.evaluator.process).parameters)
         print(f"Evaluate on the *{split}* set")
-        with divided(loader) as size_of:
+        with divided(loader) as size_of, self._budget.apart():
             for number, batch in enumerate(tqdm(loader, desc=split, leave=False, disable=True if rank() else None)):
                 self.stop_if_asked()
                 input, label = self.parse_batch_test(batch)
