@@ -76,7 +76,7 @@ def self_comparison(folders, splits, size, seed=0):
         drawn = rng.permutation(len(folders))[:2 * size]
         first, second = ([folders[index] for index in half] for half in (drawn[:size], drawn[size:]))
         found = compare("first", "second", [[paired_differences(first, second, known.get)]])
-        held += found.p < LEVEL
+        held += found.p is not None and found.p < LEVEL
     return held / splits
 
 

@@ -1,4 +1,7 @@
 """Whether a difference holds: the variance of seeds and images, its interval and p, and how often they are right."""
+import csv
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -6,6 +9,7 @@ import scipy.stats
 from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
 
+import train
 from benchmarks import holds
 from benchmarks.holds import p_values, simulated
 from dassl.utils import InputError
@@ -14,6 +18,7 @@ from tools.comparisons import comparisons
 from tools.plans import Place
 from tools.run_folders import find_runs
 from tools.significance import Comparison, Variance, adjust, compare, variance_of
+from tools.tables import Number
 from written_runs import base2new, share, write_run
 
 
@@ -77,7 +82,7 @@ def test_images_alone_give_their_t_test():
     for found in (compare("a", "b", [[np.stack([row] * 3)]]), compare("a", "b", [[row[None]]], trained=False)):
         assert (found.p, found.low, found.high) == pytest.approx(
             (known.pvalue, 100 * interval.low, 100 * interval.high))
-        assert found.seeds_needed() is None  # more seeds would say the same
+        assert found.seeds_needed() == np.inf  # more seeds would say the same
 
 
 def test_seeds_that_agree_by_chance_do_not_hide_the_images():
@@ -92,6 +97,11 @@ def test_seeds_that_agree_by_chance_do_not_hide_the_images():
 def test_test_sets_weigh_the_same_whatever_their_size():
     blocks = [[np.ones((3, 1000), int)], [np.zeros((3, 10), int)]]
     assert compare("a", "b", blocks).difference == 50
+
+
+def test_rows_of_other_seeds_have_no_common_spread():
+    blocks = [[np.ones((3, 10), int)], [np.zeros((3, 10), int)]]
+    assert compare("a", "b", blocks).spread == 0 and compare("a", "b", blocks, aligned=False).spread is None
 
 
 def test_trainings_of_their_own_add_their_variances():
@@ -112,10 +122,10 @@ def test_one_training_on_several_test_sets_is_one_draw():
     assert together.seeds_df == pytest.approx(2) and apart.seeds_df == pytest.approx(8, rel=0.1)
 
 
-def test_certainty_needs_images():
-    everywhere = compare("a", "b", [[np.ones((3, 50), int)]])
-    assert everywhere.p == pytest.approx(2.0 ** -49) and everywhere.low == everywhere.high == 100
-    assert compare("a", "b", [[np.ones((3, 4), int)]]).p == 0.125
+def test_without_any_variance_the_images_that_differ_are_counted():
+    everywhere, few = (compare("a", "b", [[np.ones((3, images), int)]]) for images in (50, 4))
+    assert (everywhere.p, few.p) == (2.0 ** -49, 0.125) and everywhere.low is few.low is None
+    assert compare("a", "b", [[np.ones((3, 5), int)], [np.zeros((3, 5000), int)]]).p == 2.0 ** -4
     assert compare("a", "b", [[np.zeros((3, 50), int)]]).p == 1
     assert compare("a", "b", [[np.ones((3, 1), int)]]).p is None
 
@@ -175,7 +185,9 @@ def test_a_method_does_not_differ_from_itself(tmp_path):
 
 # ---- in a report ----
 def rows_of(folder, *words):
-    return {row[0]: dict(zip(table.headers, row)) for table in report.main([str(folder), *words])[-1:]
+    """{pair: {header: word}} of the last table, as it is printed."""
+    [table] = report.main([str(folder), *words])[-1:]
+    return {row[0]: dict(zip(table.headers, [word.text() if isinstance(word, Number) else word for word in row]))
             for row in table.rows}
 
 
@@ -192,8 +204,8 @@ def test_a_large_difference_holds_and_chance_does_not(tmp_path, capsys):
     for pair, row in rows.items():
         assert row["holds"] == ("yes" if "Good" in pair else "no"), (pair, row)
         assert (row["images"], row["seeds"]) == ("400", "3")
-    low, high = map(float, rows["Good - Even"]["95 % interval"].split(" to "))
-    assert low < float(rows["Good - Even"]["difference"]) < high and low > 10
+    low, middle, high = (float(rows["Good - Even"][name].split()[0]) for name in ("95 % low", "difference", "high"))
+    assert 10 < low < middle < high
 
 
 def test_one_good_seed_of_three_does_not_hold(tmp_path):
@@ -202,8 +214,8 @@ def test_one_good_seed_of_three_does_not_hold(tmp_path):
         for trainer, right in (("A", 200 + gain), ("B", 200)):
             write_run(tmp_path, base2new(trainer, seed), share(right, 300), train=str(seed))
     row = rows_of(tmp_path)["A - B"]
-    assert row["difference"] == "+2.78" and row["holds"] == "no" and float(row["p"]) > 0.4
-    assert row["std over seeds"] == f"{np.std([-4, 27, 2], ddof=1) / 3:.2f}"
+    assert row["difference"] == f"+2.78 +- {np.std([-4, 27, 2], ddof=1) / 3:.2f}"
+    assert row["holds"] == "no" and float(row["p"]) > 0.4
 
 
 def test_seeds_that_agree_hold(tmp_path):
@@ -212,8 +224,7 @@ def test_seeds_that_agree_hold(tmp_path):
         for trainer, right in (("A", 250 + gain), ("B", 250)):
             write_run(tmp_path, base2new(trainer, seed), share(right, 300), train=str(seed))
     row = rows_of(tmp_path)["A - B"]
-    assert row["difference"] == "+7.00" and row["holds"] == "yes"
-    assert int(row["seeds needed"]) <= 5
+    assert row["difference"] == "+7.00 +- 1.15" and row["holds"] == "yes" and row["seeds needed"] == "-"
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
@@ -222,8 +233,8 @@ def test_fewer_than_three_seeds_never_hold(seeds, tmp_path):
         for trainer, right in (("A", 290), ("B", 20)):
             write_run(tmp_path, base2new(trainer, seed), share(right, 300), train=str(seed))
     row = rows_of(tmp_path)["A - B"]
-    assert row["difference"] == "+90.00" and row["holds"] == "too few seeds"
-    assert {row["95 % interval"], row["p"], row["p (Holm)"], row["seeds needed"]} == {"-"}
+    assert row["difference"].startswith("+90.00") and row["holds"] == "too few seeds"
+    assert {row[name] for name in ("95 % low", "high", "p", "p (Holm)", "seeds needed")} == {"-"}
 
 
 def test_methods_that_draw_nothing_need_one_seed(tmp_path):
@@ -253,8 +264,55 @@ def test_a_method_chosen_beforehand_makes_fewer_pairs(tmp_path):
     assert list(rows) == ["B - E", "B - D", "B - C", "B - A"] and "p (Holm, 4 pairs)" in rows["B - A"]
     assert list(rows_of(tmp_path, "--against", "B", "--compare", "A", "C")) == ["B - C", "B - A"]
     assert list(rows_of(tmp_path, "--compare", "A", "C")) == ["C - A"]
-    with pytest.raises(InputError, match="--against: no runs of F here; there are: A, B, C, D, E"):
-        report.main([str(tmp_path), "--against", "F"])
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["--against", "F"], "--against: no runs of F here; there are: A, B, C, D, E"),
+    (["--compare", "A", "F"], "--compare: no runs of F here; there are: A, B, C, D, E"),
+    (["--compare", "A"], "a comparison needs two methods"),
+    (["--compare", "A", "A"], "a comparison needs two methods"),
+    (["--compare", "A", "--against", "A"], "a comparison needs two methods"),
+    (["--against", "A", "--compare"], "leave one out"),
+])
+def test_a_comparison_that_cannot_be_made_is_refused(words, said, tmp_path, capsys):
+    five_methods(tmp_path)
+    assert train.command_line(lambda: report.main([str(tmp_path), *words])) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_protocol_without_the_method_says_so(tmp_path, capsys):
+    five_methods(tmp_path)
+    for trainer in ("B", "Z"):
+        write_run(tmp_path, Place("zeroshot", "dtd", trainer, "c", "all", None, 1), share(50))
+    for seed in (1, 2, 3):
+        write_run(tmp_path, base2new("B", seed, "test_new"), share(50), train=str(seed), test="c")
+        write_run(tmp_path, base2new("C", seed, "test_new"), share(50), train=str(seed), test="c")
+    tables = report.main([str(tmp_path), "--against", "A"])
+    assert sum("does the difference hold" in table.title for table in tables) == 1
+    said = capsys.readouterr().out
+    assert "base to new, new classes: no comparison with A: a number is missing there" in said
+    assert "without training: no comparison with A: a number is missing there" in said
+
+
+def test_what_a_program_reads(tmp_path, capsys):
+    five_methods(tmp_path)
+    report.main([str(tmp_path), "--compare", "A", "B", "--format", "csv"])
+    text = capsys.readouterr().out.split("does the difference hold?\n", 1)[1]
+    [row] = csv.DictReader(line for line in text.splitlines() if line and not line.startswith("#"))
+    assert float(row["difference"]) == 1 and float(row["difference std"]) == 0
+    assert float(row["95 % low"]) < 1 < float(row["high"]) and 0 < float(row["p"]) < 1
+
+
+def test_marks_stand_in_every_format(tmp_path, capsys):
+    for trainer in "AB":
+        for seed in (1, 2, 3):
+            folder = write_run(tmp_path, base2new(trainer, seed), share(50 + seed), train=str(seed))
+            results = json.loads((folder / "results.json").read_text())
+            results["changed"] = {"INPUT.SIZE": [1, 2]} if trainer == "A" else {}
+            (folder / "results.json").write_text(json.dumps(results))
+    for form, mark in (("text", "+0.00 +- 0.00!"), ("latex", r"+0.00 $\pm$ 0.00$^{\dagger}$"), ("markdown", "0.00!")):
+        report.main([str(tmp_path), "--format", form])
+        assert mark in capsys.readouterr().out.split("does the difference hold", 1)[1], form
 
 
 def test_only_seeds_that_both_have_are_paired(tmp_path):
@@ -262,7 +320,17 @@ def test_only_seeds_that_both_have_are_paired(tmp_path):
         for seed in seeds:
             write_run(tmp_path, base2new(trainer, seed), share(60 + seed), train=str(seed))
     row = rows_of(tmp_path)["B - A"]  # B has the higher mean, by a seed that A has not
-    assert row["difference"] == "+0.00" and row["seeds"] == "3 of both"
+    assert row["difference"] == "+0.00 +- 0.00" and row["seeds"] == "3 of both"
+
+
+def test_seeds_are_counted_by_test_set(tmp_path):
+    """Both have five seeds of one dataset and three of the other: nothing is left out."""
+    for dataset, seeds in (("dtd", 5), ("eurosat", 3)):
+        for trainer in "AB":
+            for seed in range(seeds):
+                write_run(tmp_path, base2new(trainer, seed, dataset=dataset), share(60 + seed), train=str(seed),
+                          test=dataset[0])
+    assert next(iter(rows_of(tmp_path).values()))["seeds"] == "3"
 
 
 def test_domains_and_targets_share_their_seeds(tmp_path):
@@ -278,10 +346,10 @@ def test_domains_and_targets_share_their_seeds(tmp_path):
     found = {}
     for protocol in ("xd", "dg", "base2new"):
         cells, where = find_runs([str(tmp_path / protocol)])
-        [table] = comparisons(cells, where)
+        [table], _ = comparisons(cells, where)
         found[protocol] = dict(zip(table.headers, table.rows[0]))
     assert found["xd"]["p"] == found["dg"]["p"] and float(found["xd"]["p"]) > 5 * float(found["base2new"]["p"])
-    assert {row["difference"] for row in found.values()} == {"+6.00"}
+    assert {row["difference"].text() for row in found.values()} == {"+6.00 +- 3.00"}
 
 
 def test_predictions_for_other_images_are_not_paired(tmp_path):

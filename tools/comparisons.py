@@ -1,25 +1,24 @@
 """Which differences between methods hold: a table for each test set of a protocol."""
 import functools
+import hashlib
 import itertools
 from dataclasses import dataclass
 
-from dassl.utils import InputError
 from tools import significance
-from tools.marks import signs
-from tools.tables import Table, average, xd_groups
+from tools.tables import Number, Table, average, xd_groups
 
 PAIRS = 6  # every pair of four methods; of more methods, the best is shown with each other one
-RULE = f"""\
-A difference holds when its p, adjusted for the number of pairs, is below {significance.LEVEL}.
+RULE = """\
+A difference holds when its p, adjusted for the number of pairs, is below 0.05; the interval is that of the one pair.
 Seeds and test images are both taken for draws that could have been others; with fewer than three seeds nothing holds.
 Where only the pairs of the best method are shown, it was found by looking, and p allows for every pair.
-"seeds needed": about how many would show a true difference of this size in {significance.POWER:.0%} of repetitions."""
+"seeds needed": about how many would show a true difference of this size in 80 of 100 cases."""
 
 
 @dataclass
 class TestSet:
     """What is averaged before methods are compared. members: fields of Places, one dict per set of test images;
-    together: whether the same trainings, or trainings on the same images, are tested on all of them."""
+    together: whether one training is tested on all of them, or trainings that share images of their seed."""
 
     title: str
     members: list
@@ -43,77 +42,86 @@ def test_sets(cells):
                 for name in datasets
                 for group, parts in xd_groups(name, cells.where(dataset=name).values("part")).items()]
     if protocol == "fewshot":
-        return [TestSet(f"{shots} shots, all classes", [{"dataset": name, "shots": shots} for name in datasets])
+        return [TestSet(f"{shots} shot{'s' if shots > 1 else ''}, all classes",
+                        [{"dataset": name, "shots": shots} for name in datasets])
                 for shots in cells.values("shots")]
     return [TestSet("without training", [{"dataset": name} for name in datasets])]
 
 
 def comparisons(cells, where, names=None, against=None):
-    """A Table for each test set of a protocol: pairs of methods, their difference and whether it holds.
+    """(tables, notes): a Table for each test set of a protocol, with pairs of methods, their difference and whether it
+    holds; and lines on what was asked for and is not there.
 
     Args:
         cells, where: what `find_runs` gave, of one protocol.
         names: the methods to compare, each with each; None takes all (see PAIRS for what is shown).
         against: the one method to compare each other one with, chosen before the numbers were seen.
     Raises:
-        InputError: an unknown method, or predictions that are missing, damaged or of other images.
+        InputError: predictions that are missing, damaged or of other images.
     """
-    methods = dict(cells.methods())
-    for flag, asked in (("--compare", names or ()), ("--against", [against] if against else ())):
-        if unknown := [name for name in asked if name not in methods]:
-            raise InputError(f"{flag}: no runs of {', '.join(unknown)} here; there are: {', '.join(methods)}")
+    methods = {method: chosen for method, chosen in cells.methods() if not names or method in (*names, against)}
     trained = cells.values("protocol") != ["zeroshot"]
-    read = functools.cache(significance.read_predictions)
-    tables = []
+    asked, read = [*dict.fromkeys([*([against] if against else ()), *(names or ())])], functools.cache(_known)
+    tables, notes = [], []
     for tested in test_sets(cells):
         numbers = {method: average(chosen.where(**fields).by_seed() for fields in tested.members)
-                   for method, chosen in methods.items() if not names or method in (*names, against)}
+                   for method, chosen in methods.items()}
         present = sorted((method for method, number in numbers.items() if number.mean is not None),
                          key=lambda method: -numbers[method].mean)
-        if against:
-            pairs = [(against, other) for other in present if other != against] if against in present else []
-        else:
-            pairs = list(itertools.combinations(present, 2))
-        found = [significance.compare(first, second, blocks, trained) for first, second in pairs
-                 if (blocks := paired(methods[first], methods[second], where, tested, read))]
+        pairs = [(against, other) for other in present if other != against] if against in present else \
+            [] if against else list(itertools.combinations(present, 2))
+        found = [comparison for pair in pairs if (comparison := compared(pair, methods, where, tested, trained, read))]
         significance.adjust(found)
+        if missing := [method for method in asked if method not in present]:
+            notes.append(f"{tested.title}: no comparison with {', '.join(missing)}: a number is missing there")
+        if apart := len(pairs) - len(found):
+            notes.append(f"{tested.title}: {apart} pairs of methods have no seed in common and are left out")
         if not against and names is None and len(pairs) > PAIRS:
             found = [comparison for comparison in found if comparison.first == present[0]]
-        seeds = {method: len(methods[method].values("seed")) for method in present}
         if found:
-            marks = {method: numbers[method].marks for method in present}
-            tables.append(comparison_table(tested.title, found, marks, seeds))
-    return tables
+            tables.append(comparison_table(tested.title, found, {method: numbers[method].marks for method in present}))
+    return tables, notes
 
 
-def paired(first, second, where, tested, read):
-    """Blocks of (S, N) differences, as `significance.variance_of` takes them, over the seeds that both methods have;
-    [] where a test set has none. read: gives (paths, right) of a folder."""
-    folders = [[{place.seed: where[place] for place in method.where(**fields)} for method in (first, second)]
+def _known(folder):
+    """(digest of the images' paths, right) of a run: what is to be remembered of many."""
+    paths, right = significance.read_predictions(folder)
+    return hashlib.sha256("\n".join(paths).encode("utf-8", "surrogateescape")).digest(), right
+
+
+def compared(pair, methods, where, tested, trained, read):
+    """The Comparison of a pair of methods on a TestSet, over the seeds that both have; None where they have none."""
+    folders = [[{place.seed: where[place] for place in methods[method].where(**fields)} for method in pair]
                for fields in tested.members]
     seeds = [sorted(set(one) & set(other)) for one, other in folders]
     if tested.together:
         seeds = [sorted(set.intersection(*map(set, seeds)))] * len(seeds)
     if not all(seeds):
-        return []
+        return None
     sets = [significance.paired_differences(*([by_seed[seed] for seed in own] for by_seed in both), read)
             for both, own in zip(folders, seeds)]
-    return [sets] if tested.together else [[differences] for differences in sets]
+    blocks = [sets] if tested.together else [[differences] for differences in sets]
+    found = significance.compare(*pair, blocks, trained, aligned=all(own == seeds[0] for own in seeds))
+    found.left_out = any(set(by_seed) != set(own) for both, own in zip(folders, seeds) for by_seed in both)
+    return found
 
 
-def comparison_table(title, found, marks, seeds):
-    """marks: {method: those of its numbers}; a difference has those of both methods. seeds: {method: how many it has};
-    where a pair has fewer in common, its difference is not that of the tables above, and its row says so."""
-    rows = [[f"{c.first} - {c.second}", f"{c.difference:+.2f}{signs(marks[c.first] | marks[c.second])}",
-             _number(c.spread), f"{c.low:+.2f} to {c.high:+.2f}" if c.p is not None else "-", _p(c.p), _p(c.adjusted),
-             str(c.images), f"{c.seeds}" + (" of both" if c.seeds < max(seeds[c.first], seeds[c.second]) else ""),
-             _holds(c), _seeds(c.seeds_needed())] for c in found]
-    compared = {method for c in found for method in (c.first, c.second)}
+class Difference(Number):
+    """A Number with its sign."""
+
+    def text(self, digits=2, sign="+-", marks=None):
+        return ("+" if self.mean >= 0 else "") + super().text(digits, sign, marks)
+
+
+def comparison_table(title, found, marks):
+    """marks: {method: those of its numbers}; a difference has those of both methods."""
+    rows = [[f"{c.first} - {c.second}", Difference(c.difference, c.spread, marks[c.first] | marks[c.second]),
+             _signed(c.low), _signed(c.high), _p(c.p), _p(c.adjusted), str(c.images),
+             f"{c.seeds}{' of both' if c.left_out else ''}", _holds(c), _seeds(c.seeds_needed())] for c in found]
     pairs = max(c.pairs for c in found)
-    return Table(f"{title}: does the difference hold?",
-                 ["pair", "difference", "std over seeds", "95 % interval", "p", f"p (Holm, {pairs} pairs)" if pairs > 1
-                  else "p (Holm)", "images", "seeds", "holds", "seeds needed"], rows,
-                 marks=frozenset(mark for method in compared for mark in marks[method]))
+    headers = ["pair", "difference", "95 % low", "high", "p", f"p (Holm, {pairs} pairs)" if pairs > 1 else "p (Holm)",
+               "images", "seeds", "holds", "seeds needed"]
+    return Table(f"{title}: does the difference hold?", headers, rows)
 
 
 def _holds(comparison):
@@ -122,17 +130,17 @@ def _holds(comparison):
     return "yes" if comparison.holds else "no"
 
 
-def _number(value):
-    return "-" if value is None else f"{value:.2f}"
+def _signed(value):
+    return "-" if value is None else f"{value:+.2f}"
 
 
 def _p(value):
-    return "-" if value is None else "< 0.0001" if value < 1e-4 else f"{value:.4f}"
+    return "-" if value is None else f"{value:.4f}" if value >= 1e-4 else f"{value:.0e}"
 
 
 def _seeds(number):
     if number is None:
         return "-"
     if number > significance.MOST_SEEDS:
-        return "more images" if number == float("inf") else f"> {significance.MOST_SEEDS}"
+        return "more images" if number == float("inf") else f"over {significance.MOST_SEEDS}"
     return str(number)

@@ -70,6 +70,20 @@ def chosen_runs(args):
     return cells, where
 
 
+def require_methods(args, cells):
+    """Raise InputError unless the methods that --compare and --against name are there, in whichever protocol, and are
+    two at least."""
+    methods = [name for protocol in cells.values("protocol") for name, _ in cells.where(protocol=protocol).methods()]
+    for flag, asked in (("--compare", args.compare or ()), ("--against", [args.against] if args.against else ())):
+        if unknown := [name for name in asked if name not in methods]:
+            raise InputError(f"{flag}: no runs of {', '.join(unknown)} here; there are: "
+                             f"{', '.join(dict.fromkeys(methods))}")
+    if args.against and args.compare == []:
+        raise InputError("--compare without a method leaves comparisons out, --against asks for them; leave one out")
+    if args.compare and len({*args.compare, args.against or args.compare[0]}) < 2:
+        raise InputError(f"--compare {' '.join(args.compare)}: a comparison needs two methods")
+
+
 def coverage(cells):
     """Words on what stands in a protocol's tables, and a note where methods have different seeds."""
     seeds = {method: tuple(sorted(chosen.values("seed"))) for method, chosen in cells.methods()}
@@ -85,6 +99,7 @@ def main(argv=None):
     """Print the tables. Returns them as a list of Table."""
     args = parse_arguments(argv)
     cells, where = chosen_runs(args)
+    require_methods(args, cells)
     comment = {"text": "{}", "markdown": "## {}", "csv": "# {}", "latex": "% {}"}[args.format]
     made = []
     for protocol in cells.values("protocol"):
@@ -94,21 +109,22 @@ def main(argv=None):
             tables += budget_tables(chosen)
         if args.published:
             tables += [table for table in [published_table(protocol, chosen)] if table]
-        note = ""
+        notes = []
         if args.compare != [] and len(chosen.methods()) > 1:
             from tools.comparisons import comparisons  # scipy and statsmodels only where they are wanted
 
             try:
-                tables += comparisons(chosen, where, args.compare, args.against)
+                compared, notes = comparisons(chosen, where, args.compare, args.against)
+                tables += compared
             except InputError as error:
                 if args.compare or args.against:
                     raise
-                note = f"Methods are not compared: {error}"
+                notes = [f"Methods are not compared: {error}"]
         print(comment.format(f"{protocol}: accuracy (%); {coverage(chosen)}") + "\n")
         for table in tables:
             print(titled(table, args.format) + "\n")
-        if note:
-            print(comment.format(note) if args.format in ("csv", "latex") else note)
+        for note in notes:
+            print((comment.format(note) if args.format in ("csv", "latex") else note) + "\n")
         made += tables
     if args.format == "text" and any("does the difference hold" in table.title for table in made):
         from tools.comparisons import RULE

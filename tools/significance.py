@@ -136,7 +136,7 @@ def variance_of(blocks):
     Args:
         blocks: a list of lists of (S, N) differences. The test sets of one block were scored by the same trainings, or
             by trainings on the same images, so that a seed can be a good one for all of them: their seeds' spread is
-            that of the block's mean. Blocks do not depend on each other.
+            that of the block's mean. Blocks are taken as independent of each other.
     """
     sets = sum(map(len, blocks))
     seeds, images, residual = [], [], 0.0
@@ -162,10 +162,13 @@ def _sum(parts):
 def _mean_squares(differences):
     """(MS_image, MS_residual) of (S, N) differences."""
     seeds, images = differences.shape
-    mean, by_seed, by_image = differences.mean(), differences.mean(axis=1), differences.mean(axis=0)
-    squares = seeds * np.square(by_image - mean).sum()
-    rest = np.square(differences.astype(float) - mean).sum() - squares - images * np.square(by_seed - mean).sum()
-    return squares / (images - 1), max(rest, 0.0) / ((seeds - 1) * (images - 1)) if seeds > 1 else 0.0
+    total = differences.sum(dtype=np.int64)
+    middle = total**2 / differences.size
+    of_seeds = np.square(differences.sum(axis=1, dtype=np.int64)).sum() / images - middle
+    of_images = np.square(differences.sum(axis=0, dtype=np.int64)).sum() / seeds - middle
+    rest = np.count_nonzero(differences) - middle - of_seeds - of_images  # each difference is -1, 0 or 1
+    residual = max(rest, 0.0) / ((seeds - 1) * (images - 1)) if seeds > 1 else 0.0
+    return max(of_images, 0.0) / (images - 1), residual
 
 
 # ---- the comparison of two methods ----
@@ -176,7 +179,9 @@ class Comparison:
     difference: of their accuracies, in percent points, first minus second, averaged over test sets; spread: its
     standard deviation over seeds, None for one seed or where test sets have different seeds; low, high: its 95 %
     interval; p: two-sided; adjusted: p for the number of pairs; pairs: that number; images, seeds: how many (the fewest
-    of a test set). low, high and p are None where nothing can be said: of fewer than three seeds, or of one image."""
+    of a test set). p is None where nothing can be said: of fewer than three seeds, or of one image. low and high are
+    None there, too, and where no two differences differ, so that there is no variance to speak of.
+    left_out: whether one of the methods has seeds that the other has not, which the difference is not over."""
 
     first: str
     second: str
@@ -190,6 +195,7 @@ class Comparison:
     p: float | None = None
     adjusted: float | None = None
     pairs: int = 1
+    left_out: bool = False
 
     @property
     def holds(self):
@@ -199,9 +205,12 @@ class Comparison:
     def seeds_needed(self):
         """With how many seeds a true difference of this size would hold with a probability of 80 %, at a level of
         0.05 / pairs: a number, infinity where no number of seeds makes up for too few images, more than MOST_SEEDS
-        where it is larger, None where nothing is known. It is an estimate from as few seeds as were run."""
-        if self.variance is None or not self.difference or not self.variance.seeds:
+        where it is larger, None where it holds already or nothing is known. It is an estimate from as few seeds as were
+        run."""
+        if self.holds or not self.difference or not self.variance or not self.variance.total:
             return None
+        if not self.variance.seeds:
+            return np.inf  # every seed says the same
         size, level = abs(self.difference) / 100, LEVEL / self.pairs
 
         def enough(seeds):
@@ -217,26 +226,28 @@ class Comparison:
         return low
 
 
-def compare(first, second, blocks, trained=True):
+def compare(first, second, blocks, trained=True, aligned=True):
     """A Comparison of two methods.
 
     Args:
         blocks: as `variance_of` takes them.
         trained: False for methods that draw nothing, so that one seed is all seeds.
+        aligned: whether the same row of all test sets is the same seed.
     """
     groups = [differences for block in blocks for differences in block]
     seeds, images = min(len(group) for group in groups), [group.shape[1] for group in groups]
     difference = float(np.mean([group.mean() for group in groups]))
-    by_seed = np.mean([group.mean(axis=1) for group in groups], axis=0) if len({len(g) for g in groups}) == 1 else []
-    found = Comparison(first, second, 100 * difference, 100 * float(np.std(by_seed, ddof=1)) if len(by_seed) > 1
-                       else None, sum(images), seeds)
+    found = Comparison(first, second, 100 * difference, None, sum(images), seeds)
+    if aligned and seeds > 1:
+        found.spread = 100 * float(np.std(np.mean([group.mean(axis=1) for group in groups], axis=0), ddof=1))
     if min(images) > 1 and (seeds >= LEAST_SEEDS or not trained):
         found.variance = variance_of(blocks)
         if found.variance.total or found.variance.seeds:
             half, found.p = found.variance.half_width(), found.variance.p_value(difference)
-        else:  # every image, with every seed, says the same: a sign test over the images
-            half, found.p = 0.0, min(1.0, 2.0 ** (1 - sum(images))) if difference else 1.0
-        found.low, found.high = 100 * (difference - half), 100 * (difference + half)
+            found.low, found.high = 100 * (difference - half), 100 * (difference + half)
+        else:  # all images of a set say the same with every seed: a sign test over those on which the methods differ
+            differ = sum(np.count_nonzero(group.any(axis=0)) for group in groups)
+            found.p = min(1.0, 2.0 ** (1 - differ)) if difference else 1.0
     return found
 
 

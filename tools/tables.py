@@ -58,6 +58,10 @@ class Number:
         beside = "".join((marks or {}).get(sign, sign) for sign in signs(self.marks))
         return f"{self.mean:.{digits}f}{spread}{beside}"
 
+    def plain(self):
+        """The mean as a program reads it."""
+        return "" if self.mean is None else f"{self.mean:.4f}"
+
 
 class Column(dict):
     """{seed: accuracy} of one method on one test set; None: there is no such number. marks: {seed: its run's}."""
@@ -183,7 +187,7 @@ class Table:
             line = []
             for column, word in enumerate(row):
                 if isinstance(word, Number):
-                    line.append("" if word.mean is None else f"{word.mean:.4f}")
+                    line.append(word.plain())
                     if column in spread:
                         line.append("" if word.std is None else f"{word.std:.4f}")
                     if column in marked:

@@ -38,9 +38,16 @@ class Budget:
 
     # ---- counting ----
     @contextlib.contextmanager
-    def of_training(self, loaders):
-        """Within it all is counted; `loaders` give the training images."""
-        self.begun = True
+    def of_training(self, loaders_now):
+        """Within it all is counted. loaders_now: gives the loaders of training images; a trainer that has others in the
+        end has drawn images that were not seen."""
+        if self.begun:  # another training of the same trainer
+            self.updates = self.images = self.views = 0
+            self.went_on = self.lost = False
+            if self.passes is not None:
+                self.passes.images = self.passes.texts = 0
+        self.begun, loaders = True, loaders_now()
+        began_with = list(loaders)
         if not all(hasattr(loader, "on_batch") for loader in loaders):
             self.images, self.views, loaders = None, None, []
         for loader in loaders:
@@ -52,6 +59,8 @@ class Budget:
         finally:
             self._count(False)
             handle.remove()
+            if [id(loader) for loader in loaders_now()] != [id(loader) for loader in began_with]:
+                self.images = self.views = None
             for loader in loaders:
                 loader.on_batch = None
 
@@ -113,6 +122,8 @@ class Budget:
         found = self.counts() if self.begun else None
         if found and self.passes is None and not self.updates and self.images != 0:
             found["updates"] = None
+        if found and self.updates and self.images == 0:
+            found["images"] = found["views"] = None
         return found
 
 

@@ -399,7 +399,7 @@ class SimpleTrainer(TrainerBase):
         try:
             self.check_validation()
             self.check_images()
-            with StopRequest() as self.stop, self._budget.of_training(train_loaders(self)):
+            with StopRequest() as self.stop, self._budget.of_training(lambda: train_loaders(self)):
                 super().train(self.start_epoch, self.max_epoch)
                 self.stop_if_asked()  # during the last evaluation: what would come next must not run
         except BaseException:

@@ -14,10 +14,11 @@ def require_finite(logits, files=(), what="logits"):
         files: the B images' files; another number of them is not used, and an image is named by its place, from 1.
         what: the numbers' name.
     """
+    logits = logits if logits.dim() else logits[None]
     finite = logits.isfinite()
     if finite.all():
         return
-    rows = (~finite).flatten(1).any(dim=1).nonzero()[:, 0].tolist()
+    rows = (~finite).reshape(len(logits), -1).any(dim=1).nonzero()[:, 0].tolist()
     names = [str(files[row]) if len(files) == len(logits) else f"image {row + 1} of the batch" for row in rows[:NAMED]]
     more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
     raise NonFiniteError(f"the {what} of {len(rows)} of a batch of {len(logits)} images are not finite "
@@ -34,7 +35,11 @@ def deciding(results):
         NonFiniteError: it is NaN or infinite.
     """
     name, value = next(iter(results.items()))
-    if not math.isfinite(value):
+    try:
+        finite = math.isfinite(value)
+    except TypeError:  # a foreign evaluator may give other things than numbers
+        finite = True
+    if not finite:
         raise NonFiniteError(f"the evaluation gives {name} {value}, which is no result; mend the evaluator "
                              "(TEST.EVALUATOR) or what it is given")
     return value
