@@ -77,7 +77,7 @@ def test_the_released_variant_makes_its_inner_steps_with_its_optimizer(clip_mode
     trainer = make_trainer("MetaPrompt", clip_model, ["cat", "dog", "cow", "ape"], {"LAYERS": 2, "VARIANT": "released"})
     batch = {"img": torch.randn(4, 3, 32, 32), "label": torch.arange(4), "domain": torch.zeros(4, dtype=torch.long)}
     trainer.class_order = lambda label: [0, 1, 2, 3]
-    with trainer._budget.of_training([]):
+    with trainer._budget.of_training(lambda: []):
         trainer.forward_backward(dict(batch))
     assert trainer._budget.counts()["updates"] == 1 + 2 + 1  # an inner step for each half before the meta-update
     trainer.forward_backward(dict(batch))
@@ -187,6 +187,34 @@ def test_of_a_foreign_trainer_updates_and_images_are_seen(run, tmp_path, monkeyp
     assert run("CoOp", tmp_path / "c", *options)["budget"] == dict.fromkeys(COUNTS)
 
 
+@pytest.mark.usefixtures("own_registries")
+def test_images_of_a_loader_that_was_renewed_are_not_known(run, tmp_path, monkeypatch):
+    options = ("--plugin", ROOT / "tests" / "plugins" / "coop_style.py", "TRAINER.COOP.INIT.STD", 0.02,
+               "TRAINER.COOP.PREC", "fp32")
+
+    def renewed(self):
+        loader = self.dm.train_loader_x
+        self.train_loader_x = DataLoader(loader.dataset, batch_sampler=loader.batch_sampler)
+        before_epoch(self)
+
+    run("CoOp", tmp_path / "a", *options)  # which registers the plugin's
+    trainer = train.TRAINER_REGISTRY.get("CoOp")
+    before_epoch = trainer.before_epoch
+    monkeypatch.setattr(trainer, "before_epoch", renewed)
+    found = run("CoOp", tmp_path / "b", *options)["budget"]
+    assert found["updates"] > 0 and found["images"] is found["views"] is None
+
+
+@pytest.mark.parametrize("method", ["TipAdapter", "CoOp"])
+def test_another_training_of_a_trainer_counts_anew(method, arguments, clips, tmp_path):
+    cfg = train.build_config(train.parse_arguments([str(word) for word in arguments(method, tmp_path)]))
+    trainer = train.TRAINER_REGISTRY.get(method)(cfg, clips=clips)
+    trainer.train()
+    first = trainer._budget.facts()
+    trainer.train()
+    assert trainer._budget.facts() == first and first["images"] > 0
+
+
 def test_views_of_a_batch():
     image = torch.zeros(2, 3, 4, 4)
     assert views_of({"img": image, "img0": image, "impath": ["a", "b"]}) == 1
@@ -255,6 +283,14 @@ def test_a_run_without_a_budget_gives_no_average(output):
     path.write_text(json.dumps(results))
     *_, table = report.main([str(output), "--compare", "--budget"])
     assert [word.text() for word in table.rows[0][1:]] == ["-"] * 5
+
+
+def test_a_method_that_lacks_a_dataset_has_no_average(output):
+    folder = write_run(output, base2new("A", 1, dataset="eurosat"), share(70), test="e")
+    path = folder / "results.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "budget": dict.fromkeys(COUNTS, 1_000_000)}))
+    *_, table = report.main([str(output), "--compare", "--budget"])
+    assert {row[0]: row[1].text() for row in table.rows} == {"A": "502,000", "B": "-"}
 
 
 def test_the_published_settings_are_counted():

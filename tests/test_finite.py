@@ -13,7 +13,7 @@ import train
 from dassl.config import get_cfg_default
 from dassl.data.data_manager import DatasetWrapper
 from dassl.evaluation import EVALUATOR_REGISTRY, EvaluatorBase, build_evaluator
-from dassl.metrics import compute_accuracy, require_finite
+from dassl.metrics import compute_accuracy, deciding, require_finite
 from dassl.utils import InputError, NonFiniteError
 from harness import make_trainer
 from prompting import PromptingError
@@ -274,3 +274,13 @@ def test_a_finished_run_without_a_finite_accuracy_is_not_taken_over(run, tmp_pat
     path.write_text(json.dumps(results))
     assert run("ZeroshotCLIP", tmp_path) == 2
     assert "is damaged: its test accuracy is nan" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("logits", [torch.tensor(float("nan")), torch.tensor([1.0, float("inf")])])
+def test_numbers_without_classes_are_named_too(logits):
+    with pytest.raises(NonFiniteError, match="the losses of 1 of a batch"):
+        require_finite(logits, what="losses")
+
+
+def test_what_is_no_number_is_left_to_whoever_made_it():
+    assert deciding({"report": "words"}) == "words"
