@@ -31,7 +31,7 @@ def splittable_order(order, groups, batch_size, rng, what="domains"):
     order = list(order)
     size = min(batch_size, len(order))
     batches = len(order) // size if size else 0
-    common, count = Counter(groups[i] for i in order).most_common(1)[0] if order else (None, 0)
+    count = max(Counter(groups[i] for i in order).values(), default=0)
     if size < 2 or len(order) - count < batches:
         raise PromptingError(
             f"no order of the {len(order)} training images gives each batch of {batch_size} at least two {what}: "
@@ -52,7 +52,7 @@ def splittable_order(order, groups, batch_size, rng, what="domains"):
         spare = [p for p in tail if groups[order[p]] != group]
         for batch in members:
             counts = kinds(batch)
-            if len(counts) > 1 and size - counts[group] < 2 or batch is places:
+            if size - counts[group] < 2 or batch is places:
                 continue
             spare.extend(p for p in batch if groups[order[p]] != group)
         there, here = rng.choice(spare), rng.choice(places)

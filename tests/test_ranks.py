@@ -19,10 +19,7 @@ import train
 from dassl.config import get_cfg_default
 from dassl.data.data_manager import build_data_loader
 from dassl.data.datasets import Datum
-from dassl.utils import share_of
 from dassl.utils.signals import Terminated
-from prompting.precision import Precision
-from prompting.ranks import Ranks
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 ENDED = "error: another process of this run has ended, or cannot be reached; "
@@ -64,30 +61,6 @@ def test_every_trainer(number, tmp_path):
     assert set(one) == set(ranks.cases()) == set(several)
     for name in one:
         check(one[name], several[name])
-
-
-def test_shares_are_neighbours_and_cover_all():
-    for size in range(1, 6):
-        for n in range(1, 12):
-            shares = [Ranks(rank, size).share(n) for rank in range(size)]
-            assert shares == [share_of(n, rank, size) for rank in range(size)]  # the towers', and the loader's
-            assert [row for share in shares for row in range(n)[share]] == list(range(n))
-            assert max(s.stop - s.start for s in shares) - min(s.stop - s.start for s in shares) <= 1
-
-
-def test_scaled_gradients_stay_as_large_as_those_of_one_process():
-    """Inside the towers the gradients of all ranks are added up; half precision has no room for their sum."""
-    class Four(Ranks):
-        def mean(self, tensors):
-            return tensors
-
-    precision = Precision("fp32", torch.device("cpu"), Four(0, 4))
-    precision.scale = 2.0 ** 16
-    seen, x = [], torch.ones(3, requires_grad=True)
-    inside = 2 * x
-    inside.register_hook(lambda gradient: seen.append(gradient[0].item()))
-    assert torch.equal(precision.gradients(inside.sum(), [x])[0], torch.full((3,), 2.0))
-    assert seen == [2.0 ** 14]
 
 
 def test_processes_on_one_machine_share_its_cores_for_reading(monkeypatch):

@@ -1,4 +1,7 @@
 """What the golden records of these methods do not cover: new classes, what selection may see, starts, bad settings."""
+from itertools import combinations
+
+import clip
 import pytest
 import torch
 from hypothesis import given, settings
@@ -104,6 +107,11 @@ def test_prograd_follows_no_rounding_error():
     assert torch.equal(without_conflict(domain, 1e-7 * general, 1.0), domain)
     assert torch.equal(without_conflict(domain, 1e-4 * general, 1.0), torch.tensor([0.0, 0.5]))
     assert torch.equal(without_conflict(domain, 1e-4 * general, 1.0, torch.float16), domain)
+    length = domain.norm()
+    for dtype, least in ((torch.float32, 16 * 2.0 ** -23), (torch.float16, 2.0 ** -8), (torch.bfloat16, 2.0 ** -8)):
+        assert torch.equal(without_conflict(domain, 0.99 * least * length * general, 1.0, dtype), domain)
+        assert torch.equal(without_conflict(domain, 1.01 * least * length * general, 1.0, dtype),
+                           torch.tensor([0.0, 0.5]))
 
 
 def test_prograd_without_lambda_is_coop(clip_model):
@@ -182,6 +190,57 @@ def test_tip_adapter_scores_an_image_of_its_cache_by_that_image(clip_model):
                            overrides={"few_shot_batches": lambda self, number: [batch(10, step=1), data]})
     trainer.fill_cache()
     assert (trainer.model_inference(data["img"]).argmax(1) == data["label"]).all()
+
+
+def test_tip_adapters_keys_are_the_mean_over_different_views(run, clip_model, tmp_path, monkeypatch):
+    """Published are ten augmentations of each image; a key is the mean of their features, of length 1."""
+    cls, views, trainers = TRAINER_REGISTRY.get("TipAdapter"), [], []
+    few_shot_batches, search = cls.few_shot_batches, cls.search
+
+    def watched(self, number):
+        batches = list(few_shot_batches(self, number))
+        views.append(torch.cat([batch["img"] for batch in batches]))
+        return batches
+
+    monkeypatch.setattr(cls, "few_shot_batches", watched)
+    monkeypatch.setattr(cls, "search", lambda self: trainers.append(self) or search(self))
+    run("TipAdapter", tmp_path, "TRAINER.TIPADAPTER.AUGMENT_EPOCH", 10)
+    assert len(views) == 10 and len(views[0]) == 12  # 6 classes, 2 shots
+    assert not any(torch.equal(*pair) for images in zip(*views) for pair in combinations(images, 2))
+    with torch.no_grad():
+        mean = torch.stack([clip_model.encode_image(images) for images in views]).mean(dim=0)
+    keys = trainers[0].model.adapter.weight.detach()
+    torch.testing.assert_close(keys, F.normalize(mean, dim=1), rtol=1e-4, atol=1e-5)
+
+
+def test_tip_adapter_f_keeps_the_first_of_its_best_epochs(clip_model):
+    trainer = make_trainer("TipAdapterF", clip_model, NAMES, {"ALPHA": 0.0})  # keys change no prediction
+    features = trainer.model.encode_images(batch(20)["img"])
+    right = trainer.model.logits(features, trainer.model.encode_classes()).argmax(dim=1)
+    half_right = torch.where(torch.arange(20) < 10, right, (right + 1) % 10)
+    kept = []
+    for epoch, labels in enumerate((half_right, half_right, right, half_right, right)):
+        trainer.validation = features, labels
+        trainer.model.adapter.weight.data.fill_(epoch)
+        trainer.keep_best()
+        kept.append((trainer.best_keys.unique().item(), trainer.best_accuracy))
+    assert kept == [(0, 0.5), (0, 0.5), (2, 1.0), (2, 1.0), (2, 1.0)]
+    trainer.validation = None  # nothing to choose by: the last epoch
+    trainer.keep_best()
+    assert trainer.best_keys.unique().item() == 4
+
+
+def test_tip_adapter_takes_the_first_best_point_of_its_grid(clip_model):
+    trainer = make_trainer("TipAdapter", clip_model, NAMES, {"SEARCH_SCALE": (4.1, 2.1), "SEARCH_STEP": (4, 2)})
+    model, seen, cache_logits = trainer.model, [], trainer.model.cache_logits
+    model.cache_logits = lambda affinity, beta: seen.append(beta) or cache_logits(affinity, beta)
+    model.values.zero_()  # the cache says nothing, so every point is as good
+    features = model.encode_images(batch(20)["img"])
+    labels = model.logits(features, model.encode_classes()).argmax(dim=1)
+    seen.clear()
+    labels[:5] = (labels[:5] + 1) % 10
+    assert model.search(features, labels, trainer.node.SEARCH_SCALE, trainer.node.SEARCH_STEP) == 0.75
+    assert seen == pytest.approx([0.1, 1.1, 2.1, 3.1]) and (model.beta, model.alpha) == (0.1, 0.1)
 
 
 def test_tip_adapter_f_resumes_to_the_same_numbers(run, tmp_path, monkeypatch):
@@ -281,6 +340,30 @@ def test_own_templates_are_every_method_s_frozen_prompts(method, clip_model, cap
         expected = diverse_text_features(towers, NAMES, OWN)
     torch.testing.assert_close(FROZEN[method](trainer).detach(), expected)
     assert "changes nothing here" not in capsys.readouterr().out
+
+
+PETS, TEXTURES = "OxfordPets", "DescribableTextures"
+PLAIN = {PETS: "a photo of a {}, a type of pet.", TEXTURES: "{} texture."}
+PUBLISHED = {  # the frozen prompt of a method for a dataset
+    **dict.fromkeys(("ZeroshotCLIP", "CLIPAdapter", "TipAdapter", "LinearProbe"), PLAIN),
+    "KgCoOp": {**PLAIN, TEXTURES: "a photo of a {}, a type of texture."},
+    "TCP": {**PLAIN, TEXTURES: "a photo of a {}, a type of texture."},
+    "ProGrad": {PETS: "a type of pet, a photo of a {}.", TEXTURES: "a texture of {}."},
+    "MetaPrompt": {PETS: "a photo of a {}, a type of pet", TEXTURES: "{} texture"},
+    "VPT": dict.fromkeys(PLAIN, "a photo of a {}."),
+}
+
+
+@pytest.mark.parametrize("dataset", [PETS, TEXTURES])
+@pytest.mark.parametrize("method", PUBLISHED)
+def test_frozen_prompts_are_those_published_for_the_dataset(method, dataset, clip_model):
+    options = {**OPTIONS.get(method, {}), **{"LinearProbe": {"INIT": "text"}, "MetaPrompt": {"LAYERS": 2},
+                                             "VPT": {"PROMPT_DEPTH_VISION": 2}}.get(method, {})}
+    trainer = make_trainer(method, clip_model, NAMES, options, dataset=dataset)
+    sentences = [PUBLISHED[method][dataset].replace("{}", name.replace("_", " ")) for name in NAMES]
+    with torch.no_grad():
+        expected = F.normalize(clip_model.encode_text(clip.tokenize(sentences)), dim=1)
+    torch.testing.assert_close(FROZEN[method](trainer).detach(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_own_templates_are_the_initial_words_too(clip_model):

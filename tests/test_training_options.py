@@ -61,6 +61,28 @@ def test_clipping_keeps_the_direction_and_lets_short_gradients_be(clip_model):
     assert all(torch.equal(one, other) for one, other in zip(trainer.clipped(short), short))
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_rate_and_weight_decay_reach_all_that_is_trained(method, clip_model):
+    """Down a gradient of 0 SGD's first step is p <- p - rate * decay * p."""
+    own = {"DePT": {"HEAD_LR": 2.0}, "ProMetaR": {"VNET_LR": 0.25, "VNET_WEIGHT_DECAY": 0.4}}.get(method, {})
+    trainer = make_trainer(method, clip_model, tiny_clip.CLASSNAMES, {**SMALL.get(method, {}), **own},
+                           settings={"OPTIM.LR": 0.5, "OPTIM.WEIGHT_DECAY": 0.1, "OPTIM.MOMENTUM": 0.9})
+    starts = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+    for p in trainer.trainables:
+        p.grad = torch.zeros_like(p)
+    for optimizer, _ in trainer.optimizers:
+        optimizer.step()
+    for name, p in trainer.model.named_parameters():
+        if p.requires_grad:
+            rate, decay = 0.5, 0.1
+            if method == "DePT" and not name.endswith("ctx"):
+                rate = 0.5 * 2.0
+            if name.startswith("vnet."):
+                rate, decay = 0.25, 0.4
+            torch.testing.assert_close(p.detach(), starts.pop(name) * (1 - rate * decay))
+    assert not starts
+
+
 # ---- going on ----
 def optimizer_of(**values):
     node = get_cfg_default().OPTIM

@@ -40,7 +40,7 @@ class MetaPrompt(PromptTrainer):
 
     def check_cfg(self, cfg):
         node = cfg.TRAINER.METAPROMPT
-        check_availability(node.VARIANT, ("paper", "released"))
+        check_availability(node.VARIANT, ("paper", "released"), "TRAINER.METAPROMPT.VARIANT")
         if node.ORDER not in (1, 2) or (node.VARIANT == "released" and node.ORDER == 2):
             raise InputError("TRAINER.METAPROMPT.ORDER is 1 or 2, and 1 with VARIANT released")
         if not node.META_STEP >= 0:

@@ -40,7 +40,7 @@ class ZeroshotCLIP2(PromptTrainer):
         cfg.TRAINER.ZEROSHOTCLIP2.TEMPLATES = "selected"  # or all
 
     def check_cfg(self, cfg):
-        check_availability(cfg.TRAINER.ZEROSHOTCLIP2.TEMPLATES, ("selected", "all"))
+        check_availability(cfg.TRAINER.ZEROSHOTCLIP2.TEMPLATES, ("selected", "all"), "TRAINER.ZEROSHOTCLIP2.TEMPLATES")
 
     def build_model(self, towers, classnames):
         everything = self.node.TEMPLATES == "all"
