@@ -44,7 +44,7 @@ import yaml  # noqa: E402
 PATHS = ("trainers", "prompting")
 TESTS = ("test_parity.py", "test_prompting.py", "test_trainers.py", "test_trainers_methods.py",
          "test_trainers_deep.py", "test_training_options.py", "test_prompting_parts.py", "test_trainers_parts.py",
-         "test_ranks_in_threads.py")
+         "test_ranks_in_threads.py", "test_budget.py", "test_finite.py")
 PRELOADED = ("torch", "torchvision.transforms", "clip", "hypothesis", "pytest")
 SHARED = ("registries", "clip_file", "clip_model", "towers", "clips", "drawn_root", "tiny_config", "resnet_file")
 PATIENCE = 20.0  # seconds that a test may take besides ten times what it took without a mutant, by default
@@ -169,6 +169,7 @@ class Fork:
                     os.dup2(null, stream)
             resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
             os.environ["TMPDIR"] = tempfile.tempdir = str(self.folder)
+            os.chdir(self.folder)  # a mutant may write to a path that it has made
             status = function(self.folder) or 0
         finally:
             os._exit(status)
@@ -340,7 +341,6 @@ class Run:
         def inside(folder):
             import pytest
 
-            os.chdir(self.root)
             session = Session(self, work)
             session.lines["import"].start()
             return pytest.main([*(tests or self.tests), "-s", *self.quietly(folder)], plugins=[session])
@@ -466,7 +466,6 @@ class Run:
 
             os.environ[CHANGED] = f"{self.root / mutant.path}:{mutant.number}"
             change_at_import(str(self.root / mutant.path), self.sources[mutant.path], mutant.number)
-            os.chdir(self.root)
             return pytest.main([*(str(self.root / test) for test in tests), "-x", *self.quietly(folder)],
                                plugins=[Watch()])
 
