@@ -188,8 +188,8 @@ def test_there_are_as_many_chunks_as_the_memory_demands(tiny, monkeypatch):
     tower = Towers(tiny).text
     prompts, weights = ClassPrompts(tower, class_names(60), 4), {p.data_ptr() for p in tiny.parameters()}
     ctx = tower.embed_words("a photo of a").requires_grad_()
-    kept, encode, calls = {}, tower._encode, []
-    monkeypatch.setattr(tower, "_encode", lambda *args: calls.append(args) or encode(*args))
+    kept, encode, calls = {}, tower._encode_chunk, []
+    monkeypatch.setattr(tower, "_encode_chunk", lambda *args: calls.append(args) or encode(*args))
 
     def note(tensor):
         storage = tensor.untyped_storage()

@@ -681,14 +681,14 @@ def test_sentences_are_tokenised_as_clip_does(towers):
 
 
 def test_a_pass_of_many_sentences_is_made_of_256_at_a_time(towers, monkeypatch):
-    sizes, graphs, encode = [], [], towers.text.encode
+    sizes, graphs, encode = [], [], towers.text._encode
 
     def watched(prompts):
         sizes.append(len(prompts.eot))
         graphs.append(torch.is_grad_enabled())
         return encode(prompts)
 
-    monkeypatch.setattr(towers.text, "encode", watched)
+    monkeypatch.setattr(towers.text, "_encode", watched)
     assert len(towers.text.encode_texts(["a"] * 257)) == 257
     assert sizes == [256, 1] and graphs == [False, False]
 
@@ -757,10 +757,18 @@ def test_pieces_and_chunks_change_no_number(form, padding, activation_bytes, cli
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4 * one.abs().max().item())
 
 
+def test_chosen_classes_keep_contexts_of_their_own(clip_model):
+    text = Towers(clip_model).text
+    prompts, own = ClassPrompts(text, ["dog", "alarm clock", "a"], 2), 0.1 * torch.randn(3, 1, 2, text.width)
+    chosen = torch.tensor([2, 0])
+    torch.testing.assert_close(text.encode(prompts(own, chosen)), text.encode(prompts(own))[:, chosen],
+                               rtol=1e-4, atol=1e-5)
+
+
 def test_chunks_are_computed_again_on_the_way_back(clip_model, monkeypatch):
     text, runs = Towers(clip_model).text, []
-    encode = text._encode
-    monkeypatch.setattr(text, "_encode", lambda *args: runs.append(1) or encode(*args))
+    encode = text._encode_chunk
+    monkeypatch.setattr(text, "_encode_chunk", lambda *args: runs.append(1) or encode(*args))
     ctx = torch.zeros(2, 128, requires_grad=True)
     text.encode(ClassPrompts(text, ["dog", "cat"], 2)(ctx)).sum().backward()
     assert len(runs) == 1
