@@ -229,6 +229,14 @@ def test_tip_adapter_neither_stores_nor_chooses_by_it(method, part, arguments, c
         trainer.train()
 
 
+def test_a_batch_that_does_not_name_its_files(clip_model):
+    trainer = make_trainer("TipAdapter", clip_model, ["cat", "dog"], {"AUGMENT_EPOCH": 1}, labels=[0, 1])
+    images = torch.zeros(2, 3, trainer.towers.resolution, trainer.towers.resolution)
+    images[1] = NAN
+    with pytest.raises(NonFiniteError, match="the features of 1 of a batch of 2 images .*image 2 of the batch"):
+        trainer.image_features([{"img": images, "label": torch.tensor([0, 1])}])
+
+
 def test_a_search_passes_over_a_beta_that_overflows(clip_model):
     model = make_trainer("TipAdapter", clip_model, ["cat", "dog"], {"AUGMENT_EPOCH": 1}, labels=[0, 1]).model
     images = model.encode_classes()  # which zero-shot CLIP takes for their own classes

@@ -33,7 +33,8 @@ NOWHERE = "https://127.0.0.1:9"
 
 # ---- backbones: names, digests, facts ----
 def test_names_that_are_known():
-    assert backbone.known_names() == ["tiny", *clip.available_models()]
+    published = [name for name in clip.available_models() if not name.endswith(".pt")]  # other tests add files
+    assert backbone.known_names() == ["tiny", *published]
 
 
 def test_a_digest_is_of_the_content(tmp_path, clip_file):

@@ -33,7 +33,7 @@ class FrozenFeatures(PromptTrainer):
             images, label = self.parse_batch_test(batch)
             with self.precision.autocast():
                 features.append(self.model.encode_images(images).float())
-            require_finite(features[-1], batch["impath"], "features")
+            require_finite(features[-1], batch.get("impath", ()), "features")
             labels.append(label)
         return torch.cat(features), torch.cat(labels)
 

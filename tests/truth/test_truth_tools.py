@@ -395,7 +395,7 @@ def test_marks_in_csv_have_columns_of_their_own(marked, capsys):
 def test_comparisons_of_marked_runs_are_marked(marked, capsys):
     report.main([str(marked)])
     table = capsys.readouterr().out.split("does the difference hold?")[1]
-    assert re.search(r"[AB] - [AB] +\S+\*! ", table) and f"* {LEARNED}" in table
+    assert re.search(r"[AB] - [AB] +\S+( \+- \S+)?\*! ", table) and f"* {LEARNED}" in table
 
 
 def test_figures_name_the_methods_that_learned_from_test_images(marked):
