@@ -68,8 +68,7 @@ def comparisons(cells, where, names=None, against=None):
                    for method, chosen in methods.items()}
         present = sorted((method for method, number in numbers.items() if number.mean is not None),
                          key=lambda method: -numbers[method].mean)
-        pairs = [(against, other) for other in present if other != against] if against in present else \
-            [] if against else list(itertools.combinations(present, 2))
+        pairs = pairs_of(present, against)
         found = [comparison for pair in pairs if (comparison := compared(pair, methods, where, tested, trained, read))]
         significance.adjust(found)
         if missing := [method for method in asked if method not in present]:
@@ -81,6 +80,13 @@ def comparisons(cells, where, names=None, against=None):
         if found:
             tables.append(comparison_table(tested.title, found, {method: numbers[method].marks for method in present}))
     return tables, notes
+
+
+def pairs_of(methods, against=None):
+    """Every two methods, or each other one with `against`, and none where that is not among them."""
+    if against is None:
+        return list(itertools.combinations(methods, 2))
+    return [(against, other) for other in methods if other != against] if against in methods else []
 
 
 def _known(folder):
