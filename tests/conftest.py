@@ -35,7 +35,12 @@ def pytest_addoption(parser):
 
 # ---- what the robustness suite counts ----
 TALLY = pytest.StashKey()
-TRUTHS = {"truths": set(), "told": set()}  # reports reach the process that prints the summary, whoever ran the test
+COUNTED = {  # folder of tests, each of which is one input -> what the summary says of them
+    "truth": "inputs that contradict themselves tried, {} refused in one line or given the number that is right",
+    "security": "hostile files and situations tried, {} refused in one line or made harmless",
+}
+TRIED = {mark: set() for mark in COUNTED}  # reports reach the process that prints the summary, whoever ran the test
+PASSED = {mark: set() for mark in COUNTED}
 
 
 def pytest_configure(config):
@@ -45,11 +50,20 @@ def pytest_configure(config):
 
 
 def pytest_runtest_logreport(report):
-    """A test of tests/truth is one input that contradicts itself."""
-    if "truth" in report.keywords and report.when == "call":
-        TRUTHS["truths"].add(report.nodeid)
-        if report.passed:
-            TRUTHS["told"].add(report.nodeid)
+    for mark in COUNTED:
+        if mark in report.keywords and report.when == "call" and not report.skipped:
+            TRIED[mark].add(report.nodeid)
+            if report.passed:
+                PASSED[mark].add(report.nodeid)
+
+
+@pytest.hookimpl(tryfirst=True)  # before the items are chosen by their marks
+def pytest_collection_modifyitems(items):
+    """What lies in a folder of COUNTED has its name as a mark."""
+    for item in items:
+        for mark in COUNTED:
+            if ROOT / "tests" / mark in item.path.parents:
+                item.add_marker(getattr(pytest.mark, mark))
 
 
 def pytest_sessionfinish(session):
@@ -76,11 +90,10 @@ def pytest_terminal_summary(terminalreporter, config):
             f"{len(tally['inputs'])} distinct bad inputs tried, {len(tally['refused'])} refused in one line with exit "
             f"status 2 and no results; {tally['survived']} of {tally['kills']} kills and stops survived with the same "
             "numbers")
-    if TRUTHS["truths"]:
-        terminalreporter.section("truth")
-        terminalreporter.write_line(
-            f"{len(TRUTHS['truths'])} distinct inputs that contradict themselves tried, {len(TRUTHS['told'])} refused "
-            "in one line or given the number that is right")
+    for mark, said in COUNTED.items():
+        if TRIED[mark]:
+            terminalreporter.section(mark)
+            terminalreporter.write_line(f"{len(TRIED[mark])} distinct {said.format(len(PASSED[mark]))}")
 
 
 @pytest.fixture(scope="session")
@@ -190,6 +203,26 @@ def arguments(drawn_root, tiny_config, clip_file):
                 "--config-file", str(config), "--output-dir", str(output), *map(str, words)]
 
     return build
+
+
+@pytest.fixture
+def one_line(capsys, tmp_path):
+    """Call what must be refused and return its line: exit status 2, nothing but one line on stderr that begins with
+    "error: ", and (with `results=False`) no new results.json."""
+    import train
+
+    def one_line(function, results=False):
+        before = set(tmp_path.rglob("results.json"))
+        capsys.readouterr()
+        status = train.command_line(function)
+        told = capsys.readouterr().err
+        lines = [line for line in told.splitlines() if line.startswith("error: ")]
+        assert status == 2, told
+        assert len(lines) == 1 and "Traceback" not in told, told
+        assert results or set(tmp_path.rglob("results.json")) == before
+        return lines[0]
+
+    return one_line
 
 
 @pytest.fixture

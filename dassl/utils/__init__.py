@@ -13,6 +13,7 @@ from dassl.utils.checkpoint import (
     write_atomically,
 )
 from dassl.utils.errors import InputError, NonFiniteError, last_line, surroundings
+from dassl.utils.files import open_own, open_regular, require_own_folder
 from dassl.utils.images import read_image
 from dassl.utils.lock import LOCK_NAME, FolderLock, lives_here, lock_holder, slurm_job
 from dassl.utils.logger import Logger, setup_logger
@@ -56,8 +57,8 @@ __all__ = [
     "from_first", "get_rng_state", "highest", "import_package_modules", "isolated_rng", "joined", "last_line",
     "leave_signals_to_the_parent", "listdir_nohidden", "lives_here", "load_checkpoint", "load_entry_points",
     "load_plugin", "load_pretrained_weights", "lock_holder", "lost_another", "mkdir_if_missing", "note_checkpoint",
-    "noted_checkpoint", "of_all", "one_machine_first", "processes_here", "quiet", "rank", "read_image", "read_json",
-    "remove_torn_files", "require_own_gpu", "resume_from_checkpoint", "save_checkpoint", "set_random_seed",
-    "set_rng_state", "setup_logger", "share_of", "sigterm_raises", "slurm_job", "surroundings", "tolist_if_not",
-    "world_size", "write_atomically", "write_json",
+    "noted_checkpoint", "of_all", "one_machine_first", "open_own", "open_regular", "processes_here", "quiet", "rank",
+    "read_image", "read_json", "remove_torn_files", "require_own_folder", "require_own_gpu", "resume_from_checkpoint",
+    "save_checkpoint", "set_random_seed", "set_rng_state", "setup_logger", "share_of", "sigterm_raises", "slurm_job",
+    "surroundings", "tolist_if_not", "world_size", "write_atomically", "write_json",
 ]
