@@ -7,6 +7,7 @@ A run folder that is finished (it holds results.json) is not run again; one that
 """
 import argparse
 import contextlib
+import functools
 import json
 import os
 import random
@@ -22,10 +23,13 @@ import trainers
 from dassl.config import (
     check_config,
     clean_cfg,
+    config_text,
+    copied,
     get_cfg_default,
     merge_file,
     merge_flag,
     merge_options,
+    merge_text,
     methods_of,
     own_cfg,
     paired,
@@ -141,6 +145,11 @@ def add_options(parser, help="config options: KEY VALUE or KEY=VALUE ..."):
 
 
 def parse_arguments(argv):
+    return parse_words(_parser(), sys.argv[1:] if argv is None else argv)
+
+
+@functools.cache
+def _parser():
     parser = ArgumentParser(description="Train or evaluate one run.",
                             epilog="Other words are config options, KEY VALUE or KEY=VALUE. Started by torchrun, "
                                    "several processes make one run together; see docs/SCALING.md.")
@@ -165,7 +174,7 @@ def parse_arguments(argv):
     parser.add_argument("--skip-bad-images", action="store_true",
                         help="leave unreadable images out and list them in results.json (DATASET.SKIP_BAD_IMAGES)")
     add_options(parser)
-    return parse_words(parser, sys.argv[1:] if argv is None else argv)
+    return parser
 
 
 def discover(plugins=()):
@@ -185,14 +194,36 @@ def declares_config(trainer):
 def default_config(run=None):
     """The engine's defaults and those of every known method; those that a run's own config began from where that is
     given (`resolve_precision`)."""
-    cfg = get_cfg_default()
-    for trainer in (*TRAINER_REGISTRY.replaced.values(), *(trainer for _, trainer in TRAINER_REGISTRY.items())):
-        if declares_config(trainer):
-            trainer.extend_cfg(cfg)
+    cfg = copied(_extended(_extensions()))
     if run is not None and not issubclass(TRAINER_REGISTRY.get(run.TRAINER.NAME), PromptTrainer):
         cfg.USE_CUDA = run.USE_CUDA
         resolve_precision(cfg)
         cfg.USE_CUDA = True
+    return cfg
+
+
+def _extensions():
+    """What each known method adds to the config, in order."""
+    trainers = (*TRAINER_REGISTRY.replaced.values(), *(trainer for _, trainer in TRAINER_REGISTRY.items()))
+    return tuple(trainer.extend_cfg for trainer in trainers if declares_config(trainer))
+
+
+@functools.lru_cache(maxsize=4)  # a plugin makes another one
+def _extended(extensions):
+    """The defaults with what methods add to them, not to be changed."""
+    cfg = get_cfg_default()
+    for extend in extensions:
+        extend(cfg)
+    return cfg
+
+
+@functools.lru_cache(maxsize=64)
+def _with_files(extensions, files, open_trainer):
+    """The defaults with config files merged into them, not to be changed: runs of a sweep share them, and a file that
+    changes is another text. files: ((path, its text), ...)."""
+    cfg = copied(_extended(extensions))
+    for path, text in files:
+        merge_text(cfg, text, path, open_trainer)
     return cfg
 
 
@@ -233,7 +264,7 @@ def owner_of_config(path, name):
 
 def build_config(args):
     """The frozen config of a run: defaults, dataset file, method file, flags, options, in this order."""
-    cfg, name = default_config(), named_trainer(args)
+    name = named_trainer(args)
     if not name:
         raise InputError(f"no method is named; give --trainer, one of {', '.join(TRAINER_REGISTRY.registered_names())}")
     # A plugin that declares no keys of its own may bring any under TRAINER.
@@ -241,9 +272,8 @@ def build_config(args):
     open_trainer = not declares_config(trainer)
     if args.config_file:
         owner_of_config(args.config_file, name)
-    for path in (args.dataset_config_file, args.config_file):
-        if path:
-            merge_file(cfg, path, open_trainer)
+    files = tuple((path, config_text(path)) for path in (args.dataset_config_file, args.config_file) if path)
+    cfg = copied(_with_files(_extensions(), files, open_trainer))
     for flag, key, value in flag_settings(args):
         merge_flag(cfg, key, value, flag)
     merge_options(cfg, args.opts, open_trainer)
@@ -325,7 +355,7 @@ def main(argv=None, clips=None, seen=None):
 
 def finished(cfg, evaluation, seen=None):
     """What `finished_results` says of the run of a config."""
-    return finished_results(cfg, default_config(cfg), evaluation, Sources(cfg, weights_digest, seen))
+    return finished_results(cfg, lambda: default_config(cfg), evaluation, Sources(cfg, weights_digest, seen))
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """docs/SPEED.md and its figure from stored measurements."""
 import os
 import platform
+import re
 
 import matplotlib
 import numpy as np
@@ -15,7 +16,8 @@ from benchmarks.step import TEST_SET
 from benchmarks.suite import CURVES, MEMORY_AT_MOST, ROWS, SLOPE_AT_LEAST, SLOPE_CLASSES, SLOPE_ROWS
 
 FIGURE = "speed_scaling.png"
-GPU = "## On a GPU"  # the page's last section; another program and another machine measure it
+# The page's last sections; other programs, and for the GPU another machine, measure them.
+MANY_RUNS, GPU = "## Many runs", "## On a GPU"
 
 
 def machine():
@@ -40,18 +42,29 @@ def write(stored, folder):
         work=work_table(stored), tokens=tokens_table(), scaling=scaling_text(stored, folder),
         loader=loader_text(stored), rest=rest_text(stored))
     path = os.path.join(folder, "SPEED.md")
-    text += gpu_section(path)
+    text += "".join(section_of(path, heading) for heading in (MANY_RUNS, GPU))
     with open(path, "w", encoding="utf-8") as file:
         file.write(text)
 
 
-def gpu_section(path):
-    """The section of the page at `path` that `benchmarks.gpu` measures; "" where it has none."""
+def section_of(path, heading):
+    """A section of the page at `path` from the line above its heading on; "" where it has none."""
     if not os.path.isfile(path):
         return ""
     with open(path, encoding="utf-8") as file:
-        _, heading, section = file.read().partition(f"\n{GPU}\n")
-    return heading + section
+        found = re.search(rf"\n{re.escape(heading)}\n.*?(?=\n## |\Z)", file.read(), re.DOTALL)
+    return found[0] if found else ""
+
+
+def write_section(folder, heading, body):
+    """Write a section of `folder`/SPEED.md anew, which stands in front of the GPU's; the others stay as they are."""
+    path = os.path.join(folder, "SPEED.md")
+    with open(path, encoding="utf-8") as file:
+        text = file.read()
+    text = text.replace(section_of(path, heading) or "\0", "")
+    gpu = section_of(path, GPU)
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(f"{text.removesuffix(gpu)}\n{heading}\n\n{body}{gpu}")
 
 
 def table(rows, headers):

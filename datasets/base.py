@@ -4,13 +4,15 @@
 and `DrawnDomains` several domains. files.py finds the files; splits.py reads, draws and keeps splits.
 """
 import contextlib
+import copy
+import functools
 import math
 import os
 import random
 from collections import Counter, defaultdict
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from dassl.data.datasets import DatasetBase, check_parts, composed, source_digest
+from dassl.data.datasets import DatasetBase, check_parts, composed, lists_are_kept, source_digest
 from dassl.utils import InputError, check_availability, derive_seed, read_json
 from datasets.files import FEWSHOT_FOLDER, check_images, class_folders, dataset_folder, list_class, list_classes
 from datasets.splits import PART_NAMES, draw_split, drawn_split, read_split
@@ -49,6 +51,27 @@ def subsample_classes(parts, which):
             for part in parts]
 
 
+@dataclass
+class Lists:
+    """What a dataset draws from, the same for every seed and number of shots; the fields are those arguments of
+    FewShotDataset."""
+
+    owner: str
+    folder: str
+    train: list
+    val: list | None
+    test: list
+    others: dict
+
+    @functools.cached_property
+    def checked(self):
+        return bool(check_parts(self.owner, {"train": self.train, "val": self.val, "test": self.test, **self.others}))
+
+    @functools.cached_property
+    def source(self):
+        return source_digest([self.train] if self.val is None else [self.train, self.val], self.folder)
+
+
 class FewShotDataset(DatasetBase):
     """A dataset whose training part is drawn few-shot when DATASET.NUM_SHOTS is set.
 
@@ -72,11 +95,29 @@ class FewShotDataset(DatasetBase):
     """
 
     def __init__(self, cfg, folder, train, val, test, others=None):
+        lists = Lists(type(self).__name__, folder, train, val, test, others or {})
+        if lists_are_kept():
+            self.lists = lists
+        self._draw_from(lists, cfg)
+
+    def drawn_anew(self, cfg):
+        """The dataset of a config that differs from this one's in SEED and NUM_SHOTS only, drawn from the same lists.
+
+        None where they were not kept (`keep_lists`), or where a class that is not ours may read more of the config."""
+        if not hasattr(self, "lists") or type(self).__module__.partition(".")[0] != __package__:
+            return None
+        dataset = copy.copy(self)
+        dataset.draw_records = {}
+        dataset._draw_from(self.lists, cfg)
+        return dataset
+
+    def _draw_from(self, lists, cfg):
         shots, which = cfg.DATASET.NUM_SHOTS, cfg.DATASET.SUBSAMPLE_CLASSES
-        if shots >= 1 or which != "all" or others:  # a draw, or half of the classes, may miss what contradicts itself
-            check_parts(type(self).__name__, {"train": train, "val": val, "test": test, **(others or {})})
+        train, val, test = lists.train, lists.val, lists.test
+        if shots >= 1 or which != "all" or lists.others:
+            lists.checked  # noqa: B018 - a draw, or half of the classes, may miss what contradicts itself
         if shots >= 1:
-            train, val = self.few_shot(cfg, folder, train, val, shots)
+            train, val = self.few_shot(cfg, lists, shots)
         self.of_all_classes = train  # DATASET.CLASSNAMES may name base and new classes in one file
         train, val, test = subsample_classes([train, val or [], test], which)
         super().__init__(train_x=train, val=val, test=test)
@@ -85,12 +126,12 @@ class FewShotDataset(DatasetBase):
         """Have the run's folder keep what was drawn, as JSON in its file `name`."""
         self.draw_records = {**self.draw_records, name: content}
 
-    def few_shot(self, cfg, folder, train, val, shots):
+    def few_shot(self, cfg, lists, shots):
         """[train, val], drawn from the whole parts."""
+        folder, train, val, source = lists.folder, lists.train, lists.val, lists.source
         domains = "-".join(["", *cfg.DATASET.SOURCE_DOMAINS])
         name = os.path.join(FEWSHOT_FOLDER, f"shot_{shots}-seed_{cfg.SEED}{domains}.json")
         path = os.path.join(folder, name)
-        source = source_digest([train] if val is None else [train, val], folder)
         drawn = self._read_draw(path, folder, train, val, shots, source) if os.path.isfile(path) else None
         if drawn is None:
             rng = random.Random(cfg.SEED)

@@ -7,13 +7,12 @@ import warnings
 
 import numpy as np
 import torch
-from clip import clip
-from clip.model import convert_weights
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from prompting.errors import PromptingError
 from prompting.image import ImageTower
+from prompting.openai import openai_clip
 from prompting.passes import Passes
 from prompting.ranks import Ranks
 from prompting.templates import fill
@@ -24,7 +23,8 @@ VOCABULARY = 49408
 SHIPPED = {"tiny": os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets", "tiny_clip.safetensors")}
 HEAD = 64  # channels of an attention head in every CLIP of OpenAI's; a state dict does not say how many heads there are
 ACTIVATION = "QuickGELU"  # what `blocks.Block` computes
-_DIGESTS = {}  # (path, size, time of the last change): SHA-256
+_DIGESTS = {}  # (disk, file, size, times of the last change): SHA-256
+MOST_DIGESTS = 1000
 
 
 def load_clip(name, cache=CACHE):
@@ -161,6 +161,7 @@ def whole_vocabulary(state_dict):
 def serve_foreign_code(name="", cache=CACHE):
     """Let code written for OpenAI's own repository load its CLIP: `clip._download(url)` without a folder uses the
     default one, and a weights file, or the CLIP that comes along, is found in `clip._MODELS` under its `name`."""
+    clip = openai_clip()
     original = getattr(clip._download, "original", clip._download)
     files = getattr(clip._download, "files", {})
 
@@ -190,7 +191,7 @@ def _whole_file(shipped, cache):
 
 def _published_urls():
     """{name: address} of OpenAI's models; the last folder of an address is the file's SHA-256."""
-    return {name: url for name, url in clip._MODELS.items() if "://" in url}
+    return {name: url for name, url in openai_clip()._MODELS.items() if "://" in url}
 
 
 def _published_digests():
@@ -203,7 +204,7 @@ def _download(name, cache):
     if os.path.isfile(_converted(url.split("/")[-2], cache)):
         return _from_file(_converted(url.split("/")[-2], cache), cache)
     try:
-        archive = clip._download(url, cache)
+        archive = openai_clip()._download(url, cache)
     except (OSError, RuntimeError) as error:
         raise PromptingError(f"cannot download the CLIP weights {name} from {url} ({error}); put the file into {cache} "
                              "yourself, or name a weights file as the backbone") from None
@@ -263,14 +264,17 @@ def _first_line(error):
 def _sha256(path):
     """Of a file, remembered until it changes."""
     status = os.stat(path)
-    key = os.path.realpath(path), status.st_size, status.st_mtime_ns
-    if key not in _DIGESTS:
+    key = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    found = _DIGESTS.get(key)
+    if found is None:
         digest = hashlib.sha256()
         with open(path, "rb") as file:
             while block := file.read(2**20):
                 digest.update(block)
-        _DIGESTS[key] = digest.hexdigest()
-    return _DIGESTS[key]
+        if len(_DIGESTS) >= MOST_DIGESTS:
+            _DIGESTS.clear()
+        found = _DIGESTS[key] = digest.hexdigest()
+    return found
 
 
 def _tensors_digest(model):
@@ -292,7 +296,7 @@ def _build(state_dict, name):
         raise PromptingError(f"backbone {name} is not a CLIP state dict in OpenAI's naming (it lacks {missing[0]})")
     _require_whole_heads(tower_widths(state_dict), name)
     try:
-        model = clip.build_model(dict(state_dict)).float()
+        model = openai_clip().build_model(dict(state_dict)).float()
         # build_model rounds to half precision on the way in; take the tensors as they are instead.
         model.load_state_dict({k: v for k, v in state_dict.items()
                                if k not in ("input_resolution", "context_length", "vocab_size")})
@@ -339,6 +343,8 @@ class Towers:
                 or any(p.requires_grad for p in model.parameters())):
             model = copy.deepcopy(model).requires_grad_(False).float().eval().to(device)
             if half:
+                from clip.model import convert_weights
+
                 convert_weights(model)
         self.model, self.device = model, device
         self.passes = Passes()

@@ -8,11 +8,11 @@ tokens, put in before ln_pre. Methods differ in where the prompts come from: `In
 import copy
 
 import torch
-from clip.clip import _tokenizer as tokenizer
 from torch import nn
 
 from prompting.errors import PromptingError
 from prompting.model import Prompt, PromptedCLIP, random_vectors
+from prompting.openai import tokenizer
 from prompting.text import ClassPrompts
 
 

@@ -7,11 +7,11 @@ computed once (the prefix), not once a class. A prompt has 77 tokens, a class of
 from dataclasses import dataclass
 
 import torch
-from clip.clip import _tokenizer as tokenizer
 from torch.utils.checkpoint import checkpoint
 
 from prompting.blocks import Block
 from prompting.errors import PromptingError
+from prompting.openai import tokenizer
 from prompting.passes import Passes
 from prompting.ranks import Ranks
 
@@ -22,7 +22,7 @@ PADDING_ON_GPU = 512  # tokens that may be padded to spare a piece
 # pass hardly faster than one of a few thousand tokens.
 WORTH_DIVIDING = {"cpu": 16, "cuda": 2048}
 
-SOS, EOS = tokenizer.encoder["<|startoftext|>"], tokenizer.encoder["<|endoftext|>"]
+SOS, EOS = 49406, 49407  # <|startoftext|> and <|endoftext|>, the last of the vocabulary
 
 
 def readable(classname):

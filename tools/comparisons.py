@@ -68,8 +68,10 @@ def comparisons(cells, where, names=None, against=None):
                    for method, chosen in methods.items()}
         present = sorted((method for method, number in numbers.items() if number.mean is not None),
                          key=lambda method: -numbers[method].mean)
+        folders = {method: [{place.seed: where[place] for place in methods[method].where(**fields)}
+                            for fields in tested.members] for method in present}
         pairs = pairs_of(present, against)
-        found = [comparison for pair in pairs if (comparison := compared(pair, methods, where, tested, trained, read))]
+        found = [comparison for pair in pairs if (comparison := compared(pair, folders, tested, trained, read))]
         significance.adjust(found)
         if missing := [method for method in asked if method not in present]:
             notes.append(f"{tested.title}: no comparison with {', '.join(missing)}: a number is missing there")
@@ -95,10 +97,11 @@ def _known(folder):
     return hashlib.sha256("\n".join(paths).encode("utf-8", "surrogateescape")).digest(), right
 
 
-def compared(pair, methods, where, tested, trained, read):
-    """The Comparison of a pair of methods on a TestSet, over the seeds that both have; None where they have none."""
-    folders = [[{place.seed: where[place] for place in methods[method].where(**fields)} for method in pair]
-               for fields in tested.members]
+def compared(pair, folders_of, tested, trained, read):
+    """The Comparison of a pair of methods on a TestSet, over the seeds that both have; None where they have none.
+
+    folders_of: {method: [{seed: run folder}, one for each member of the TestSet]}."""
+    folders = list(zip(*(folders_of[method] for method in pair)))
     seeds = [sorted(set(one) & set(other)) for one, other in folders]
     if tested.together:
         seeds = [sorted(set.intersection(*map(set, seeds)))] * len(seeds)

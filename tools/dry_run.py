@@ -5,6 +5,7 @@ import os
 import sys
 
 from dassl.data.datasets import DATASET_REGISTRY, build_dataset
+from dassl.engine.run_folder import Listings
 from dassl.utils import InputError
 from dassl.utils.registry import nearest
 from prompting import PromptingError
@@ -14,7 +15,7 @@ from tools.execution import finished, only_class
 
 def list_runs(runs):
     """(lines, number of runs that are refused): one line for each run of a plan, then how many are done."""
-    lines, refused, known, seen = [], 0, {}, {}
+    lines, refused, known, seen = [], 0, {}, Listings()
     for run in runs:
         try:
             state = "to do" if finished(run, seen) is None else "done"
@@ -37,7 +38,7 @@ def require_possible(run, known):
     known: {what was looked at: its error or None}, filled; the runs of a plan share backbone and data."""
     cfg = run.check()
     checks = {("backbone", cfg.MODEL.BACKBONE.NAME): lambda: require_backbone(cfg.MODEL.BACKBONE.NAME),
-              ("data", cfg.SEED, cfg.DATASET.dump()): lambda: require_data(cfg)}
+              ("data", cfg.SEED, repr(cfg.DATASET)): lambda: require_data(cfg)}
     for key, check in checks.items():
         if key not in known:
             known[key] = None

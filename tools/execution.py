@@ -79,13 +79,18 @@ class Outcome:
 
     @property
     def remaining(self):
-        return [run for run in self.runs if run.folder not in {**self.results, **self.failed, **self.one_class}]
+        over = {*self.results, *self.failed, *self.one_class}
+        return [run for run in self.runs if run.folder not in over]
 
     def ready(self, run):
         """Whether the run whose prompts this one needs is finished, and the one whose numbers it has, if that is to be
         made here, is no longer to be made."""
-        awaited = {left.folder for left in self.remaining if left.needs not in {**self.failed, **self.one_class}}
-        return (not run.needs or run.needs in self.results) and run.same not in awaited
+        if run.needs and run.needs not in self.results:
+            return False
+        if not run.same:
+            return True
+        never = {*self.failed, *self.one_class}
+        return all(left.folder != run.same or left.needs in never for left in self.remaining)
 
     def fail(self, run, reason):
         if name := only_class(run):

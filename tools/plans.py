@@ -4,6 +4,7 @@ A `Run` says where it writes (`folder`), the words for train.py (`argv`) and whi
 (`needs`). Dry runs, execution on one or several processes, and tables all follow from this list. `Place` is what a
 folder says of the run in it, so that the folders alone are enough to make the tables again.
 """
+import functools
 import os
 import re
 from dataclasses import dataclass, replace
@@ -40,6 +41,13 @@ LAYOUTS = {
 FIELDS = {"shots": r"\d+", "seed": r"\d+"}  # what stands in a layout's field; in others anything but "/"
 
 
+@functools.cache
+def _pattern(layout):
+    """What finds a layout's fields at the end of a path."""
+    fields = re.sub(r"\\{(\w+)\\}", lambda field: f"(?P<{field[1]}>{FIELDS.get(field[1], '[^/]+')})", re.escape(layout))
+    return re.compile(f"/{fields}$")
+
+
 @dataclass(frozen=True)
 class Place:
     """Which cell of which table a run is.
@@ -72,9 +80,7 @@ class Place:
         """The Place of a run folder by its path; None for one that lies elsewhere."""
         path = os.path.abspath(folder).replace(os.sep, "/")
         for protocol, layout in LAYOUTS.items():
-            pattern = re.sub(r"\\{(\w+)\\}", lambda field: f"(?P<{field[1]}>{FIELDS.get(field[1], '[^/]+')})",
-                             re.escape(layout))
-            found = re.search(f"/{pattern}$", path)
+            found = _pattern(layout).search(path)
             if found:
                 words = {"part": "all", "shots": None} | found.groupdict()
                 shots = words["shots"] and int(words["shots"])

@@ -84,6 +84,10 @@ def save(figure, path):
     """Write `path`.png and `path`.svg; returns their names."""
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     files = [f"{path}.png", f"{path}.svg"]
+    if (layout := figure.get_layout_engine()) is not None:
+        layout.execute(figure)  # once; each file would do it twice over
+        layout.execute(figure)  # and the ticks of axes that it has made smaller may be others
+        figure.set_layout_engine("none")
     figure.savefig(files[0], dpi=300)
     figure.savefig(files[1], metadata={"Date": None})
     plt.close(figure)

@@ -18,13 +18,14 @@ sys.path.insert(0, ROOT)
 
 import train  # noqa: E402
 from dassl.engine import TRAINER_REGISTRY  # noqa: E402
+from dassl.engine.run_folder import Listings  # noqa: E402
 from dassl.utils import InputError, from_first, world_size  # noqa: E402
 from tools import cluster, status  # noqa: E402
 from tools.dry_run import list_runs  # noqa: E402
 from tools.execution import Outcome, execute, finished, only_class  # noqa: E402
 from tools.method_configs import take_variants  # noqa: E402
 from tools.plans import SHOTS, Planner  # noqa: E402
-from tools.run_folders import require_comparable  # noqa: E402
+from tools.run_folders import for_tables, require_comparable  # noqa: E402
 from tools.tables import COMPARED, Cells, method_tables, seed_tables  # noqa: E402
 
 PROTOCOLS = {
@@ -192,7 +193,7 @@ def submitted(runs, args):
 
 def made(runs):
     """The Outcome of what is done, without making anything. Raises InputError if that is nothing."""
-    outcome, seen = Outcome(list(runs)), {}
+    outcome, seen = Outcome(list(runs)), Listings()
     for run in runs:
         try:
             results = finished(run, seen)
@@ -200,7 +201,7 @@ def made(runs):
             outcome.fail(run, str(error))
         else:
             if results is not None:
-                outcome.results[run.folder] = results
+                outcome.results[run.folder] = for_tables(results)
     if not outcome.results:
         raise InputError(f"none of these {len(runs)} runs is done yet")
     for run in outcome.remaining:

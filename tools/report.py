@@ -111,7 +111,7 @@ def main(argv=None):
             tables += [table for table in [published_table(protocol, chosen)] if table]
         notes = []
         if args.compare != [] and len(chosen.methods()) > 1:
-            from tools.comparisons import comparisons  # scipy and statsmodels only where they are wanted
+            from tools.comparisons import comparisons  # scipy only where it is wanted
 
             try:
                 compared, notes = comparisons(chosen, where, args.compare, args.against)

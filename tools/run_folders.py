@@ -8,6 +8,8 @@ from dassl.utils import InputError, read_json
 from tools.plans import Place
 from tools.tables import Cells
 
+NOT_IN_TABLES = ("confusion", "domains", "skipped_images", "untested_classes", "versions", "without_effect")
+
 
 def find_runs(folders):
     """(cells, {Place: run folder}) of all finished protocol runs below `folders`.
@@ -51,7 +53,17 @@ def _results(folder):
             or not isinstance(results["metrics"], dict):
         raise InputError(f"{path} is not a run's results; move it away")
     require_accuracies(results["metrics"], path)
-    return results
+    return for_tables(results)
+
+
+def for_tables(results):
+    """What tables and figures are made of in a run's results, a dict: of thousands of runs the rest, such as confusion
+    matrices, would fill the memory."""
+    kept = {key: value for key, value in results.items() if key not in NOT_IN_TABLES}
+    for key, parts in (("classes", ("name",)), ("config", ("DATASET", "MODEL"))):
+        if isinstance(kept.get(key), dict):
+            kept[key] = {part: kept[key][part] for part in parts if part in kept[key]}
+    return kept
 
 
 def backbone_of(results):

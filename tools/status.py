@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 
+from dassl.engine.run_folder import Listings
 from dassl.utils import InputError, last_line, lives_here, lock_holder, read_json
 from tools.execution import finished
 
@@ -122,7 +123,7 @@ def states(runs, output):
     holders = {run.folder: lock_holder(run.folder) for run in runs}
     submitted = record or any("job" in holder for holder in holders.values())
     queue = Queue() if submitted and shutil.which("squeue") else None
-    found, busy, seen = [], set(), {}
+    found, busy, seen = [], set(), Listings()
     for run in runs:
         state = _state(run, record.get(run.place.folder, ""), holders[run.folder], queue, output, seen)
         if state.word == "running" and state.job:

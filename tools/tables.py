@@ -5,6 +5,7 @@ average that would need it.
 """
 import csv
 import io
+import operator
 import statistics
 from dataclasses import dataclass, field, replace
 
@@ -79,8 +80,11 @@ class Cells(dict):
     """{Place: results}, to choose from by the fields of a Place."""
 
     def where(self, **fields):
-        return Cells({place: results for place, results in self.items()
-                      if all(getattr(place, name) == value for name, value in fields.items())})
+        if not fields:
+            return Cells(self)
+        asked = operator.attrgetter(*fields)  # a value, of several fields a tuple
+        wanted = tuple(fields.values()) if len(fields) > 1 else next(iter(fields.values()))
+        return Cells({place: results for place, results in self.items() if asked(place) == wanted})
 
     def values(self, field=None):
         """The values of a field of the places, each once, in order; without a field, the results."""

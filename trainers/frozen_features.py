@@ -5,7 +5,6 @@ import torch
 
 from dassl.data.data_manager import build_data_loader
 from dassl.data.overlap import ImageSet
-from dassl.data.transforms import build_transform
 from dassl.metrics import require_finite
 from trainers.base import PromptTrainer
 
@@ -15,6 +14,8 @@ class FrozenFeatures(PromptTrainer):
 
     def few_shot_batches(self, number):
         """The training images in their order, in the augmentation `number`."""
+        from dassl.data.transforms import build_transform  # slow to import
+
         cfg = self.cfg
         loader = build_data_loader(cfg, data_source=self.dm.dataset.train_x, tfm=build_transform(cfg, is_train=True),
                                    batch_size=cfg.DATALOADER.TEST.BATCH_SIZE, is_train=False)

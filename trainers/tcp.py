@@ -5,7 +5,6 @@ class, which take the context's place in one later layer of the text tower.
 """
 from collections import OrderedDict
 
-from clip.model import QuickGELU
 from torch import nn
 from yacs.config import CfgNode as CN
 
@@ -32,6 +31,8 @@ class TCPCLIP(PromptedCLIP):
     """
 
     def __init__(self, towers, classnames, templates, ctx, words, layer):
+        from clip.model import QuickGELU  # slow to import
+
         super().__init__(towers)
         width, dim, before, after = towers.text.width, towers.embed_dim, *words
         self.layer = layer

@@ -1,8 +1,17 @@
 """The configuration tree: Dassl's keys and defaults, YAML files and command-line options merged with care."""
 from dassl.config.belongs import methods_of
 from dassl.config.check import check_config
-from dassl.config.defaults import get_cfg_default
-from dassl.config.merge import dump, merge_file, merge_flag, merge_options, paired, write_config
+from dassl.config.defaults import copied, get_cfg_default
+from dassl.config.merge import (
+    config_text,
+    dump,
+    merge_file,
+    merge_flag,
+    merge_options,
+    merge_text,
+    paired,
+    write_config,
+)
 
 
 def clean_cfg(cfg, trainer):
@@ -35,5 +44,5 @@ def own_cfg(cfg, defaults):
     return own
 
 
-__all__ = ["check_config", "clean_cfg", "dump", "get_cfg_default", "merge_file", "merge_flag", "merge_options",
-           "methods_of", "own_cfg", "paired", "write_config"]
+__all__ = ["check_config", "clean_cfg", "config_text", "copied", "dump", "get_cfg_default", "merge_file", "merge_flag",
+           "merge_options", "merge_text", "methods_of", "own_cfg", "paired", "write_config"]

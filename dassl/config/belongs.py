@@ -1,8 +1,9 @@
 """Which method a YAML config is for."""
+import functools
 import os
 
 from dassl.config.defaults import get_cfg_default
-from dassl.config.merge import merge_file
+from dassl.config.merge import config_text, merge_text
 
 
 def methods_of(path):
@@ -10,11 +11,16 @@ def methods_of(path):
 
     A file in a folder `configs/trainers/<method>` is that method's, one that says TRAINER.NAME that one's, any other
     is for each method whose node of TRAINER it sets. Raises InputError as `merge_file` does."""
-    peek = get_cfg_default()
-    merge_file(peek, path, open_trainer=True)
+    said = _methods_in(config_text(path), path)
     *_, configs, trainers, method, _ = ["", "", "", *os.path.abspath(path).split(os.sep)]
-    if (configs, trainers) == ("configs", "trainers"):
-        return {method.upper()}
+    return {method.upper()} if (configs, trainers) == ("configs", "trainers") else set(said)
+
+
+@functools.lru_cache(maxsize=64)
+def _methods_in(text, path):
+    """The methods that a config's text itself is for. path: for the messages."""
+    peek = get_cfg_default()
+    merge_text(peek, text, path, open_trainer=True)
     if peek.TRAINER.NAME:
         return {peek.TRAINER.NAME.upper()}
     return {name for name in peek.TRAINER if name != "NAME"}

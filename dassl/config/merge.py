@@ -1,5 +1,7 @@
 """Merging YAML files and `KEY value` options into the tree, naming the nearest known key where one is wrong."""
 import ast
+import copy
+import functools
 import math
 import os
 import re
@@ -49,6 +51,11 @@ def merge_file(cfg, path, open_trainer=False):
     Raises:
         InputError: no such file, not YAML, an unknown key or a value of another type than the default.
     """
+    merge_text(cfg, config_text(path), path, open_trainer)
+
+
+def config_text(path):
+    """What a config file holds. Raises InputError where it cannot be read, or is none by its name or its size."""
     if not path.endswith((".yaml", ".yml")):
         raise InputError(f"config {path}: configs are YAML files (.yaml); other kinds are not read")
     try:
@@ -58,8 +65,20 @@ def merge_file(cfg, path, open_trainer=False):
         raise InputError(f"cannot read the config {path}: {getattr(error, 'strerror', None) or error}") from None
     if len(text) > MOST_BYTES:
         raise InputError(f"config {path} is larger than {MOST_BYTES} characters; that is no config")
+    return text
+
+
+@functools.lru_cache(maxsize=64)
+def _parsed(text):
+    """What a text in YAML holds, not to be changed. Remembered by the text: thousands of runs share a few files, and
+    one that changes is seen."""
+    return yaml.load(text, _Loader)
+
+
+def merge_text(cfg, text, path, open_trainer=False):
+    """Merge what `config_text` read from `path`, as `merge_file` does."""
     try:
-        loaded = yaml.load(text, _Loader)
+        loaded = _parsed(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a date that is none
         raise InputError(f"config {path} is not valid YAML: {error}") from None
     if loaded is None:
@@ -67,7 +86,7 @@ def merge_file(cfg, path, open_trainer=False):
     if not isinstance(loaded, dict):
         raise InputError(f"config {path} holds no keys (expected lines like 'OPTIM:')")
     for key, value in _leaves(loaded, path):
-        _set(cfg, key, value, f"config {path}", open_trainer)
+        _set(cfg, key, copy.deepcopy(value), f"config {path}", open_trainer)
 
 
 def merge_options(cfg, options, open_trainer=False):

@@ -5,13 +5,11 @@ import torch
 from tabulate import tabulate
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
-from torchvision.transforms import Compose, Normalize, Resize, ToTensor
 
 from dassl.data.datasets import DatasetBase, build_dataset, dataset_digest
 from dassl.data.image_cache import ImageCache
 from dassl.data.pictures import leave_out_unreadable
 from dassl.data.samplers import EpochBatchSampler, build_sampler
-from dassl.data.transforms import INTERPOLATION_MODES, build_transform
 from dassl.utils import (
     InputError,
     derive_seed,
@@ -146,6 +144,10 @@ class DatasetWrapper(TorchDataset):
 
 def build_plain_transform(cfg):
     """Resize to INPUT.SIZE and normalise, nothing random."""
+    from torchvision.transforms import Compose, Normalize, Resize, ToTensor
+
+    from dassl.data.transforms import INTERPOLATION_MODES
+
     steps = [Resize(tuple(cfg.INPUT.SIZE), interpolation=INTERPOLATION_MODES[cfg.INPUT.INTERPOLATION]), ToTensor()]
     if "normalize" in cfg.INPUT.TRANSFORMS:
         steps.append(Normalize(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD))
@@ -164,6 +166,8 @@ class DataManager:
             print("Note: pictures are turned upright as their EXIF says (INPUT.EXIF False: as they are stored)")
         self.skipped_images = leave_out_unreadable(
             dataset, cfg.DATASET.SOURCE_DOMAINS, cfg.DATASET.TARGET_DOMAINS) if cfg.DATASET.SKIP_BAD_IMAGES else {}
+        from dassl.data.transforms import build_transform  # torchvision takes a second to import
+
         tfm_train = custom_tfm_train or build_transform(cfg, is_train=True)
         tfm_test = custom_tfm_test or build_transform(cfg, is_train=False)
 

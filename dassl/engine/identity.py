@@ -27,7 +27,10 @@ def leaves(tree, prefix=""):
     """Nested dicts -> {dotted key: value}."""
     found = {}
     for key, value in tree.items():
-        found.update(leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+        if isinstance(value, dict):
+            found.update(leaves(value, f"{prefix}{key}."))
+        else:
+            found[f"{prefix}{key}"] = value
     return found
 
 
@@ -164,6 +167,8 @@ def require_own_backbone(path, state, now):
 
 def allowed_changes(cfg):
     """TEST.ALLOW_CHANGED. Raises InputError for a name that is none of the settings that are compared."""
+    if not cfg.TEST.ALLOW_CHANGED:
+        return ()
     known = [BACKBONE, *SETTINGS, *settings_of(cfg)]
     for name in cfg.TEST.ALLOW_CHANGED:
         if name not in known:

@@ -7,7 +7,7 @@ import types
 
 import yaml
 
-from dassl.data.datasets import build_dataset, dataset_digest, relative_path
+from dassl.data.datasets import build_dataset, dataset_digest, keep_lists, relative_path
 from dassl.engine.identity import leaves, plain, require_same_data, same_backbone, shown
 from dassl.utils import (
     BEST,
@@ -31,13 +31,33 @@ def flat(tree):
     return {key: value for key, value in leaves(tree).items() if key not in NOT_COMPARED}
 
 
+class Listings(dict):
+    """`seen` of Sources, for a look at many runs as they are now: the seeds and shots of a dataset are drawn from the
+    same lists. Those of the last dataset are kept, so that it is not for a process that makes runs meanwhile."""
+
+    last = None, None  # what lists depend on, the dataset
+
+    def dataset(self, cfg):
+        """As `build_dataset(cfg)`."""
+        told = plain(cfg.DATASET) | {"NUM_SHOTS": None}
+        dataset = self.last[1].drawn_anew(cfg) if self.last[0] == told else None
+        if dataset is None:
+            self.last = None, None
+            with keep_lists():
+                dataset = build_dataset(cfg)
+            # names from a file are written into the lists
+            if hasattr(dataset, "drawn_anew") and not cfg.DATASET.CLASSNAMES:
+                self.last = told, dataset
+        return dataset
+
+
 class Sources:
     """What a run of a config reads as things are now. Nothing is looked at before it is asked for.
 
     Args:
         cfg: the config.
         weights_digest: backbone's name -> SHA-256 of its weights, or None.
-        seen: {}, filled and shared between the runs of a protocol, so that a dataset is listed once.
+        seen: {} or Listings, filled and shared between the runs of a protocol, so that a dataset is listed once.
     """
 
     def __init__(self, cfg, weights_digest, seen=None):
@@ -67,7 +87,7 @@ class Sources:
         cfg = self.cfg
         try:
             with quiet(), isolated_rng(cfg.SEED):
-                dataset = build_dataset(cfg)
+                dataset = self.seen.dataset(cfg) if isinstance(self.seen, Listings) else build_dataset(cfg)
         except Exception as error:  # whatever a dataset does that is not there any more
             return None, " ".join(str(error).split()) or type(error).__name__
         parts = {name: [item for item in getattr(dataset, name) or ()
@@ -80,7 +100,7 @@ def finished_results(cfg, defaults, evaluation, sources):
     """The results of a finished run in OUTPUT_DIR, or None when the run is still to be made or to be gone on with.
 
     Args:
-        cfg: the run's config; defaults: the tree before anything was merged, for keys that a stored config lacks.
+        cfg: the run's config; defaults: () -> the tree before anything was merged, for keys that a stored config lacks.
         evaluation: {"eval_only", "load_epoch", "checkpoint"}: what is evaluated, and the digest of its files.
         sources: the Sources of `cfg`.
     Raises:
@@ -223,9 +243,14 @@ def require_accuracies(metrics, path):
 
 
 def _require_same(folder, stored, cfg, defaults, free=()):
-    here, there, default = flat(plain(cfg)), flat(stored), flat(plain(defaults))
-    for key, value in here.items():
-        other = there.get(key, default.get(key))
+    there, default = flat(stored), None
+    for key, value in flat(cfg).items():
+        value = plain(value)
+        if key in there:
+            other = there[key]
+        else:
+            default = flat(plain(defaults())) if default is None else default
+            other = default.get(key)
         if value != other and key not in free:
             older = f"give {key} {other} to take it over, " if key not in there else ""
             raise InputError(f"{folder} holds a run of another config ({key} is {other!r} there, {value!r} here); "

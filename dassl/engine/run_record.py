@@ -11,7 +11,6 @@ import numpy as np
 import PIL
 import psutil
 import torch
-import torchvision
 
 from dassl.data.datasets import dataset_digest, relative_path
 from dassl.data.overlap import evaluated_part, images_of
@@ -35,6 +34,8 @@ def describe_run(trainer):
         (names, where a class has no test image), backbone, budget, trained_parameters, device, device_name, peak_memory
         (bytes), processes, versions.
     """
+    import torchvision  # takes a second, which tools that only read need not wait
+
     facts = {}
     dataset = getattr(getattr(trainer, "dm", None), "dataset", None)
     part = evaluated_part(trainer.cfg, dataset) if dataset is not None else "test"

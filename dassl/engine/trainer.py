@@ -10,7 +10,6 @@ import time
 from collections import OrderedDict
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from dassl.data import DataManager
@@ -177,6 +176,8 @@ class TrainerBase:
     # ---- TensorBoard ----
     def init_writer(self, log_dir):
         if self._writer is None and rank() == 0:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import; tools that only read need none
+
             self._writer = SummaryWriter(log_dir=log_dir)
 
     def close_writer(self):

@@ -1,10 +1,26 @@
 """What every dataset is: lists of `Datum`."""
+import contextlib
+import contextvars
 import random
 from collections import defaultdict
 from dataclasses import dataclass
 
 from dassl.data.datasets.labels import check_parts, composed, same_prompts
 from dassl.utils import InputError
+
+_KEEP = contextvars.ContextVar("keep_lists", default=False)
+lists_are_kept = _KEEP.get
+
+
+@contextlib.contextmanager
+def keep_lists():
+    """A dataset that is built within keeps the lists that it draws from, where it can: other seeds and numbers of shots
+    are then drawn from them (`drawn_anew`)."""
+    token = _KEEP.set(True)
+    try:
+        yield
+    finally:
+        _KEEP.reset(token)
 
 
 @dataclass(slots=True, eq=False)
