@@ -58,6 +58,7 @@ from dassl.utils import (
     InputError,
     Terminated,
     collect_env_info,
+    escaped_streams,
     first_to_tell,
     first_within,
     from_first,
@@ -517,10 +518,17 @@ def mendable(error):
 
 
 def command_line(function):
-    """Call `function()`; what the user can mend becomes one line and exit status 2.
+    """Call `function()`; what the user can mend becomes one line and exit status 2. What is printed is escaped
+    (dassl/utils/text.py).
 
     Where torchrun has started several processes, they make what `function` does together, and whichever is the first
     to end early tells why."""
+    with escaped_streams():
+        return _status_of(function)
+
+
+def _status_of(function):
+    """The exit status of a call of `function()`; what ends it is told."""
     try:
         with joined():
             function()

@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 
 from dassl.data.datasets import DatasetBase, check_parts, composed, lists_are_kept, source_digest
-from dassl.utils import InputError, check_availability, derive_seed, read_json
+from dassl.utils import InputError, check_availability, derive_seed, printable, read_json
 from datasets.files import FEWSHOT_FOLDER, check_images, class_folders, dataset_folder, list_class, list_classes
 from datasets.splits import PART_NAMES, draw_split, drawn_split, read_split
 
@@ -173,7 +173,7 @@ class FewShotDataset(DatasetBase):
             wrong = [impath for (impath, label), item in zip(chosen, part) if item is None or item.label != label]
             misfit = misfit or self._misfit(key, whole, part, wrong, number)
             if misfit:
-                print(f"Note: {path} does not fit: {misfit}; drawn anew, the file is not used")
+                print(f"Note: {path} does not fit: {printable(misfit)}; drawn anew, the file is not used")
                 return None
             drawn.append(part)
         return drawn

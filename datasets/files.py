@@ -3,7 +3,7 @@ import os
 from collections import defaultdict
 
 from dassl.data.datasets import Datum, composed
-from dassl.utils import InputError, listdir_nohidden
+from dassl.utils import InputError, listdir_nohidden, printable
 from dassl.utils.images import is_picture
 
 FEWSHOT_FOLDER = "split_fewshot"
@@ -172,8 +172,8 @@ def leave_out_non_images(items, folder):
         also = f" (nor in {', '.join(others[:5])}{', ...' if others[5:] else ''})" if others else ""
         path = os.path.dirname(first[0].impath)
         raise InputError(f"the class '{first[0].classname}' has {len(first)} file{'s' if len(first) > 1 else ''} in "
-                         f"{_printable(path)} and none is an image that can be read{also}, first "
-                         f"{_printable(first[0].impath)}; convert them to JPEG or PNG or replace them, or delete the "
+                         f"{printable(path)} and none is an image that can be read{also}, first "
+                         f"{printable(first[0].impath)}; convert them to JPEG or PNG or replace them, or delete the "
                          "folder to leave the class out")
     return images, left_out
 
@@ -197,10 +197,6 @@ def is_image(path):
 def report_left_out(left_out, folder):
     """Name each file that was left out in one line, then their number."""
     for path in left_out:
-        print(f"Left out, not an image that can be read: {_printable(os.path.join(folder, path))}")
+        print(f"Left out, not an image that can be read: {printable(os.path.join(folder, path))}")
     if left_out:
-        print(f"{len(left_out)} file{'s' if len(left_out) > 1 else ''} of {folder} left out")
-
-
-def _printable(path):
-    return path.encode("utf-8", "backslashreplace").decode()
+        print(f"{len(left_out)} file{'s' if len(left_out) > 1 else ''} of {printable(folder)} left out")

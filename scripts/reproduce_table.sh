@@ -6,7 +6,7 @@
 # are then not compared. Afterwards tools/report.py prints the tables with the published averages beside the measured
 # ones (docs/RESULTS.md). The other variables are those of the other scripts (scripts/run.sh); finished runs are kept.
 set -euo pipefail
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+here=$(CDPATH= cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 DATASETS_ARE_READ=DATASET
 . "$here/variables.sh"
 case "${1:-}" in

@@ -11,7 +11,7 @@
 # --variant lr01 OPTIM.LR 0.01, or --launcher slurm --cluster FILE.yaml for a Slurm cluster (docs/SCALING.md).
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/variables.sh"
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+root=$(CDPATH= cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 protocol=$1 trainers=$2
 shift 2
 if [ $# -lt 1 ] || [ "${1:-}" = "-h" ] || [ "${1:-}" = "--help" ]; then
@@ -20,14 +20,14 @@ if [ $# -lt 1 ] || [ "${1:-}" = "-h" ] || [ "${1:-}" = "--help" ]; then
     [ $# -ge 1 ] && exit 0 || exit 2
 fi
 # A dataset may be the path of a YAML file with spaces; a list of names has none but between them.
-if [[ $1 == *.yaml || $1 == *.yml ]]; then datasets=("$1"); else read -ra datasets <<<"$1"; fi
+if [ -f "$1" ]; then datasets=("$1"); else datasets=($1); fi
 shift
 python=python3
 [ -x "$root/.venv/bin/python" ] && python=$root/.venv/bin/python
 flags=()
 [ -n "${SEEDS:-}" ] && flags+=(--seeds $SEEDS)
 [ -n "$trainers" ] && flags+=(--trainer $trainers)
-flags+=(--dataset "${datasets[@]}" --root "${DATA:-./data}" --output "${OUTPUT:-./output}")
+flags+=(--dataset ${datasets[@]+"${datasets[@]}"} --root "${DATA:-./data}" --output "${OUTPUT:-./output}")
 [ -n "${SHOTS:-}" ] && flags+=(--shots $SHOTS)
 [ -n "${TARGETS:-}" ] && flags+=(--targets $TARGETS)
 [ -n "${BACKBONE:-}" ] && flags+=(--backbone "$BACKBONE")

@@ -23,6 +23,7 @@ from dassl.utils import (
     Terminated,
     last_line,
     lock_holder,
+    printable,
     sigterm_raises,
     slurm_job,
     write_json,
@@ -32,6 +33,7 @@ from tools.execution import execute
 from tools.plans import ROOT
 from tools.status import jobs_folder, read_record, record_file, states, sweep_folder
 
+OPTION = r"[a-z][a-z_-]*"  # a long option of sbatch
 RESTARTS = 20  # times that a task may reach its time limit and go on
 
 
@@ -106,6 +108,7 @@ def slurm_parameters(args):
             given[name] = getattr(args, name), f"--{name.replace('_', '-')}"
     parameters = {}
     for name, (text, where) in given.items():
+        require_one_line(text, where)
         read, wanted, key, _ = SETTINGS[name]
         value = read(text)
         if value is None or not text.strip():
@@ -115,9 +118,11 @@ def slurm_parameters(args):
         del parameters["gpus_per_node"]
     for word in args.slurm:
         key, given_value, value = word.partition("=")
-        if not re.fullmatch(r"[a-z][a-z-]*", key):
+        if not re.fullmatch(OPTION, key):
             raise InputError(f"--slurm takes KEY=VALUE with a long option of sbatch, not '{word}'")
         extra[key] = value if given_value else True
+    for key, value in extra.items():
+        require_one_line(str(value), f"--slurm {key}")
     # A job that is preempted, or loses its node, goes back into the queue.
     parameters["additional_parameters"] = {"requeue": True} | extra
     parameters["setup"] = [
@@ -127,6 +132,23 @@ def slurm_parameters(args):
         "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK",
     ]
     return parameters
+
+
+def require_one_line(text, where):
+    """Raise InputError for a word that would be more than one line of the batch script, which is run, or no text."""
+    if printable(text) != text:
+        raise InputError(f"{where} is {ascii(text)}; control characters, marks of direction and bytes that are not "
+                         "UTF-8 have no place in a batch script")
+
+
+def require_plain_folder(folder):
+    """Raise InputError for a folder of the jobs' files that sbatch would take for another: it reads % as a pattern and
+    a backslash as a sign to read none."""
+    path = os.path.abspath(folder)
+    require_one_line(path, "--launcher slurm: the output folder")
+    if found := re.search(r"[%\\]", path):
+        raise InputError(f"--launcher slurm: the output folder {path} has a {found[0]} in its path, which sbatch takes "
+                         "for a pattern; choose another --output (for the scripts OUTPUT)")
 
 
 def read_cluster_file(path):
@@ -149,7 +171,7 @@ def read_cluster_file(path):
                              "option of sbatch goes below slurm")
         fits = {"slurm": _is_words, "setup": _is_lines}.get(key, lambda value: isinstance(value, str))
         if not fits(value):
-            raise InputError(f"{path}: {key} must be " + {"slurm": "KEY: VALUE lines, options of sbatch", "setup":
+            raise InputError(f"{path}: {key} must be " + {"slurm": "KEY: VALUE lines, long options of sbatch", "setup":
                              "a list of shell lines"}.get(key, "one word"))
     if "slurm" in found:
         found["slurm"] = {key: True if value == "true" else value for key, value in found["slurm"].items()}
@@ -157,7 +179,8 @@ def read_cluster_file(path):
 
 
 def _is_words(value):
-    return isinstance(value, dict) and all(isinstance(word, str) for pair in value.items() for word in pair)
+    return isinstance(value, dict) and all(isinstance(word, str) for word in value.values()) and all(
+        isinstance(key, str) and re.fullmatch(OPTION, key) for key in value)
 
 
 def _is_lines(value):
@@ -214,7 +237,7 @@ def _still_wanted():
     job = slurm_job().get("job")  # SLURM_JOB_ID of an array's last task is that of the whole array
     command = ["squeue", "--noheader", f"--jobs={job}", "--format=%T"]
     try:
-        return bool(job) and subprocess.run(command, capture_output=True, text=True, check=True,
+        return bool(job) and subprocess.run(command, capture_output=True, text=True, errors="replace", check=True,
                                             timeout=20).stdout.strip() == "RUNNING"
     except (OSError, subprocess.SubprocessError) as error:
         print(f"Not requeued, squeue does not tell the state of this job: {error}", file=sys.stderr)
@@ -248,6 +271,7 @@ def submit(runs, output, parameters):
         InputError: another process is submitting, squeue or sbatch fails; nothing is submitted then.
     """
     require_slurm()
+    require_plain_folder(jobs_folder(output))
     for run in runs:
         run.check()
     with sigterm_raises(), FolderLock(sweep_folder(output)):

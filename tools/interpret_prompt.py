@@ -17,7 +17,7 @@ from tabulate import tabulate  # noqa: E402
 
 import train  # noqa: E402
 from dassl.engine.identity import require_own_backbone  # noqa: E402
-from dassl.utils import InputError, load_checkpoint  # noqa: E402
+from dassl.utils import InputError, load_checkpoint, printable  # noqa: E402
 from prompting import load_clip  # noqa: E402
 from prompting.backbone import weights_digest  # noqa: E402
 from prompting.text import tokenizer  # noqa: E402
@@ -112,7 +112,7 @@ def main(argv=None):
     if args.top < 1:
         raise InputError(f"--top must be at least 1, not {args.top}")
     found = interpret(args.run, args.top, args.load_epoch, args.backbone, args.plugin)
-    rows = [[group, number, *(f"{word} ({distance:.4f})" for word, distance in words)]
+    rows = [[printable(group), number, *(f"{word} ({distance:.4f})" for word, distance in words)]
             for group, number, words in found]
     print(tabulate(rows, headers=["", "vector", *(f"nearest {i}" for i in range(1, args.top + 1))]))
     if any(group.startswith("layer ") and group != "layer 0" for group, *_ in found):

@@ -175,7 +175,8 @@ def row(build, method, parity, args):
 
 
 def markdown(headers, rows):
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (headers, ["---"] * len(headers), *rows))
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+                     for cells in (headers, ["---"] * len(headers), *rows))
 
 
 def put(text, marks, table, path):

@@ -23,7 +23,7 @@ import numpy as np  # noqa: E402
 from matplotlib.container import ErrorbarContainer  # noqa: E402
 
 import train  # noqa: E402
-from dassl.utils import InputError  # noqa: E402
+from dassl.utils import InputError, printable  # noqa: E402
 from tools.marks import signs  # noqa: E402
 from tools.plans import Place  # noqa: E402
 from tools.run_folders import find_runs, require_comparable  # noqa: E402
@@ -35,6 +35,7 @@ STYLE = {
     "legend.fontsize": 7, "legend.frameon": False, "lines.linewidth": 1.2, "lines.markersize": 5, "axes.linewidth": 0.6,
     "xtick.major.width": 0.6, "ytick.major.width": 0.6, "axes.spines.top": False, "axes.spines.right": False,
     "errorbar.capsize": 2, "svg.fonttype": "none", "svg.hashsalt": "", "figure.constrained_layout.use": True,
+    "text.parse_math": False,  # a $ in a name is one
 }
 # Okabe and Ito's colours, told apart by colour-blind readers; with a marker a method also in grey
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
@@ -71,13 +72,18 @@ def places_below(folder):
 
 def labelled(method, numbers):
     """A method's name with the signs of its Numbers (tools/marks.py)."""
-    return method + signs(frozenset().union(*(number.marks for number in numbers)))
+    return shown(method) + signs(frozenset().union(*(number.marks for number in numbers)))
+
+
+def shown(name):
+    """A name as it is drawn; of a label that begins with _ matplotlib would make no line in a legend."""
+    return f" {printable(name)}" if name.startswith("_") else printable(name)
 
 
 def explained(axes, title, numbers):
     """Set a title, and below it what the signs of the Numbers mean."""
     present = signs(frozenset().union(*(number.marks for number in numbers)))
-    axes.set_title("\n".join([*textwrap.wrap(title, TITLE_WIDTH), *(MARKED[sign] for sign in present)]))
+    axes.set_title("\n".join([*textwrap.wrap(printable(title), TITLE_WIDTH), *(MARKED[sign] for sign in present)]))
 
 
 def save(figure, path):
@@ -199,7 +205,7 @@ def radar(cells, look=None):
                   color=look[method]["color"], marker=look[method]["marker"])
     axes.set_theta_offset(np.pi / 2)
     axes.set_theta_direction(-1)
-    axes.set_xticks(angles, [name.replace("_", "\n") for name in names])
+    axes.set_xticks(angles, [printable(name).replace("_", "\n") for name in names])
     for angle, label in zip(angles, axes.get_xticklabels()):
         side = np.sin(angle)
         label.set_horizontalalignment("center" if abs(side) < 0.1 else "left" if side > 0 else "right")
@@ -244,7 +250,7 @@ def bars(cells, title, averages=None, look=None):
             axes.errorbar([x for x, _ in spread], [number.mean for _, number in spread],
                           yerr=[number.std for _, number in spread], fmt="none", ecolor="black", elinewidth=0.7,
                           capsize=1.5)
-    axes.set_xticks(range(len(groups)), [group.replace("_", " ") for group in groups],
+    axes.set_xticks(range(len(groups)), [printable(group).replace("_", " ") for group in groups],
                     rotation=0 if sum(map(len, groups)) < 42 else 35, ha="center" if sum(map(len, groups)) < 42
                     else "right", rotation_mode="anchor")
     axes.axvline(len(parts) - 0.5, color="0.8", linewidth=0.6)
@@ -324,7 +330,7 @@ def training(cells, where, title, look=None):
                 mean = np.mean([values[:length] for _, values in series], axis=0)
                 window = 1 if tag == "train/lr" else max(1, length // 20)
                 axis.plot(series[0][0][:length], _smooth(mean, window), look[method]["line"],
-                          color=look[method]["color"], label=method)
+                          color=look[method]["color"], label=shown(method))
     for axis, label in zip(axes, wanted.values()):
         axis.set_ylabel(label)
     explained(axes[0], title, [])

@@ -33,8 +33,9 @@ import train  # noqa: E402
 from dassl.data.transforms import build_transform  # noqa: E402
 from dassl.engine import TRAINER_REGISTRY  # noqa: E402
 from dassl.metrics import require_finite  # noqa: E402
-from dassl.utils import InputError, load_checkpoint, read_image, read_json  # noqa: E402
+from dassl.utils import InputError, is_text, load_checkpoint, printable, read_image, read_json  # noqa: E402
 from dassl.utils.images import SUFFIXES, size_of, to_rgb  # noqa: E402
+from dassl.utils.text import escaped  # noqa: E402
 from prompting.backbone import unpublished_note  # noqa: E402
 from trainers.base import PromptTrainer  # noqa: E402
 from trainers.without_data import NeedsImages  # noqa: E402
@@ -212,6 +213,8 @@ def require_choice(names, where="classes"):
     for name in names:
         if not name.strip():
             raise InputError(f"{where}: a name is empty")
+        if not is_text(name):
+            raise InputError(f"{where}: {ascii(name)} is not text in UTF-8 and cannot be put into a prompt")
     twice = [name for name, number in Counter(unicodedata.normalize("NFC", name.strip()) for name in names).items()
              if number > 1]
     if twice:
@@ -296,7 +299,7 @@ def main(argv=None):
     classes = given_classes(args.classes, args.classes_file)
     files, others = image_files(args.images)
     if others:
-        print(f"Note: left out, no image by its ending: {', '.join(others)}", file=sys.stderr)
+        print(f"Note: left out, no image by its ending: {', '.join(map(printable, others))}", file=sys.stderr)
     if not files:
         raise InputError(f"no image in {', '.join(args.images)}")
     with contextlib.redirect_stdout(sys.stderr):  # what a plugin or a dataset tells; stdout is for the predictions
@@ -315,7 +318,7 @@ def main(argv=None):
             except InputError as error:
                 bad.append(file)
                 fault = str(error).partition(";")[0]  # what follows is advice for datasets
-                print(f"not predicted: {fault}", file=sys.stderr)
+                print(f"not predicted: {printable(fault)}", file=sys.stderr)
         found = run.predict(list(pictures.values()), classes, args.top, files=list(pictures)) if pictures else []
         predictions += [replace(prediction, path=file) for file, prediction in zip(pictures, found)]
     print(as_json(predictions) if args.json else as_table(predictions))
@@ -325,14 +328,17 @@ def main(argv=None):
 
 
 def as_json(predictions):
-    return json.dumps([{"path": prediction.path, "top": [{"class": name, "probability": round(probability, 6)}
-                                                         for name, probability in prediction.top]}
-                       for prediction in predictions], indent=2, ensure_ascii=False)
+    """What a program reads: names that a terminal or its encoding could not take as they are, are escaped as JSON."""
+    found = [{"path": prediction.path, "top": [{"class": name, "probability": round(probability, 6)}
+                                               for name, probability in prediction.top]} for prediction in predictions]
+    text = json.dumps(found, indent=2, ensure_ascii=False)
+    in_unicode = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
+    return text if in_unicode and escaped(text) == text else json.dumps(found, indent=2)
 
 
 def as_table(predictions):
     """A block of rows an image."""
-    rows = [[prediction.path if rank == 0 else "", name, f"{100 * probability:.2f} %"]
+    rows = [[printable(prediction.path) if rank == 0 else "", printable(name), f"{100 * probability:.2f} %"]
             for prediction in predictions for rank, (name, probability) in enumerate(prediction.top)]
     return tabulate(rows, headers=["image", "class", "probability"], disable_numparse=True,
                     colalign=("left", "left", "right"))

@@ -19,7 +19,7 @@ sys.path.insert(0, ROOT)
 import train  # noqa: E402
 from dassl.engine import TRAINER_REGISTRY  # noqa: E402
 from dassl.engine.run_folder import Listings  # noqa: E402
-from dassl.utils import InputError, from_first, world_size  # noqa: E402
+from dassl.utils import InputError, from_first, printable, world_size  # noqa: E402
 from tools import cluster, status  # noqa: E402
 from tools.dry_run import list_runs  # noqa: E402
 from tools.execution import Outcome, execute, finished, only_class  # noqa: E402
@@ -221,7 +221,7 @@ def show(args, runs, outcome, more):
     text = ""
     for table in make_tables(args, runs, outcome):
         text = table.render()
-        print(f"\n{table.title}\n\n{text}")
+        print(f"\n{printable(table.title)}\n\n{text}")
     files = figures(args, runs, outcome) if args.protocol == "compare" and args.of == "base2new" else []
     if files:
         print(f"\nFigure: {', '.join(files)}")

@@ -25,7 +25,7 @@ from tools.run_folders import (  # noqa: E402
     require_comparable,
     without_folder,
 )
-from tools.tables import FORMATS, method_tables, titled  # noqa: E402
+from tools.tables import FORMATS, WORDS, comment, method_tables, titled  # noqa: E402
 
 
 def parse_arguments(argv):
@@ -100,7 +100,6 @@ def main(argv=None):
     args = parse_arguments(argv)
     cells, where = chosen_runs(args)
     require_methods(args, cells)
-    comment = {"text": "{}", "markdown": "## {}", "csv": "# {}", "latex": "% {}"}[args.format]
     made = []
     for protocol in cells.values("protocol"):
         chosen = cells.where(protocol=protocol)
@@ -120,11 +119,12 @@ def main(argv=None):
                 if args.compare or args.against:
                     raise
                 notes = [f"Methods are not compared: {error}"]
-        print(comment.format(f"{protocol}: accuracy (%); {coverage(chosen)}") + "\n")
+        print(comment(f"{protocol}: accuracy (%); {coverage(chosen)}", args.format) + "\n")
         for table in tables:
             print(titled(table, args.format) + "\n")
         for note in notes:
-            print((comment.format(note) if args.format in ("csv", "latex") else note) + "\n")
+            told = comment(note, args.format) if args.format in ("csv", "latex") else WORDS[args.format](note)
+            print(told + "\n")
         made += tables
     if args.format == "text" and any("does the difference hold" in table.title for table in made):
         from tools.comparisons import RULE

@@ -75,7 +75,8 @@ class Queue:
     def __init__(self):
         command = ["squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i|%T|%r"]
         try:
-            listed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+            listed = subprocess.run(command, capture_output=True, text=True, errors="replace", check=True,
+                                    timeout=60).stdout
         except FileNotFoundError:
             raise InputError("no squeue on PATH; ask on a machine that can reach the Slurm cluster") from None
         except subprocess.TimeoutExpired:
@@ -96,7 +97,8 @@ def ended_as(job):
     """The state in which a job has left the queue, from Slurm's accounting; "" where there is none."""
     command = ["sacct", "--noheader", "--parsable2", "--allocations", "--format=State", f"--jobs={job}"]
     try:
-        told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+        told = subprocess.run(command, capture_output=True, text=True, errors="replace", check=True,
+                              timeout=60).stdout
     except (OSError, subprocess.SubprocessError):
         return ""
     return last_line(told).partition(" ")[0]  # "CANCELLED by 1000"

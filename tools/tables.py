@@ -3,14 +3,14 @@
 A number that does not exist, because a method cannot score new classes or because a run is missing, is "-"; so is an
 average that would need it.
 """
-import csv
-import io
 import operator
+import re
 import statistics
 from dataclasses import dataclass, field, replace
 
 from tabulate import tabulate
 
+from dassl.utils import csv_text, printable
 from tools.marks import IN_LATEX, IN_MARKDOWN, among_one_class, lines, marks_of, signs
 from tools.method_configs import MARK
 from tools.plans import IMAGENET_VARIANTS
@@ -18,7 +18,11 @@ from tools.plans import IMAGENET_VARIANTS
 FORMATS = ("text", "markdown", "csv", "latex")
 LATEX_TEXT = str.maketrans({
     **{character: f"\\{character}" for character in "&%$#_{}"}, "\\": r"\textbackslash{}", "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "\n": " "})
+    "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"})
+# What Markdown takes for something else; "_" within a word, as in oxford_pets, it does not.
+MARKDOWN_TEXT = re.compile(r"[\\`*\[\]<|~$&]|(?<!\w)_|_(?!\w)")
+NUMBER = re.compile(r"[+-]?\d*\.?\d*(e[+-]?\d+)?", re.ASCII)  # or a dash
+FORMULA = "=+-@\uff1d\uff0b\uff0d\uff20"  # with which a spreadsheet's formula begins, also in full width
 COMPARED = ("ZeroshotCLIP", "CoOp", "CoCoOp", "MetaPrompt")  # what `compare` takes by default
 
 
@@ -147,17 +151,16 @@ class Table:
     def render(self, form="text"):
         """As text, markdown, csv (means and deviations in columns of their own) or latex; under it a line for each
         kind of mark that its numbers have, and for each source."""
-        notes = [(sign, _latex(line) if form == "latex" else line) for sign, line in self.notes()]
         styles = {"markdown": "\n" + r"{} {}", "csv": "# {} {}", "latex": r"\par {{\footnotesize {} {}\par}}"}
         style = styles.get(form, "{} {}")
-        under = [style.format(_sign(sign, form), line) for sign, line in notes]
+        under = [style.format(_sign(sign, form), WORDS[form](line)) for sign, line in self.notes()]
         return "\n".join([self._table(form), *([""] if under and form == "text" else []), *under])
 
     def _table(self, form):
         if form == "csv":
             return self._csv()
         bold = {"markdown": "**{}**", "latex": r"\textbf{{{}}}"}.get(form, "{}")
-        words = {"latex": _latex}.get(form, str)
+        words = WORDS[form]
         sign = {"markdown": "±", "latex": r"$\pm$"}.get(form, "+-")
         marks = {sign: _sign(sign, form) for sign in ("*", "!")}
         rows = [[word.text(sign=sign, marks=marks) if isinstance(word, Number) else words(word) for word in row]
@@ -182,11 +185,9 @@ class Table:
                   if isinstance(word, Number) and word.std is not None}
         marked = {column for row in self.rows for column, word in enumerate(row)
                   if isinstance(word, Number) and word.mean is not None and signs(word.marks)}
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow([word for column, header in enumerate(self.headers)
-                         for word in (header, *([f"{header} std"] if column in spread else []),
-                                      *([f"{header} marks"] if column in marked else []))])
+        lines = [[_csv(word) for column, header in enumerate(self.headers)
+                  for word in (header, *([f"{header} std"] if column in spread else []),
+                               *([f"{header} marks"] if column in marked else []))]]
         for row in self.rows:
             line = []
             for column, word in enumerate(row):
@@ -197,25 +198,52 @@ class Table:
                     if column in marked:
                         line.append("" if word.mean is None else signs(word.marks))
                 else:
-                    line.append(word)
-            writer.writerow(line)
-        return text.getvalue().rstrip("\n")
+                    line.append(_csv(word))
+            lines.append(line)
+        return csv_text(lines).rstrip("\n")
 
 
 def _sign(sign, form):
-    return {"latex": IN_LATEX, "markdown": IN_MARKDOWN}.get(form, {}).get(sign, sign)
+    return {"latex": IN_LATEX, "markdown": IN_MARKDOWN}.get(form, {}).get(sign) or WORDS[form](sign)
 
 
+# ---- words of others in each format ----
 def _latex(word):
-    """A word as LaTeX text: every character that LaTeX takes for something else is written out."""
-    return str(word).translate(LATEX_TEXT)
+    """A word as LaTeX text: every character that LaTeX takes for something else is written out, also a first [ or *,
+    which would belong to the \\\\ that ends the row before."""
+    return re.sub(r"^[\[*]", r"{\g<0>}", printable(word).translate(LATEX_TEXT))
+
+
+def _markdown(word):
+    return MARKDOWN_TEXT.sub(r"\\\g<0>", printable(word))
+
+
+def _csv(word):
+    """A word as a cell that a spreadsheet takes for text, which a ' in front of it says; numbers stay numbers."""
+    word = printable(word)
+    return f"'{word}" if word[:1] in FORMULA and not NUMBER.fullmatch(word) else word
+
+
+def _csv_comment(line):
+    """A line that no spreadsheet calculates: it parts lines at commas, whatever they begin with."""
+    return re.sub(f"([,;]\\s*)(?=[{re.escape(FORMULA)}])", r"\1'", printable(line))
+
+
+WORDS = {"text": printable, "markdown": _markdown, "csv": _csv_comment, "latex": _latex}
+COMMENTS = {"text": "{}", "markdown": "## {}", "csv": "# {}", "latex": "% {}"}
+
+
+def comment(line, form):
+    """A line above tables, as a comment in the formats that programs read."""
+    words = printable if form == "latex" else WORDS[form]
+    return COMMENTS[form].format(words(" ".join(line.split())))
 
 
 def titled(table, form="text"):
     """A table under its title."""
-    title = {"markdown": f"**{table.title}**", "csv": f"# {table.title}", "latex": "% " + " ".join(table.title.split())}
+    title = f"**{_markdown(table.title)}**" if form == "markdown" else comment(table.title, form)
     gap = "\n" if form in ("csv", "latex") else "\n\n"
-    return f"{title.get(form, table.title)}{gap}{table.render(form)}"
+    return f"{title}{gap}{table.render(form)}"
 
 
 # ---- one method: a row a seed ----

@@ -1,5 +1,6 @@
 """What the engine's numbers may be, so that a typing error ends a run before it starts."""
 from dassl.utils.errors import InputError
+from dassl.utils.text import printable
 
 MOST = 10**6
 # key: (least, most), both allowed
@@ -24,7 +25,8 @@ BOUNDS = {
 
 
 def check_config(cfg):
-    """Raise InputError for a number of the engine's config that is out of bounds, or an empty OUTPUT_DIR."""
+    """Raise InputError for a number of the engine's config that is out of bounds, or an OUTPUT_DIR that is
+    empty or cannot be printed: lines of a log, of a table and of a batch script name it."""
     for key, (least, most) in BOUNDS.items():
         node = cfg
         *nodes, leaf = key.split(".")
@@ -34,3 +36,6 @@ def check_config(cfg):
             raise InputError(f"{key} must be between {least} and {most}, not {node[leaf]}")
     if not cfg.OUTPUT_DIR.strip():
         raise InputError("OUTPUT_DIR is empty; give --output-dir, the folder of the run")
+    if printable(cfg.OUTPUT_DIR) != cfg.OUTPUT_DIR:
+        raise InputError(f"OUTPUT_DIR {ascii(cfg.OUTPUT_DIR)} has control characters, marks of direction or bytes that "
+                         "are not UTF-8; choose another --output-dir (for the scripts OUTPUT)")

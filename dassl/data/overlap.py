@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from dassl.data.datasets import composed, relative_path
-from dassl.utils import InputError, write_atomically
+from dassl.utils import InputError, csv_text, printable, write_atomically
 from dassl.utils.images import require_regular
 
 RECORD = "train_images.csv.gz"  # in the folder of a run that has learned from images
@@ -181,11 +181,8 @@ class ImageSet:
         files = list(self.files.values())
         _each(File.digest, files)
         rows = [(relative_path(os.path.abspath(file.path), self.root), file.size, file.digest()) for file in files]
-        text = io.StringIO(newline="")
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(dict.fromkeys([*rows, *self.noted]))
-        packed = gzip.compress(text.getvalue().encode("utf-8", "surrogateescape"), mtime=0)
+        text = csv_text([COLUMNS, *dict.fromkeys([*rows, *self.noted])])
+        packed = gzip.compress(text.encode("utf-8", "surrogateescape"), mtime=0)
         write_atomically(os.path.join(folder, RECORD), lambda file: file.write(packed))
 
     def add_noted(self, folder):
@@ -303,7 +300,7 @@ def _tell(cfg, common, images, others, matters):
         if matters and not cfg.DATASET.ALLOW_OVERLAP:
             raise InputError(f"{line}; give other images or domains, or set DATASET.ALLOW_OVERLAP True to measure on "
                              "them all the same")
-        print(f"Warning: {line}")
+        print(f"Warning: {printable(line)}")
     if common.by_content:
         print(f"Warning: {common.by_content} of {common.of} {images} images have the same content as {others} images, "
-              f"first {common.first_copy[0]} (as {common.first_copy[1]})")
+              f"first {printable(common.first_copy[0])} (as {printable(common.first_copy[1])})")

@@ -2,7 +2,7 @@
 import os
 from concurrent.futures import ThreadPoolExecutor
 
-from dassl.utils import InputError
+from dassl.utils import InputError, printable
 from dassl.utils.images import bombs_are_errors, fault_of
 
 THREADS = 8  # decoding leaves Python's lock
@@ -45,7 +45,7 @@ def leave_out_unreadable(dataset, source_domains=(), target_domains=()):
         _require_every_class(parts.get(name, ()), faults, dataset.lab2cname, word, domains)
     for name, part in parts.items():
         setattr(dataset, name, [item for item in part if item.impath not in faults])
-    print(f"Left out {len(faults)} unreadable images, first {next(iter(faults))}")
+    print(f"Left out {len(faults)} unreadable images, first {printable(next(iter(faults)))}")
     return faults
 
 

@@ -1,8 +1,6 @@
 """What is kept of a finished run beside its accuracies: what it was made on, with what, and every prediction."""
 import contextlib
-import csv
 import gzip
-import io
 import os
 import platform
 import sys
@@ -14,7 +12,7 @@ import torch
 
 from dassl.data.datasets import dataset_digest, relative_path
 from dassl.data.overlap import evaluated_part, images_of
-from dassl.utils import count_num_param, world_size, write_atomically
+from dassl.utils import count_num_param, csv_text, world_size, write_atomically
 
 try:
     import resource
@@ -118,13 +116,10 @@ def write_predictions(trainer, folder):
         with contextlib.suppress(FileNotFoundError):
             os.remove(path)
         return
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for impath, label, prediction, confidence in zip(*found):
-        writer.writerow([relative_path(impath, trainer.cfg.DATASET.ROOT), label, prediction, f"{confidence:.6f}"])
+    rows = [[relative_path(impath, trainer.cfg.DATASET.ROOT), label, prediction, f"{confidence:.6f}"]
+            for impath, label, prediction, confidence in zip(*found)]
     # without a time stamp: the same predictions are the same bytes
-    packed = gzip.compress(text.getvalue().encode("utf-8", "surrogateescape"), mtime=0)
+    packed = gzip.compress(csv_text([COLUMNS, *rows]).encode("utf-8", "surrogateescape"), mtime=0)
     write_atomically(path, lambda file: file.write(packed))
 
 

@@ -6,7 +6,7 @@ import torch
 from tabulate import tabulate
 
 from dassl.metrics import require_finite
-from dassl.utils import Registry, rank, write_atomically
+from dassl.utils import Registry, printable, rank, write_atomically
 
 EVALUATOR_REGISTRY = Registry("EVALUATOR")
 
@@ -160,7 +160,7 @@ class Classification(EvaluatorBase):
         for index in domain.unique().tolist():
             name = names[index] if index < len(names) else str(index)
             results[f"accuracy_{name}"] = 100.0 * hit[domain == index].double().mean().item()
-            print(f"* domain: {name}\ttotal: {int((domain == index).sum()):,}\t"
+            print(f"* domain: {printable(name)}\ttotal: {int((domain == index).sum()):,}\t"
                   f"acc: {results[f'accuracy_{name}']:.2f}%")
 
     def _per_class(self, results):
@@ -172,7 +172,7 @@ class Classification(EvaluatorBase):
                 continue
             correct = int(self.confusion[label, label])
             accuracies.append(100.0 * correct / total)
-            name = self.lab2cname.get(label, label)
+            name = printable(self.lab2cname.get(label, label))
             rows.append([label, name, f"{total:,}", f"{correct:,}", f"{accuracies[-1]:.2f}%"])
         print(tabulate(rows, headers=["label", "class", "total", "correct", "acc"]))
         results["perclass_accuracy"] = sum(accuracies) / len(accuracies)

@@ -38,6 +38,7 @@ from dassl.utils.ranks import (
 )
 from dassl.utils.registry import Registry
 from dassl.utils.signals import StopRequest, Terminated, leave_signals_to_the_parent, sigterm_raises
+from dassl.utils.text import csv_text, escaped_streams, is_text, printable
 from dassl.utils.tools import (
     check_availability,
     check_isfile,
@@ -53,12 +54,13 @@ from dassl.utils.tools import (
 __all__ = [
     "AverageMeter", "BEST", "FolderLock", "INTERRUPTED", "InputError", "LOCK_NAME", "Logger", "MetricMeter",
     "NonFiniteError", "Registry", "StopRequest", "Terminated", "check_availability", "check_isfile",
-    "checkpoints_newest_first", "collect_env_info", "count_num_param", "derive_seed", "first_to_tell", "first_within",
-    "from_first", "get_rng_state", "highest", "import_package_modules", "isolated_rng", "joined", "last_line",
-    "leave_signals_to_the_parent", "listdir_nohidden", "lives_here", "load_checkpoint", "load_entry_points",
-    "load_plugin", "load_pretrained_weights", "lock_holder", "lost_another", "mkdir_if_missing", "note_checkpoint",
-    "noted_checkpoint", "of_all", "one_machine_first", "open_own", "open_regular", "processes_here", "quiet", "rank",
-    "read_image", "read_json", "remove_torn_files", "require_own_folder", "require_own_gpu", "resume_from_checkpoint",
-    "save_checkpoint", "set_random_seed", "set_rng_state", "setup_logger", "share_of", "sigterm_raises", "slurm_job",
-    "surroundings", "tolist_if_not", "world_size", "write_atomically", "write_json",
+    "checkpoints_newest_first", "collect_env_info", "count_num_param", "csv_text", "derive_seed", "escaped_streams",
+    "first_to_tell", "first_within", "from_first", "get_rng_state", "highest", "import_package_modules", "is_text",
+    "isolated_rng", "joined", "last_line", "leave_signals_to_the_parent", "listdir_nohidden", "lives_here",
+    "load_checkpoint", "load_entry_points", "load_plugin", "load_pretrained_weights", "lock_holder", "lost_another",
+    "mkdir_if_missing", "note_checkpoint", "noted_checkpoint", "of_all", "one_machine_first", "open_own",
+    "open_regular", "printable", "processes_here", "quiet", "rank", "read_image", "read_json", "remove_torn_files",
+    "require_own_folder", "require_own_gpu", "resume_from_checkpoint", "save_checkpoint", "set_random_seed",
+    "set_rng_state", "setup_logger", "share_of", "sigterm_raises", "slurm_job", "surroundings", "tolist_if_not",
+    "world_size", "write_atomically", "write_json",
 ]

@@ -2,6 +2,8 @@
 import os
 import sys
 
+from dassl.utils.text import escaped, write_escaped
+
 
 class Logger:
     """A stdout that also writes to a file. `close()` puts the former stdout back."""
@@ -15,8 +17,8 @@ class Logger:
         return getattr(self.__dict__["console"], name)
 
     def write(self, text):
-        self.console.write(text)
-        self.file.write(text)
+        write_escaped(self.console, text)
+        self.file.write(escaped(text))
         return len(text)
 
     def flush(self):

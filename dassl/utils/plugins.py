@@ -45,7 +45,7 @@ def load_plugin(spec, registries=()):
         if not os.path.isfile(path):
             raise InputError(f"--plugin {spec}: no such file ({path})")
         folder, name = os.path.split(path)
-        package = "plugin_" + hashlib.sha256(folder.encode()).hexdigest()[:12]
+        package = "plugin_" + hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]
         if package not in sys.modules:
             module = types.ModuleType(package)
             module.__path__ = [folder]

@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from dassl.data.datasets.labels import check_parts, composed, same_prompts
-from dassl.utils import InputError
+from dassl.utils import InputError, printable
 
 _KEEP = contextvars.ContextVar("keep_lists", default=False)
 lists_are_kept = _KEEP.get
@@ -70,14 +70,15 @@ class DatasetBase:
     def tell_of_classes(self):
         """Print a line each of what is right and worth knowing before numbers are read."""
         if names := self.untested_classes:
-            print(f"Note: {len(names)} of {self.num_classes} classes have no test image, first '{names[0]}'; the "
-                  "accuracies say nothing of them")
+            print(f"Note: {len(names)} of {self.num_classes} classes have no test image, first "
+                  f"'{printable(names[0])}'; the accuracies say nothing of them")
         for part, items in (("training", self.train_x), ("test", self.test)):
             if again := len(items) - len({item.impath for item in items}):
                 print(f"Warning: {again} of {len(items)} entries of the {part} part name an image that it has already; "
                       "each counts again")
         if groups := same_prompts(self.lab2cname):
-            shown = ["/".join(f"'{self.lab2cname[label]}' ({label})" for label in labels) for labels in groups[:3]]
+            shown = ["/".join(f"'{printable(self.lab2cname[label])}' ({label})" for label in labels)
+                     for labels in groups[:3]]
             more = f" and {len(groups) - 3} more" if len(groups) > 3 else ""
             print(f"Note: classes (labels) whose prompts are the same: {', '.join(shown)}{more}; by name they cannot "
                   "be told apart")

@@ -3,7 +3,7 @@ import os
 import unicodedata
 from numbers import Integral
 
-from dassl.utils import InputError
+from dassl.utils import InputError, is_text
 
 
 def composed(name):
@@ -45,6 +45,7 @@ def check_parts(owner, parts):
                 if not isinstance(name, str):
                     raise InputError(f"{owner}: the class name of {item.impath} in {part} is {name!r}, which is no "
                                      "text")
+                require_text(name, f"{owner}: the class name of {item.impath} in {part}")
                 name = composed(name)
                 known = first.setdefault(label, (name, part, item.impath))
                 if known[0] != name:
@@ -71,6 +72,13 @@ def check_parts(owner, parts):
             raise InputError(f"{owner}: no training image has label {number}{known} (labels run to {max(names)}); "
                              "every class needs training images")
     return names
+
+
+def require_text(name, what):
+    """Raise InputError for a class name that no prompt can be made of: bytes that are no UTF-8, half a character."""
+    if not is_text(name):
+        raise InputError(f"{what} is {ascii(name)}, which is not text in UTF-8 and cannot be put into a prompt; rename "
+                         "the class")
 
 
 def _whole(owner, item, part):

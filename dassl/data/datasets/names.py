@@ -3,7 +3,7 @@ import json
 import os
 from collections import defaultdict
 
-from dassl.data.datasets.labels import as_prompted, composed
+from dassl.data.datasets.labels import as_prompted, composed, require_text
 from dassl.utils import InputError
 from dassl.utils.registry import nearest
 
@@ -22,6 +22,7 @@ def read_names(path):
     for where, old, new in _pairs(text, path):
         if not isinstance(new, str):
             raise InputError(f"{where}: the new name of '{old}' is {new!r}, not a text")
+        require_text(new, f"{where}: the new name of '{old}'")
         old, new = composed(old.strip()), composed(new.strip())
         if not old or not as_prompted(new):
             raise InputError(f"{where}: '{old or new}' has an empty {'new name' if old else 'class or folder'} beside "
