@@ -208,6 +208,17 @@ def test_bad_files_are_named_and_the_others_predicted(world, album, capsys):
     assert set(found[0]["top"][0]) == {"class", "probability"}
 
 
+def test_a_table_is_as_wide_as_its_files_and_classes(world, capsys):
+    place, _ = world
+    files = sorted(map(str, (place / "pictures").glob("*/*")))[:40]
+    capsys.readouterr()
+    predict.main(["--model-dir", str(place / "CoOp"), *files, "--classes", "dog,a very old alarm clock", "--top", "2"])
+    head, line, *rows = capsys.readouterr().out.splitlines()
+    assert head.split() == ["image", "class", "probability"] and len(rows) == 2 * len(files)
+    assert {len(row) for row in rows} == {len(head)} == {len(line)}
+    assert [row.split()[0] for row in rows[::2]] == files and all(row.startswith(" ") for row in rows[1::2])
+
+
 @pytest.mark.parametrize(("words", "part"), [
     (["--model-dir", "{place}/nowhere", "{picture}"], "no config.yaml"),
     (["--model-dir", "{place}/CSC", "{picture}", "--classes", "a,b"], "training classes"),

@@ -19,28 +19,31 @@ import json
 import os
 import sys
 import unicodedata
-from collections import Counter
-from dataclasses import dataclass, replace
+from collections import Counter, deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
-from tabulate import tabulate  # noqa: E402
 
 import train  # noqa: E402
 from dassl.data.transforms import build_transform  # noqa: E402
 from dassl.engine import TRAINER_REGISTRY  # noqa: E402
 from dassl.metrics import require_finite  # noqa: E402
-from dassl.utils import InputError, is_text, load_checkpoint, printable, read_image, read_json  # noqa: E402
-from dassl.utils.images import SUFFIXES, size_of, to_rgb  # noqa: E402
+from dassl.utils import InputError, is_text, load_checkpoint, printable, read_json  # noqa: E402
+from dassl.utils.images import SUFFIXES, bombs_are_errors, decoded, size_of, to_rgb  # noqa: E402
 from dassl.utils.text import escaped  # noqa: E402
 from prompting.backbone import unpublished_note  # noqa: E402
 from trainers.base import PromptTrainer  # noqa: E402
 from trainers.without_data import NeedsImages  # noqa: E402
 
 BATCH = 32  # images that are classified together
+READERS = 4  # threads that read them
+NAMED = 20  # files that one line names
 
 
 @dataclass(frozen=True)
@@ -138,24 +141,64 @@ class LoadedRun:
         Raises:
             InputError: an image cannot be read, or its logits are not finite; the method cannot score these classes.
         """
+        return list(self.predict_stream(images, classes, top, batch_size, files))
+
+    def predict_stream(self, images, classes=None, top=5, batch_size=BATCH, files=(), on_fault=None):
+        """Classify any number of images: a generator of what `predict` returns, in memory for two batches.
+
+        Args, beyond those of `predict`:
+            images: any iterable of paths or PIL images. A batch is read by a few threads while the device computes the
+                one before.
+            on_fault: called as on_fault(image, error) for an image that cannot be read, which is then left out;
+                default: the InputError is raised.
+        Raises: as `predict`.
+        """
         trainer = self.trainer_for(self.classes if classes is None else list(classes))
-        names, predictions = told_apart(trainer.dm.dataset.classnames), []
-        for start in range(0, len(images), batch_size):
-            part = images[start:start + batch_size]
-            batch = torch.stack([self.transform(self._picture(image)) for image in part])
-            with torch.no_grad():
-                logits = trainer.model_inference(batch.to(trainer.device))
-            require_finite(logits, (files or [named(image) for image in images])[start:start + batch_size])
-            probabilities = logits.softmax(dim=1).cpu()
-            best, index = probabilities.topk(min(top, len(names)), dim=1)
-            predictions += [Prediction(image if isinstance(image, (str, os.PathLike)) else "",
-                                       [(names[i], p) for i, p in zip(row, values)])
-                            for image, row, values in zip(part, index.tolist(), best.tolist())]
-        return predictions
+        names, before = told_apart(trainer.dm.dataset.classnames), None
+        images, files = iter(images), iter(files)
+        with ThreadPoolExecutor(min(READERS, os.cpu_count() or 1)) as pool:
+            while part := list(islice(images, batch_size)):
+                called = list(islice(files, len(part))) or [named(image) for image in part]
+                with bombs_are_errors():
+                    in_memory = any(isinstance(image, Image.Image) for image in part)  # one may be given twice
+                    read = list((map if in_memory else pool.map)(self._read, part))
+                for image, (_, error) in zip(part, read):
+                    if error is not None and on_fault is None:
+                        raise error
+                    if error is not None:
+                        on_fault(image, error)
+                kept = [(image, name, tensor) for image, name, (tensor, _) in zip(part, called, read)
+                        if tensor is not None]
+                logits = self._logits(trainer, kept) if kept else None
+                if before is not None:
+                    yield from self._ranked(*before, names, top)
+                before = (logits, kept) if kept else None
+            if before is not None:
+                yield from self._ranked(*before, names, top)
+
+    def _read(self, image):
+        """(its tensor, None), or (None, the InputError)."""
+        try:
+            return self.transform(self._picture(image)), None
+        except InputError as error:
+            return None, error
+
+    @staticmethod
+    def _logits(trainer, kept):
+        with torch.no_grad():
+            return trainer.model_inference(torch.stack([tensor for *_, tensor in kept]).to(trainer.device))
+
+    @staticmethod
+    def _ranked(logits, kept, names, top):
+        require_finite(logits, [name for _, name, _ in kept])
+        best, index = logits.softmax(dim=1).cpu().topk(min(top, len(names)), dim=1)
+        for (image, *_), row, values in zip(kept, index.tolist(), best.tolist()):
+            yield Prediction(image if isinstance(image, (str, os.PathLike)) else "",
+                             [(names[i], p) for i, p in zip(row, values)])
 
     def _picture(self, image):
         if not isinstance(image, Image.Image):
-            return read_image(image, self.exif)
+            return decoded(image, self.exif)
         try:
             return to_rgb(image, self.exif)
         except ValueError as error:
@@ -291,58 +334,99 @@ def add_run_flags(parser):
 
 
 def main(argv=None):
-    """Print predictions; returns them. Files that are no images are named on stderr and end in an InputError, after
-    the predictions of the others."""
+    """Print predictions; returns them. Raises as `predictions` does."""
+    return list(predictions(argv))
+
+
+def predictions(argv=None):
+    """Print predictions as they are made, and yield them. Files that are no images are named on stderr and end in an
+    InputError, after the predictions of the others."""
     args = parse_arguments(argv)
     if args.top < 1:
         raise InputError(f"--top must be at least 1, not {args.top}")
     classes = given_classes(args.classes, args.classes_file)
     files, others = image_files(args.images)
     if others:
-        print(f"Note: left out, no image by its ending: {', '.join(map(printable, others))}", file=sys.stderr)
+        print(f"Note: left out, no image by its ending: {some_of(others)}", file=sys.stderr)
     if not files:
         raise InputError(f"no image in {', '.join(args.images)}")
     with contextlib.redirect_stdout(sys.stderr):  # what a plugin or a dataset tells; stdout is for the predictions
         run = load_run(args.model_dir, args.load_epoch, args.backbone, args.plugin, exif=not args.no_exif)
         # what is wrong with the run or the classes, before any image
-        run.trainer_for(run.classes if classes is None else classes)
+        trainer = run.trainer_for(run.classes if classes is None else classes)
     if turned := sum(found[1] for file in files if (found := size_of(file, run.exif))):
         print(f"Note: {turned} of {len(files)} pictures are turned upright as their EXIF says; --no-exif takes them as "
               "they are stored" + ("" if run.cfg.INPUT.EXIF else ", as this run took its own"), file=sys.stderr)
-    predictions, bad = [], []
-    for start in range(0, len(files), BATCH):
-        pictures = {}
-        for file in files[start:start + BATCH]:
-            try:
-                pictures[file] = read_image(file, run.exif)
-            except InputError as error:
-                bad.append(file)
-                fault = str(error).partition(";")[0]  # what follows is advice for datasets
-                print(f"not predicted: {printable(fault)}", file=sys.stderr)
-        found = run.predict(list(pictures.values()), classes, args.top, files=list(pictures)) if pictures else []
-        predictions += [replace(prediction, path=file) for file, prediction in zip(pictures, found)]
-    print(as_json(predictions) if args.json else as_table(predictions))
+    bad = []
+
+    def left_out(file, error):
+        bad.append(file)
+        fault = str(error).partition(";")[0]  # what follows is advice for datasets
+        print(f"not predicted: {printable(fault)}", file=sys.stderr)
+
+    out = JsonArray() if args.json else Table(files, told_apart(trainer.dm.dataset.classnames))
+    counted = sys.stderr.isatty() and not sys.stdout.isatty()
+    try:
+        stream = run.predict_stream(files, classes, args.top, BATCH, on_fault=left_out)
+        for done, prediction in enumerate(stream, start=1):
+            out.put(prediction)
+            if done % BATCH == 0:
+                sys.stdout.flush()
+                if counted:
+                    print(f"\r{done} of {len(files)} ", end="", file=sys.stderr, flush=True)
+            yield prediction
+    finally:
+        out.close()
+        if counted:
+            print(file=sys.stderr)
     if bad:
-        raise InputError(f"{len(bad)} of {len(files)} files could not be read as images: {', '.join(bad)}")
-    return predictions
+        raise InputError(f"{len(bad)} of {len(files)} files could not be read as images: {some_of(bad)}")
 
 
-def as_json(predictions):
-    """What a program reads: names that a terminal or its encoding could not take as they are, are escaped as JSON."""
-    found = [{"path": prediction.path, "top": [{"class": name, "probability": round(probability, 6)}
-                                               for name, probability in prediction.top]} for prediction in predictions]
-    text = json.dumps(found, indent=2, ensure_ascii=False)
-    in_unicode = (sys.stdout.encoding or "utf-8").lower().startswith("utf")
-    return text if in_unicode and escaped(text) == text else json.dumps(found, indent=2)
+def some_of(names):
+    """Names for a message, not more than a screen of them."""
+    return ", ".join(map(printable, names[:NAMED])) + (f", ... ({len(names)} in all)" if names[NAMED:] else "")
 
 
-def as_table(predictions):
-    """A block of rows an image."""
-    rows = [[printable(prediction.path) if rank == 0 else "", printable(name), f"{100 * probability:.2f} %"]
-            for prediction in predictions for rank, (name, probability) in enumerate(prediction.top)]
-    return tabulate(rows, headers=["image", "class", "probability"], disable_numparse=True,
-                    colalign=("left", "left", "right"))
+class JsonArray:
+    """Prints one JSON array piece by piece; it is whole after `close`, whatever ended it. Names that a terminal or its
+    encoding could not take as they are, are escaped as JSON."""
+
+    def __init__(self):
+        self.begun = False
+
+    def put(self, prediction):
+        entry = {"path": prediction.path, "top": [{"class": name, "probability": round(probability, 6)}
+                                                  for name, probability in prediction.top]}
+        text = json.dumps(entry, indent=2, ensure_ascii=False)
+        if escaped(text) != text or not (sys.stdout.encoding or "utf-8").lower().startswith("utf"):
+            text = json.dumps(entry, indent=2)
+        print(",\n  " if self.begun else "[\n  ", text.replace("\n", "\n  "), sep="", end="")
+        self.begun = True
+
+    def close(self):
+        print("\n]" if self.begun else "[]")
+
+
+class Table:
+    """Prints a table row by row, a block of rows per image. Its columns are as wide as any of the files and classes
+    needs, so that no row has to wait for the others."""
+
+    def __init__(self, files, names):
+        self.widths = [max(len(printable(word)) for word in words) for words in (["image", *files], ["class", *names])]
+        self._row("image", "class", "probability")
+        self._row(*("-" * width for width in (*self.widths, 11)))
+
+    def _row(self, image, name, probability):
+        print(f"{image:{self.widths[0]}}  {name:{self.widths[1]}}  {probability:>11}")
+
+    def put(self, prediction):
+        for rank, (name, probability) in enumerate(prediction.top):
+            self._row("" if rank else printable(prediction.path), printable(name), f"{100 * probability:.2f} %")
+
+    def close(self):
+        pass
 
 
 if __name__ == "__main__":
-    sys.exit(train.command_line(main))
+    sys.exit(train.command_line(lambda: deque(predictions(), maxlen=0)))  # none of them is kept

@@ -133,13 +133,20 @@ class DatasetWrapper(TorchDataset):
         output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": index}
         if self.transform is None:
             output["img"] = image
+        try:
+            self._add_views(output, image)
+        except MemoryError:
+            raise InputError(f"no memory to transform the {image.width} x {image.height} pixels of {item.impath}; "
+                             "take it out of the split, lower INPUT.SIZE, or look at custom transforms") from None
+        return output
+
+    def _add_views(self, output, image):
         transforms = self.transform if isinstance(self.transform, (list, tuple)) else [self.transform]
         for number, transform in enumerate(transforms if self.transform is not None else [], start=1):
             views = [transform(image) for _ in range(self.k_tfm)]
             output["img" if number == 1 else f"img{number}"] = views[0] if self.k_tfm == 1 else views
         if self.return_img0:
             output["img0"] = self.to_tensor(image)
-        return output
 
 
 def build_plain_transform(cfg):

@@ -23,6 +23,8 @@ from torchvision.transforms import (
 
 from dassl.utils import InputError, check_availability
 
+# The shorter side of a picture is resized to INPUT.SIZE, the longer grows up to images.MOST_ASPECT times as long.
+MOST_PIXELS_A_SIDE = 1024
 AVAI_CHOICES = (
     "random_flip", "random_resized_crop", "normalize", "instance_norm", "random_crop", "random_translation",
     "center_crop", "cutout", "imagenet_policy", "cifar10_policy", "svhn_policy", "randaugment", "gaussian_noise",
@@ -58,6 +60,8 @@ def build_transform(cfg, is_train=True, choices=None):
     size = cfg.INPUT.SIZE
     if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
         raise InputError(f"INPUT.SIZE must be two whole numbers such as \"(224,224)\", not {tuple(size)}")
+    if max(size) > MOST_PIXELS_A_SIDE:
+        raise InputError(f"INPUT.SIZE must be at most {MOST_PIXELS_A_SIDE} a side, not {tuple(size)}")
     mean, std = cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
         raise InputError("INPUT.PIXEL_MEAN and INPUT.PIXEL_STD must be three numbers each, those of PIXEL_STD above 0, "
