@@ -14,6 +14,7 @@ import random
 import re
 import signal
 import sys
+import threading
 import time
 
 import torch
@@ -69,12 +70,14 @@ from dassl.utils import (
     load_plugin,
     lost_another,
     remove_torn_files,
+    require_own_folder,
     set_random_seed,
     setup_logger,
     sigterm_raises,
     surroundings,
     write_json,
 )
+from dassl.utils.streams import ReaderGone, end_quietly, go_on, watched_streams
 from prompting import PromptingError
 from prompting.backbone import describe_weights, serve_foreign_code, unpublished_note, weights_digest
 from prompting.templates import check_templates
@@ -478,6 +481,8 @@ def begin_folder(args, stored, trainer):
     stored: the config as the folder keeps it."""
     images = learned_from(trainer, args.eval_only, args.model_dir)
     overlap = count_overlap(trainer, images, args.eval_only)
+    for name in () if args.eval_only or args.no_train else ("tensorboard", *trainer.get_model_names()):
+        require_own_folder(os.path.join(stored.OUTPUT_DIR, name))
     write_config(stored, stored.OUTPUT_DIR)
     if images is not None and not args.eval_only and not args.no_train:
         images.write(stored.OUTPUT_DIR)
@@ -517,14 +522,19 @@ def mendable(error):
     return surroundings(error)
 
 
-def command_line(function):
+def command_line(function, unread=end_quietly):
     """Call `function()`; what the user can mend becomes one line and exit status 2. What is printed is escaped
     (dassl/utils/text.py).
 
     Where torchrun has started several processes, they make what `function` does together, and whichever is the first
-    to end early tells why."""
-    with escaped_streams():
-        return _status_of(function)
+    to end early tells why.
+
+    unread: what becomes of a program whose output nobody reads any more, `end_quietly` or `go_on`."""
+    try:
+        with watched_streams(unread), escaped_streams(), threads_told():
+            return _status_of(function)
+    except ReaderGone as gone:
+        return gone.code
 
 
 def _status_of(function):
@@ -532,6 +542,7 @@ def _status_of(function):
     try:
         with joined():
             function()
+            sys.stdout.flush()  # a full disk is told as one below
     except (KeyboardInterrupt, Terminated) as stop:
         if lost := lost_another(stop.__context__):  # torchrun's signal, while this process was ending for that reason
             return tell_lost(lost)
@@ -550,6 +561,25 @@ def _status_of(function):
     return 0
 
 
+@contextlib.contextmanager
+def threads_told():
+    """Within it what a library's thread dies of (TensorBoard's, of a full disk) is told as `command_line` tells it."""
+    former = threading.excepthook
+
+    def told(death):
+        line = mendable(death.exc_value)
+        if line is None:
+            former(death)
+        else:
+            print(f"Warning: {line}", file=sys.stderr)
+
+    threading.excepthook = told
+    try:
+        yield
+    finally:
+        threading.excepthook = former
+
+
 def tell_lost(reason):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it now, and this process is at its end
     tell("error: another process of this run has ended, or cannot be reached; the same command goes on from the last "
@@ -564,4 +594,4 @@ def tell(line):
 
 
 if __name__ == "__main__":
-    sys.exit(command_line(main))
+    sys.exit(command_line(main, unread=go_on))

@@ -3,10 +3,11 @@ import os
 from collections import defaultdict
 
 from dassl.data.datasets import Datum, composed
-from dassl.utils import InputError, listdir_nohidden, printable
+from dassl.utils import InputError, listdir_nohidden, open_regular, printable
 from dassl.utils.images import is_picture
 
 FEWSHOT_FOLDER = "split_fewshot"
+MOST_BYTES = 2**30  # of a list
 BYTE_ORDER_MARK = "\ufeff"
 
 
@@ -35,9 +36,12 @@ def read_lines(path, hint):
     """[(number, line)] of a text file without its empty lines and byte-order marks. Raises InputError where there is
     none."""
     try:
-        with open(require_file(path, hint), encoding="utf-8") as file:  # a mark stands at the start of each file that
-            lines = [line.replace(BYTE_ORDER_MARK, "").strip() for line in file]  # was joined into this one
+        with open_regular(require_file(path, hint), "r", MOST_BYTES, encoding="utf-8") as file:
+            # a mark stands at the start of each file that was joined into this one
+            lines = [line.replace(BYTE_ORDER_MARK, "").strip() for line in file]
         return [(number, line) for number, line in enumerate(lines, start=1) if line]
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({error.strerror}); {hint}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not a text file in UTF-8 ({error}); {hint}") from None
 

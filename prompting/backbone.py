@@ -3,6 +3,7 @@ import contextlib
 import copy
 import hashlib
 import os
+import tempfile
 import warnings
 
 import numpy as np
@@ -182,11 +183,19 @@ def _whole_file(shipped, cache):
     """A shipped CLIP, which is stored without its untrained tokens, as a state dict that any code can load."""
     path = os.path.join(cache, f"{_sha256(shipped)}.pt")
     if not os.path.isfile(path):
-        os.makedirs(cache, exist_ok=True)
-        temporary = f"{path}.tmp{os.getpid()}"
-        torch.save(whole_vocabulary(_from_file(shipped, cache)), temporary)
-        os.replace(temporary, path)
+        with _whole(path) as unfinished:
+            torch.save(whole_vocabulary(_from_file(shipped, cache)), unfinished)
     return path
+
+
+@contextlib.contextmanager
+def _whole(path):
+    """Yields a name to write a file under, which becomes `path` at the end. It lies in a folder of this process's own:
+    the cache may be many people's, and a link planted in it would lead what is written elsewhere."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=os.path.dirname(path)) as folder:
+        yield os.path.join(folder, os.path.basename(path))
+        os.replace(os.path.join(folder, os.path.basename(path)), path)
 
 
 def _published_urls():
@@ -223,11 +232,9 @@ def _from_archive(path, digest, cache):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch.jit is on its way out, OpenAI's files stay what they are
         state_dict = torch.jit.load(path, map_location="cpu").state_dict()
-    with contextlib.suppress(OSError):  # a folder that cannot be written is slower next time, no more
-        os.makedirs(cache, exist_ok=True)
-        temporary = f"{_converted(digest, cache)}.tmp{os.getpid()}"
-        save_file({k: v.contiguous().clone() for k, v in state_dict.items()}, temporary)
-        os.replace(temporary, _converted(digest, cache))
+    # a folder that cannot be written is slower next time, no more
+    with contextlib.suppress(OSError), _whole(_converted(digest, cache)) as unfinished:
+        save_file({k: v.contiguous().clone() for k, v in state_dict.items()}, unfinished)
     return state_dict
 
 

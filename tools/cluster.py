@@ -24,6 +24,7 @@ from dassl.utils import (
     last_line,
     lock_holder,
     printable,
+    require_own_folder,
     sigterm_raises,
     slurm_job,
     write_json,
@@ -274,6 +275,7 @@ def submit(runs, output, parameters):
     require_plain_folder(jobs_folder(output))
     for run in runs:
         run.check()
+    require_own_folder(jobs_folder(output), below=output)
     with sigterm_raises(), FolderLock(sweep_folder(output)):
         found = {state.run.folder: state for state in states(runs, output)}
         tasks = [Task(tuple(chain)) for chain in _open_chains(runs, found)]

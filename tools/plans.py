@@ -15,7 +15,7 @@ from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, learns
 from dassl.engine.identity import plain
 from dassl.engine.run_folder import flat
-from dassl.utils import InputError
+from dassl.utils import InputError, require_own_folder
 from dassl.utils.registry import nearest
 from prompting import load_clip
 from prompting.backbone import SHIPPED
@@ -103,7 +103,9 @@ class Run:
     same: str = ""
 
     def check(self):
-        """Raise InputError for a config that cannot give a table; nothing is run and no data are read."""
+        """Raise InputError for a config that cannot give a table, and for a folder that a link below the output folder
+        leads to; nothing is run and no data are read."""
+        require_own_folder(self.folder, below=self.folder.removesuffix(os.path.join(*self.place.folder.split("/"))))
         cfg = train.build_config(train.parse_arguments(list(self.argv)))
         if cfg.TEST.NO_TEST or cfg.TEST.SPLIT != "test":
             raise InputError("a protocol's table needs test accuracies; leave out TEST.NO_TEST and TEST.SPLIT")

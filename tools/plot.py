@@ -23,7 +23,7 @@ import numpy as np  # noqa: E402
 from matplotlib.container import ErrorbarContainer  # noqa: E402
 
 import train  # noqa: E402
-from dassl.utils import InputError, printable  # noqa: E402
+from dassl.utils import InputError, printable, require_own_folder, write_atomically  # noqa: E402
 from tools.marks import signs  # noqa: E402
 from tools.plans import Place  # noqa: E402
 from tools.run_folders import find_runs, require_comparable  # noqa: E402
@@ -88,16 +88,14 @@ def explained(axes, title, numbers):
 
 def save(figure, path):
     """Write `path`.png and `path`.svg; returns their names."""
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    files = [f"{path}.png", f"{path}.svg"]
     if (layout := figure.get_layout_engine()) is not None:
         layout.execute(figure)  # once; each file would do it twice over
         layout.execute(figure)  # and the ticks of axes that it has made smaller may be others
         figure.set_layout_engine("none")
-    figure.savefig(files[0], dpi=300)
-    figure.savefig(files[1], metadata={"Date": None})
+    write_atomically(f"{path}.png", lambda file: figure.savefig(file, format="png", dpi=300))
+    write_atomically(f"{path}.svg", lambda file: figure.savefig(file, format="svg", metadata={"Date": None}))
     plt.close(figure)
-    return files
+    return [f"{path}.png", f"{path}.svg"]
 
 
 def draw(make, path, *args, **kwargs):
@@ -419,7 +417,10 @@ def main(argv=None):
     args = parse_arguments(argv)
     cells, where = find_runs(args.output)
     require_comparable(cells, where)
-    files = figures(cells, where, args.to or os.path.join(args.output[0], "figures"), args.only)
+    folder = args.to or os.path.join(args.output[0], "figures")
+    if not args.to:
+        require_own_folder(folder)
+    files = figures(cells, where, folder, args.only)
     if not files:
         raise InputError(f"nothing to draw of {', '.join(args.only)} in {', '.join(args.output)}")
     print("\n".join(files))

@@ -19,7 +19,8 @@ sys.path.insert(0, ROOT)
 import train  # noqa: E402
 from dassl.engine import TRAINER_REGISTRY  # noqa: E402
 from dassl.engine.run_folder import Listings  # noqa: E402
-from dassl.utils import InputError, from_first, printable, world_size  # noqa: E402
+from dassl.utils import InputError, from_first, printable, require_own_folder, world_size  # noqa: E402
+from dassl.utils.streams import go_on  # noqa: E402
 from tools import cluster, status  # noqa: E402
 from tools.dry_run import list_runs  # noqa: E402
 from tools.execution import Outcome, execute, finished, only_class  # noqa: E402
@@ -267,6 +268,7 @@ def figures(args, runs, outcome):
     for dataset in cells.values("dataset"):
         shots = runs[0].place.shots
         path = os.path.join(args.output, "base2new", f"{dataset}_shots_{shots}")
+        require_own_folder(os.path.dirname(path))
         files += base_against_new(cells.where(dataset=dataset), path,
                                   f"{dataset}, {shots} shots per class, {len(args.seeds)} "
                                   f"seed{'s' if len(args.seeds) > 1 else ''}", look)
@@ -274,4 +276,4 @@ def figures(args, runs, outcome):
 
 
 if __name__ == "__main__":
-    sys.exit(train.command_line(main))
+    sys.exit(train.command_line(main, unread=go_on))

@@ -11,7 +11,15 @@ from dassl.data.datasets import build_dataset, dataset_digest
 from dassl.engine.identity import plain
 from dassl.engine.run_folder import flat
 from dassl.engine.run_record import PREDICTIONS
-from dassl.utils import FolderLock, read_json, remove_torn_files, write_json
+from dassl.utils import (
+    FolderLock,
+    open_own,
+    open_regular,
+    read_json,
+    remove_torn_files,
+    write_atomically,
+    write_json,
+)
 
 COPIED = (PREDICTIONS, "logits.npz", "cmat.pt")  # what an evaluation leaves beside its results
 FREE = {"SEED", "DATASET.NUM_SHOTS"}
@@ -50,8 +58,10 @@ def filled(run, finished):
         write_config(cfg, run.folder)
         for name in COPIED:
             if os.path.isfile(os.path.join(run.same, name)):
-                shutil.copyfile(os.path.join(run.same, name), os.path.join(run.folder, name))
-        with open(os.path.join(run.folder, "log.txt"), "a", encoding="utf-8") as log:
+                with open_regular(os.path.join(run.same, name)) as stored:
+                    write_atomically(os.path.join(run.folder, name),
+                                     lambda file, stored=stored: shutil.copyfileobj(stored, file))
+        with open_own(os.path.join(run.folder, "log.txt"), "a", encoding="utf-8") as log:
             log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {cfg.TRAINER.NAME} reads no training image: the numbers, "
                       f"and the seconds, are those of {run.same}\n")
         write_json(results, os.path.join(run.folder, "results.json"))

@@ -16,6 +16,7 @@ from dassl.utils import (
     get_rng_state,
     load_checkpoint,
     noted_checkpoint,
+    require_own_folder,
     save_checkpoint,
     set_rng_state,
     world_size,
@@ -48,6 +49,7 @@ class PromptCheckpoints(TrainerX):
         freq = self.cfg.TRAIN.CHECKPOINT_FREQ
         for name in self.get_model_names() if self.ranks.rank == 0 else ():
             folder = os.path.join(self.output_dir, name)
+            require_own_folder(folder)
             for file in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
                 found = re.fullmatch(r"model\.pth\.tar-(\d+)", file)
                 epoch = int(found[1]) if found else done

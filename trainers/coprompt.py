@@ -14,7 +14,8 @@ import json
 import torch
 
 from dassl.engine import TRAINER_REGISTRY
-from dassl.utils import InputError
+from dassl.utils import InputError, open_regular
+from dassl.utils.tools import MOST_JSON
 from prompting.adapter import Adapter
 from prompting.consistency import cosine_distance
 from prompting.deep import CoupledCLIP
@@ -111,9 +112,9 @@ def read_sentences(path):
     """{readable class name: [sentence, ...]} of a JSON file. Raises InputError when it is something else."""
     hint = 'a JSON file {"class name": ["sentence", ...]} is needed; see docs/COPROMPT_SENTENCES.md'
     try:
-        with open(path, encoding="utf-8-sig") as file:
+        with open_regular(path, "r", MOST_JSON, encoding="utf-8-sig") as file:
             written = json.load(file)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"TRAINER.COPROMPT.SENTENCES: cannot read {path} ({error}); {hint}") from None
     whole = isinstance(written, dict) and all(
         isinstance(own, list) and all(isinstance(sentence, str) for sentence in own) for own in written.values())

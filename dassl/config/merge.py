@@ -11,6 +11,7 @@ from yacs.config import CfgNode as CN
 
 from dassl.utils.checkpoint import write_atomically
 from dassl.utils.errors import InputError
+from dassl.utils.files import open_regular
 from dassl.utils.registry import nearest
 
 MOST_BYTES = 2**20  # of a config file
@@ -59,7 +60,7 @@ def config_text(path):
     if not path.endswith((".yaml", ".yml")):
         raise InputError(f"config {path}: configs are YAML files (.yaml); other kinds are not read")
     try:
-        with open(path, encoding="utf-8-sig") as file:  # some editors begin a file with a byte-order mark
+        with open_regular(path, "r", encoding="utf-8-sig") as file:  # some editors begin one with a byte-order mark
             text = file.read(MOST_BYTES + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the config {path}: {getattr(error, 'strerror', None) or error}") from None

@@ -15,11 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from dassl.data.datasets import composed, relative_path
-from dassl.utils import InputError, csv_text, printable, write_atomically
-from dassl.utils.images import require_regular
+from dassl.utils import InputError, csv_text, open_regular, printable, write_atomically
 
 RECORD = "train_images.csv.gz"  # in the folder of a run that has learned from images
 COLUMNS = ("path", "size", "sha256")
+MOST_BYTES = 2**30  # of such a list: 10 million images have less
 DIGITS = 16  # of a SHA-256 that are kept
 ENDS = 4096  # bytes at the beginning and at the end of a file that are compared first
 THREADS = 8
@@ -72,8 +72,7 @@ class File:
 @functools.lru_cache(REMEMBERED)
 def _ends(path, size, time):
     try:
-        require_regular(path)
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             start = file.read(ENDS)
             file.seek(max(0, size - ENDS))
             return hashlib.sha256(start + file.read(ENDS)).digest()
@@ -85,8 +84,7 @@ def _ends(path, size, time):
 def _digest(path, size, time):
     digest = hashlib.sha256()
     try:
-        require_regular(path)
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             while part := file.read(2**20):
                 digest.update(part)
     except OSError:
@@ -193,8 +191,11 @@ class ImageSet:
         if not os.path.isfile(path):
             return False
         try:
-            with gzip.open(path, "rb") as file:
-                text = file.read().decode("utf-8", "surrogateescape")
+            with open_regular(path) as packed, gzip.open(packed) as file:
+                text = file.read(MOST_BYTES + 1)
+            if len(text) > MOST_BYTES:
+                raise ValueError(f"it unpacks to more than {MOST_BYTES:,} bytes")
+            text = text.decode("utf-8", "surrogateescape")
             head, *rows = csv.reader(io.StringIO(text, newline=""))
             if tuple(head) != COLUMNS:
                 raise ValueError("other columns")

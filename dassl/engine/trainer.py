@@ -5,6 +5,7 @@ import datetime
 import inspect
 import math
 import os
+import secrets
 import shutil
 import time
 from collections import OrderedDict
@@ -38,13 +39,16 @@ from dassl.utils import (
     note_checkpoint,
     of_all,
     one_machine_first,
+    open_regular,
     rank,
+    require_own_folder,
     require_own_gpu,
     save_checkpoint,
     set_rng_state,
     share_of,
     tolist_if_not,
     world_size,
+    write_atomically,
 )
 
 
@@ -178,7 +182,9 @@ class TrainerBase:
         if self._writer is None and rank() == 0:
             from torch.utils.tensorboard import SummaryWriter  # slow to import; tools that only read need none
 
-            self._writer = SummaryWriter(log_dir=log_dir)
+            require_own_folder(log_dir)
+            # A name that nobody foresees: TensorBoard would write through a link that lies there.
+            self._writer = SummaryWriter(log_dir=log_dir, filename_suffix=f".{secrets.token_hex(4)}")
 
     def close_writer(self):
         if self._writer is not None:
@@ -187,7 +193,12 @@ class TrainerBase:
 
     def write_scalar(self, tag, scalar_value, global_step=None):
         if self._writer is not None:
-            self._writer.add_scalar(tag, scalar_value, global_step)
+            try:
+                self._writer.add_scalar(tag, scalar_value, global_step)
+            except FileNotFoundError:
+                raise InputError(f"{self._writer.log_dir} was removed while the run was writing to it; let nobody "
+                                 "touch it, and start the same command again: it goes on from the last checkpoint that "
+                                 "is left") from None
 
     # ---- the loop ----
     def train(self, start_epoch, max_epoch):
@@ -261,6 +272,7 @@ class TrainerBase:
         """Remove the checkpoint of a point within an epoch, once an epoch's own is further on."""
         for name in self.get_model_names() if rank() == 0 else ():
             path = os.path.join(self.output_dir, name, INTERRUPTED)
+            require_own_folder(os.path.dirname(path))
             if os.path.lexists(path):
                 os.remove(path)
 
@@ -467,8 +479,10 @@ class SimpleTrainer(TrainerBase):
         for name in self.get_model_names():
             best = os.path.join(directory, name, BEST)
             if rank() == 0 and os.path.isfile(best):
-                mkdir_if_missing(os.path.join(self.output_dir, name))
-                shutil.copy(best, os.path.join(self.output_dir, name))
+                require_own_folder(os.path.join(self.output_dir, name))
+                with open_regular(best) as stored:
+                    write_atomically(os.path.join(self.output_dir, name, BEST),
+                                     lambda file, stored=stored: shutil.copyfileobj(stored, file))
         return start_epoch
 
     def after_train(self):

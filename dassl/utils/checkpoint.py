@@ -8,25 +8,35 @@ import warnings
 import torch
 
 from dassl.utils.errors import InputError
+from dassl.utils.files import open_own, open_regular, require_own_folder
+from dassl.utils.lock import require_still_held
 
 BEST = "model-best.pth.tar"
 INTERRUPTED = "model-interrupted.pth.tar"  # of the point within an epoch where a signal ended the run
 
 
 def write_atomically(fpath, write):
-    """Call `write(file)` on a temporary file beside `fpath`, flush it to disk and rename it to `fpath`."""
+    """Call `write(file)` on a temporary file beside `fpath`, flush it to disk and rename it to `fpath`. What was there
+    is replaced; where that was a link, what it led to stays as it is.
+
+    Raises:
+        InputError: `fpath` lies in a folder whose lock this process held and has lost.
+    """
+    require_still_held(fpath)
     os.makedirs(os.path.dirname(fpath) or ".", exist_ok=True)
     temporary = f"{fpath}.tmp{os.getpid()}"
-    try:
-        with open(temporary, "wb") as file:
+    if os.path.lexists(temporary):  # of a killed process with our number, or planted there
+        os.remove(temporary)
+    with open_own(temporary, "xb") as file:
+        try:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, fpath)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.remove(temporary)
-        raise
+            os.replace(temporary, fpath)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(temporary)
+            raise
     flush_folder(os.path.dirname(fpath) or ".")
 
 
@@ -42,16 +52,17 @@ def flush_folder(folder):
 
 def remove_torn_files(folder):
     """Remove what writers that were killed left in a run folder and in its models' folders, not in other runs' folders
-    that may lie below. Call it as the folder's one writer."""
-    for name in os.listdir(folder):
-        path = os.path.join(folder, name)
-        if os.path.isdir(path):
-            torn = [inner for inner in os.listdir(path)
+    that may lie below, nor in what links lead to. Call it as the folder's one writer."""
+    with os.scandir(folder) as entries:
+        entries = list(entries)
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            torn = [inner for inner in os.listdir(entry.path)
                     if re.fullmatch(r"(checkpoint|model.*\.tar.*|shot_.*\.json)\.tmp\d+", inner)]
             for inner in torn:
-                os.remove(os.path.join(path, inner))
-        elif re.search(r"\.tmp\d+$", name):
-            os.remove(path)
+                os.remove(os.path.join(entry.path, inner))
+        elif re.search(r"\.tmp\d+$", entry.name):
+            os.remove(entry.path)
 
 
 def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True, model_name=""):
@@ -62,7 +73,10 @@ def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True
         is_best: also write `model-best.pth.tar`.
         remove_module_from_keys: drop the "module." that DataParallel puts before each name.
         model_name: file name; the best and the interrupted model are not noted as the newest.
+    Raises:
+        InputError: `save_dir` is a link.
     """
+    require_own_folder(save_dir)
     if remove_module_from_keys:
         state = dict(state, state_dict={k.removeprefix("module."): v for k, v in state["state_dict"].items()})
     name = model_name or f"model.pth.tar-{state['epoch']}"
@@ -91,7 +105,8 @@ def load_checkpoint(fpath):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what torch finds odd in a file is either refused or harmless
-            loaded = torch.load(fpath, map_location="cpu", weights_only=True)
+            with open_regular(fpath) as file:
+                loaded = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can fail anywhere in the unpickler
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{fpath} is not a checkpoint that can be loaded safely ({reason[:120]}); "
@@ -145,6 +160,7 @@ def checkpoints_newest_first(folder):
 
 def note_checkpoint(folder, name):
     """Let the folder's file `checkpoint` name its newest one, if there is such a checkpoint."""
+    require_own_folder(folder)
     if os.path.isfile(os.path.join(folder, name)) and noted_checkpoint(folder) != name:
         write_atomically(os.path.join(folder, "checkpoint"), lambda file: file.write(f"{name}\n".encode()))
 
@@ -152,8 +168,8 @@ def note_checkpoint(folder, name):
 def noted_checkpoint(folder):
     """The file name that the folder's file `checkpoint` holds, None if there is none."""
     with contextlib.suppress(OSError, UnicodeDecodeError), \
-            open(os.path.join(folder, "checkpoint"), encoding="utf-8") as file:
-        return os.path.basename(file.readline().strip()) or None
+            open_regular(os.path.join(folder, "checkpoint"), "r", encoding="utf-8") as file:
+        return os.path.basename(file.readline(1000).strip()) or None
 
 
 def _resumable(path):
@@ -172,8 +188,8 @@ def _point(state):
 
 def resume_from_checkpoint(fdir, model, optimizer=None, scheduler=None):
     """Load the newest checkpoint of `fdir` into model, optimizer and scheduler; returns the epoch to go on with."""
-    with open(os.path.join(fdir, "checkpoint"), encoding="utf-8") as file:
-        fpath = os.path.join(fdir, os.path.basename(file.readline().strip()))
+    with open_regular(os.path.join(fdir, "checkpoint"), "r", encoding="utf-8") as file:
+        fpath = os.path.join(fdir, os.path.basename(file.readline(1000).strip()))
     print(f'Loading checkpoint from "{fpath}"')
     checkpoint = load_checkpoint(fpath)
     model.load_state_dict(checkpoint["state_dict"])

@@ -14,14 +14,19 @@ MODES = {"w": os.O_WRONLY | os.O_CREAT, "a": os.O_WRONLY | os.O_CREAT | os.O_APP
          "a+": os.O_RDWR | os.O_CREAT | os.O_APPEND, "x": os.O_WRONLY | os.O_CREAT | os.O_EXCL}
 
 
-def open_regular(path, mode="rb", **words):
+def open_regular(path, mode="rb", most=None, **words):
     """`open(path, mode, ...)` for reading, of a regular file only. Links are followed, as data folders consist of them.
 
-    Raises OSError for what cannot be opened, and for a pipe, a device, a socket or a folder."""
+    most: bytes; a larger file is none of the kind that is expected.
+    Raises OSError for what cannot be opened, for a pipe, a device, a socket or a folder, and for a file too large."""
     handle = os.open(path, os.O_RDONLY | SAFELY)
     try:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file", os.fspath(path))
+        if most is not None and found.st_size > most:
+            raise OSError(errno.EFBIG, f"it has {found.st_size:,} bytes, and more than {most:,} are not read",
+                          os.fspath(path))
         return os.fdopen(handle, mode, **words)
     except BaseException:
         os.close(handle)
@@ -58,9 +63,15 @@ def open_own(path, mode="w", **words):
         raise
 
 
-def require_own_folder(path):
-    """Raise InputError where a folder that the program writes to is a link: what is written or removed there would be
-    elsewhere. One that does not exist yet is well."""
-    if os.path.islink(path):
-        raise InputError(f"{path} is a link, and nothing is written through one; put the folder itself there, or "
-                         "choose another --output-dir")
+def require_own_folder(path, below=None):
+    """Raise InputError where a folder that the program writes to, or one that leads there, is a link: what is written
+    or removed there would be elsewhere. One that does not exist yet is well.
+
+    below: the folder that the user has named, which itself may be a link; default the one that `path` lies in."""
+    path = os.path.normpath(path)
+    top = os.path.normpath(os.path.dirname(path) if below is None else below)
+    while path != top and path != os.path.dirname(path):
+        if os.path.islink(path):
+            raise InputError(f"{path} is a link, and nothing is written through one; put the folder itself there, or "
+                             "choose another --output-dir (for the scripts OUTPUT), which may be a link itself")
+        path = os.path.dirname(path)

@@ -2,28 +2,33 @@
 import os
 import sys
 
+from dassl.utils.files import open_own
 from dassl.utils.text import escaped, write_escaped
 
 
 class Logger:
-    """A stdout that also writes to a file. `close()` puts the former stdout back."""
+    """A stdout that also writes to a file. `close()` puts the former stdout back.
+
+    Raises InputError for a file that is a link or has another name (`open_own`)."""
 
     def __init__(self, fpath):
         os.makedirs(os.path.dirname(fpath) or ".", exist_ok=True)
         self.console = sys.stdout
-        self.file = open(fpath, "a", encoding="utf-8", buffering=1)
+        self.file = open_own(fpath, "a", encoding="utf-8", buffering=1)
 
     def __getattr__(self, name):
         return getattr(self.__dict__["console"], name)
 
     def write(self, text):
-        write_escaped(self.console, text)
         self.file.write(escaped(text))
+        if self.console is not None:  # a program may have none
+            write_escaped(self.console, text)
         return len(text)
 
     def flush(self):
-        self.console.flush()
         self.file.flush()
+        if self.console is not None:
+            self.console.flush()
 
     def close(self):
         if sys.stdout is self:
@@ -32,11 +37,13 @@ class Logger:
 
 
 def setup_logger(output=None):
-    """Copy stdout to `output`: a folder (then `log.txt` in it) or a .txt or .log file, appended to.
+    """Copy stdout to `output`: a folder (then `log.txt` in it) or a .txt or .log file, appended to. A folder that is
+    there may have any name.
 
     Returns the Logger; None without `output`."""
     if output is None:
         return None
-    fpath = output if output.endswith((".txt", ".log")) else os.path.join(output, "log.txt")
+    is_file = output.endswith((".txt", ".log")) and not os.path.isdir(output)
+    fpath = output if is_file else os.path.join(output, "log.txt")
     sys.stdout = Logger(fpath)
     return sys.stdout

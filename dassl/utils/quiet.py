@@ -20,5 +20,5 @@ class _Muted:
 @contextlib.contextmanager
 def quiet():
     """Within it what this thread prints is left out; other threads print as ever."""
-    with contextlib.redirect_stdout(_Muted(sys.stdout)):
+    with contextlib.redirect_stdout(_Muted(sys.stdout) if sys.stdout is not None else None):
         yield

@@ -12,7 +12,10 @@ from pydantic_core import from_json
 
 from dassl.utils.checkpoint import write_atomically
 from dassl.utils.errors import InputError
+from dassl.utils.files import open_regular
 from dassl.utils.registry import nearest
+
+MOST_JSON = 2**30  # bytes of a file: the split of ImageNet-21k has less
 
 
 def mkdir_if_missing(dirname):
@@ -43,10 +46,11 @@ def listdir_nohidden(path, sort=True):
 def read_json(fpath):
     """Parse a JSON file, with or without a byte-order mark. Raises InputError when it is not there or not JSON."""
     try:
-        with open(fpath, "rb") as file, contextlib.suppress(ValueError):
-            return from_json(file.read())  # in half of json's time; what it refuses, json takes, or says what is wrong
-        with open(fpath, encoding="utf-8-sig") as file:
-            return json.load(file)
+        with open_regular(fpath, "rb", MOST_JSON) as file:
+            text = file.read()
+        with contextlib.suppress(ValueError):
+            return from_json(text)  # in half of json's time; what it refuses, json takes, or says what is wrong
+        return json.loads(text.decode("utf-8-sig"))
     except OSError as error:
         raise InputError(f"cannot read {fpath}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:

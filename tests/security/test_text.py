@@ -252,10 +252,14 @@ def test_a_terminal_without_the_characters_ends_no_run(encoding, pictures, run, 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 @pytest.mark.parametrize("name", ["Äpfel", "a\x1b[2J\u202e", "a\x9b2J", LATIN, "猫"], ids=ascii)
 def test_predictions_are_json_on_any_terminal(name, encoding, monkeypatch):
-    found = [predict.Prediction(f"{name}.png", [(name, 0.5)])]
+    def show():
+        out = predict.JsonArray()
+        out.put(predict.Prediction(f"{name}.png", [(name, 0.5)]))
+        out.close()
+
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding, write_through=True))
-    assert train.command_line(lambda: print(predict.as_json(found))) == 0
+    assert train.command_line(show) == 0
     [read] = json.loads(written.getvalue().decode(encoding))
     assert read == {"path": f"{name}.png", "top": [{"class": name, "probability": 0.5}]}
 

@@ -2,7 +2,7 @@
 import hashlib
 import os
 
-from dassl.utils import write_json
+from dassl.utils import require_own_folder, write_json
 
 LONGEST_NAME = 200  # bytes; disks take 255, and a temporary name is longer
 
@@ -21,4 +21,5 @@ def keep_draws(dataset, folder):
         place, file = os.path.split(name)
         if len(os.fsencode(file)) > LONGEST_NAME:  # many domains
             file = f"{file[:60]}-{hashlib.sha256(os.fsencode(file)).hexdigest()[:16]}.json"
+        require_own_folder(os.path.join(folder, place), below=folder)
         write_json(record, os.path.join(folder, place, file))

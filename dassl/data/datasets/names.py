@@ -4,8 +4,10 @@ import os
 from collections import defaultdict
 
 from dassl.data.datasets.labels import as_prompted, composed, require_text
-from dassl.utils import InputError
+from dassl.utils import InputError, open_regular
 from dassl.utils.registry import nearest
+
+MOST_BYTES = 2**24  # of a file of names
 
 
 def read_names(path):
@@ -13,7 +15,7 @@ def read_names(path):
 
     Raises InputError for a file that cannot be read, a line of another form, an empty name, or one given twice."""
     try:
-        with open(path, encoding="utf-8-sig") as file:
+        with open_regular(path, "r", MOST_BYTES, encoding="utf-8-sig") as file:
             text = file.read()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"DATASET.CLASSNAMES: cannot read {path} as a text in UTF-8 "
