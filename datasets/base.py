@@ -160,18 +160,21 @@ class FewShotDataset(DatasetBase):
         Raises InputError where the file is no draw."""
         stored = read_json(path)
         try:
-            entries = [[(composed(os.path.normpath(os.path.join(folder, entry[0]))), entry[1])
+            entries = [[(composed(os.path.normpath(os.path.join(folder, entry[0]))), entry[1],
+                         composed(entry[2]) if len(entry) > 2 else None)
                         for entry in stored[key]] for key in ("train", "val")]
-        except (KeyError, TypeError, IndexError, ValueError):
+        except (KeyError, TypeError, IndexError, ValueError, AttributeError):
             raise InputError(f"{path} is no few-shot draw: it must hold train and val, lists of [path, label, class "
                              "name]; delete it to draw anew") from None
         drawn, misfit = [], "" if stored.get("source", source) == source else "it was drawn from other lists"
         for key, chosen, number in zip(("train", "val"), entries, (shots, min(shots, MAX_VAL_SHOTS))):
             whole = train if key == "train" else val if val is not None else self._unused(train, drawn[0])
             known = {composed(os.path.normpath(item.impath)): item for item in whole}
-            part = [known.get(impath) for impath, _ in chosen]
-            wrong = [impath for (impath, label), item in zip(chosen, part) if item is None or item.label != label]
-            misfit = misfit or self._misfit(key, whole, part, wrong, number)
+            part = [known.get(impath) for impath, *_ in chosen]
+            wrong = [impath for (impath, label, _), item in zip(chosen, part) if item is None or item.label != label]
+            named = [(name, item) for (_, _, name), item in zip(chosen, part)
+                     if item is not None and name not in (None, composed(item.classname))]
+            misfit = misfit or self._misfit(key, whole, part, wrong, named, number)
             if misfit:
                 print(f"Note: {path} does not fit: {printable(misfit)}; drawn anew, the file is not used")
                 return None
@@ -179,10 +182,17 @@ class FewShotDataset(DatasetBase):
         return drawn
 
     @staticmethod
-    def _misfit(key, whole, part, wrong, number):
-        """What is wrong with a part of a kept draw, "" where nothing is."""
+    def _misfit(key, whole, part, wrong, named, number):
+        """What is wrong with a part of a kept draw, "" where nothing is.
+
+        Args:
+            wrong: paths that the dataset does not have, or with another label; named: [(name in the draw, item)] of
+                images whose class has another name."""
         if wrong:
             return f"{wrong[0]} is not in the dataset's {key} part, or has another label there"
+        if named:
+            name, item = named[0]
+            return f"its class '{name}' of {item.impath} is '{composed(item.classname)}' in the dataset"
         if len({item.impath for item in part}) < len(part):
             return f"an image is twice in its {key} part"
         found = Counter((item.domain, item.label) for item in part)

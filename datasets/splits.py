@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from dassl.data.datasets import Datum, composed, source_digest
 from dassl.utils import InputError, read_json
+from dassl.utils.stored import require
 from datasets.files import check_images, leave_out_non_images, report_left_out
 
 SPLIT_SEED = 0  # of splits that are drawn here: one split for every run, whatever its SEED
@@ -30,6 +31,8 @@ def read_split(path, image_dir):
 
 def parse_split(split, path, image_dir):
     """[train, val, test] of what a split file holds, whether the images are there or not."""
+    if isinstance(split, dict):
+        require("split", split, path, "mend it, or delete it to draw anew")
     try:
         return [[Datum(os.path.join(image_dir, impath), int(str(label)), 0, composed(str(name)))  # 1.5 is no label
                  for impath, label, name in split[key]] for key in PART_NAMES]

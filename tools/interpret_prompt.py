@@ -18,6 +18,7 @@ from tabulate import tabulate  # noqa: E402
 import train  # noqa: E402
 from dassl.engine.identity import require_own_backbone  # noqa: E402
 from dassl.utils import InputError, load_checkpoint, printable  # noqa: E402
+from dassl.utils.stored import problem_of_values  # noqa: E402
 from prompting import load_clip  # noqa: E402
 from prompting.backbone import weights_digest  # noqa: E402
 from prompting.text import tokenizer  # noqa: E402
@@ -31,13 +32,19 @@ def text_context(folder, epoch=None):
 
     Raises InputError where there is no checkpoint, or none that holds a text context of finite numbers."""
     path, state = learned(folder, epoch)
+    tensors = state.get("state_dict")
+    if not isinstance(tensors, dict) or not all(map(torch.is_tensor, tensors.values())):
+        raise InputError(f"{path} is not a checkpoint of prompts: its state_dict does not hold named tensors")
     for name in CONTEXT:
-        if name in state["state_dict"]:
-            if not state["state_dict"][name].isfinite().all():
-                raise InputError(f"{path}: {name} holds numbers that are not finite; train again")
-            return state["state_dict"][name].float(), list(state.get("classnames", ()))
+        if name in tensors:
+            context = tensors[name]
+            if context.dim() < 2 or not context.numel():
+                raise InputError(f"{path}: {name} has shape {tuple(context.shape)}, which is no list of vectors")
+            if problem := problem_of_values(context, torch.empty(0)):
+                raise InputError(f"{path}: {name} {problem}; train again")
+            return context.float(), list(state.get("classnames", ()))
     raise InputError(f"{state.get('trainer', 'the method')} learns no text context, it learns "
-                     f"{', '.join(sorted(state['state_dict']))}")
+                     f"{', '.join(sorted(map(str, tensors)))[:300]}")
 
 
 def learned(folder, epoch=None):

@@ -33,10 +33,19 @@ from PIL import Image  # noqa: E402
 import train  # noqa: E402
 from dassl.data.transforms import build_transform  # noqa: E402
 from dassl.engine import TRAINER_REGISTRY  # noqa: E402
+from dassl.engine.run_folder import read_results  # noqa: E402
 from dassl.metrics import require_finite  # noqa: E402
-from dassl.utils import InputError, is_text, load_checkpoint, printable, read_json  # noqa: E402
+from dassl.utils import (  # noqa: E402
+    InputError,
+    is_text,
+    load_checkpoint,
+    noted_checkpoint,
+    open_regular,
+    printable,
+)
 from dassl.utils.images import SUFFIXES, bombs_are_errors, decoded, size_of, to_rgb  # noqa: E402
 from dassl.utils.text import escaped  # noqa: E402
+from dassl.utils.tools import MOST_JSON  # noqa: E402
 from prompting.backbone import unpublished_note  # noqa: E402
 from trainers.base import PromptTrainer  # noqa: E402
 from trainers.without_data import NeedsImages  # noqa: E402
@@ -89,25 +98,23 @@ def run_config(folder, backbone=""):
 
 def trained_classes(folder):
     """Names of the classes of the run in a folder, in label order, from its results or its newest checkpoint."""
-    results = os.path.join(folder, "results.json")
-    classes = read_json(results).get("classes") if os.path.isfile(results) else None
-    if classes:
+    finished = os.path.isfile(os.path.join(folder, "results.json"))
+    if classes := finished and read_results(folder).get("classes"):
         return classes["name"]
     path = newest_checkpoint(folder)
     if path is None:
         raise InputError(f"{folder} does not say its classes: it is not finished and has no checkpoint; "
                          "finish the run or give --classes")
-    return load_checkpoint(path)["classnames"]
+    if not (names := load_checkpoint(path).get("classnames")):
+        raise InputError(f"{path} does not say its classes; give --classes")
+    return names
 
 
 def newest_checkpoint(folder):
     """The file of a run's newest checkpoint; None without one."""
     models = os.path.join(folder, "prompt_learner")
-    pointer = os.path.join(models, "checkpoint")
-    if not os.path.isfile(pointer):
-        return None
-    with open(pointer, encoding="utf-8") as file:
-        return os.path.join(models, os.path.basename(file.readline().strip()))
+    noted = noted_checkpoint(models)
+    return os.path.join(models, noted) if noted else None
 
 
 class LoadedRun:
@@ -274,7 +281,7 @@ def given_classes(flags, file):
         raise InputError("give --classes or --classes-file, not both")
     if file is not None:
         try:
-            with open(file, encoding="utf-8-sig") as lines:
+            with open_regular(file, "r", MOST_JSON, encoding="utf-8-sig") as lines:
                 names, where = [line.strip() for line in lines if line.strip()], f"--classes-file {file}"
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"cannot read --classes-file {file} ({getattr(error, 'strerror', None) or error}); it is "

@@ -1,10 +1,11 @@
 """Finding finished runs on disk, and refusing to mix what cannot be compared."""
 import itertools
 import os
+import sys
 
 from dassl.engine.identity import same_backbone, shown
-from dassl.engine.run_folder import require_accuracies
-from dassl.utils import InputError, read_json
+from dassl.engine.run_folder import read_results
+from dassl.utils import InputError
 from tools.plans import Place
 from tools.tables import Cells
 
@@ -14,18 +15,21 @@ NOT_IN_TABLES = ("confusion", "domains", "skipped_images", "untested_classes", "
 def find_runs(folders):
     """(cells, {Place: run folder}) of all finished protocol runs below `folders`.
 
-    Run folders that are not where a protocol puts them have no place in its tables and are passed over.
+    Run folders that are not where a protocol puts them have no place in its tables and are passed over. Folders that
+    cannot be read, and runs that are not finished, are named on stderr.
 
     Raises:
         InputError: a folder is not there, nothing is found, two folders hold the same run, or an accuracy is not one.
     """
-    cells, where, elsewhere = Cells(), {}, 0
+    cells, where, elsewhere, unread, unfinished = Cells(), {}, 0, [], []
     for folder in folders:
         if not os.path.isdir(folder):
             raise InputError(f"no folder at {folder}; give the output folder of a protocol")
-        for path, names, files in os.walk(folder):
+        for path, names, files in os.walk(folder, onerror=unread.append):
             names.sort()
             if "results.json" not in files:
+                if "config.yaml" in files and Place.parse(path) is not None:
+                    unfinished.append(path)
                 continue
             place = Place.parse(path)
             if place is None:
@@ -34,7 +38,11 @@ def find_runs(folders):
             if place in where and not os.path.samefile(where[place], path):
                 raise InputError(f"{where[place]} and {path} hold the same run of two outputs; give one of them")
             where[place] = path
-            cells[place] = _results(path)
+            cells[place] = for_tables(read_results(path))
+    told = [f"{error.filename} ({error.strerror})" for error in unread]
+    for what, left in (("left out, they cannot be read", told), ("not finished, without a results.json", unfinished)):
+        if left:
+            print(f"Note: {len(left)} folder{'s' if len(left) > 1 else ''} {what}, first {left[0]}", file=sys.stderr)
     if not cells:
         hint = f" ({elsewhere} runs there are outside of a protocol's folders)" if elsewhere else ""
         raise InputError(f"no finished run of a protocol in {', '.join(folders)}{hint}; see docs/PROTOCOLS.md")
@@ -44,16 +52,6 @@ def find_runs(folders):
 def sort_key(place):
     return place.protocol, place.dataset, place.trainer, place.config, place.shots or 0, place.part != "train_base", \
         place.part, place.seed
-
-
-def _results(folder):
-    path = os.path.join(folder, "results.json")
-    results = read_json(path)
-    if not isinstance(results, dict) or not {"config", "metrics"} <= set(results) \
-            or not isinstance(results["metrics"], dict):
-        raise InputError(f"{path} is not a run's results; move it away")
-    require_accuracies(results["metrics"], path)
-    return for_tables(results)
 
 
 def for_tables(results):
@@ -87,7 +85,7 @@ def require_comparable(cells, where):
         chosen = cells.where(protocol=protocol)
         _require_one_backbone(chosen, where, protocol)
         if protocol != "fewshot":
-            _require_one(chosen, where, lambda results: results["config"]["DATASET"]["NUM_SHOTS"],
+            _require_one(chosen, where, lambda results: results["config"].get("DATASET", {}).get("NUM_SHOTS"),
                          f"{protocol}: number of shots", "--shots")
         for dataset in chosen.values("dataset"):
             for part in chosen.where(dataset=dataset).values("part"):

@@ -17,6 +17,8 @@ import functools
 import gzip
 import io
 import os
+import re
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,8 +26,10 @@ from scipy.optimize import brentq
 from scipy.special import gammaincinv, ndtri, stdtr  # as scipy.stats computes them; that takes a second to import
 
 from dassl.engine.run_record import COLUMNS, PREDICTIONS
-from dassl.utils import InputError
+from dassl.utils import InputError, open_regular
 
+MOST_BYTES = 2**27  # of unpacked predictions: those of a million images
+LABEL = re.compile(r"0|[1-9][0-9]{0,8}")
 LEVEL = 0.05
 POWER = 0.8  # with which the seeds that are said to be needed would show a difference
 LEAST_SEEDS = 3  # of two, or one, no spread is known to speak of
@@ -44,29 +48,40 @@ def read_predictions(folder):
     Raises InputError when the file is not there or damaged."""
     path = os.path.join(folder, PREDICTIONS)
     try:
-        with gzip.open(path, "rb") as file:
-            text = file.read().decode("utf-8", "surrogateescape")
-        if (columns := _plain_columns(text)) is not None:
-            paths, labels, predictions, _ = columns
-            return paths, np.array([label == prediction for label, prediction in zip(labels, predictions)], bool)
-        header, *rows = csv.reader(io.StringIO(text, newline=""))
-        if tuple(header) != COLUMNS:
-            raise ValueError(f"its columns are {header}")
-        return tuple(row[0] for row in rows), np.array([row[1] == row[2] for row in rows], bool)
+        with open_regular(path) as packed, gzip.open(packed) as file:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:  # a few bytes can be unpacked to more than memory holds
+            raise ValueError(f"it is larger than {MOST_BYTES // 2**20} MiB")
+        paths, labels, predictions, _ = _columns(content.decode("utf-8", "surrogateescape"))
+        return paths, np.array([label == prediction for label, prediction in zip(labels, predictions)], bool)
     except FileNotFoundError:
         raise InputError(f"no {PREDICTIONS} in {folder}; delete its results.json and run again to get it") from None
-    except (OSError, EOFError, ValueError, IndexError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is damaged ({error}); delete the folder and run again") from None
+    except (OSError, EOFError, zlib.error, csv.Error, ValueError) as error:  # UnicodeDecodeError among them
+        raise InputError(f"{path} is damaged ({str(error)[:300]}); delete the folder and run again") from None
 
 
-def _plain_columns(text):
-    """The columns of a CSV file of predictions in which nothing is quoted, as nearly all are, in a third of csv's time;
-    None for any other."""
+def _columns(text):
+    """The columns of a CSV file of predictions, a tuple of words each. Raises ValueError, naming the column, for what
+    no run has written."""
     header, _, body = text.partition("\n")
-    if header != ",".join(COLUMNS) or not body.endswith("\n") or any(mark in body for mark in '"\r\0'):
-        return None
-    rows = [line.split(",") for line in body[:-1].split("\n")]
-    return tuple(zip(*rows)) if set(map(len, rows)) == {len(COLUMNS)} else None
+    if header == ",".join(COLUMNS) and body.endswith("\n") and not any(mark in body for mark in '"\r\0'):
+        rows = [line.split(",") for line in body[:-1].split("\n")]  # nothing is quoted: a third of csv's time
+    else:
+        header, *rows = csv.reader(io.StringIO(text, newline=""))
+        if tuple(header) != COLUMNS:
+            raise ValueError(f"its columns are {', '.join(header)[:200]}")
+    if not rows:
+        raise ValueError("it holds no predictions")
+    if lengths := set(map(len, rows)) - {len(COLUMNS)}:
+        raise ValueError(f"a row has {min(lengths)} fields, not {len(COLUMNS)}")
+    columns = tuple(zip(*rows))
+    for number in (1, 2):
+        if odd := [word for word in set(columns[number]) if not LABEL.fullmatch(word)]:
+            raise ValueError(f"a {COLUMNS[number]} is '{odd[0][:40]}', not a number from 0 on")
+    confidences = np.fromiter(map(float, columns[3]), float, len(rows))
+    if not ((confidences >= 0) & (confidences <= 1.000001)).all():  # NaN is neither
+        raise ValueError("a confidence is not a number of 0 to 1")
+    return columns
 
 
 def paired_differences(first, second, read=read_predictions):

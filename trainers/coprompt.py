@@ -15,6 +15,7 @@ import torch
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import InputError, open_regular
+from dassl.utils.stored import require
 from dassl.utils.tools import MOST_JSON
 from prompting.adapter import Adapter
 from prompting.consistency import cosine_distance
@@ -116,8 +117,7 @@ def read_sentences(path):
             written = json.load(file)
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"TRAINER.COPROMPT.SENTENCES: cannot read {path} ({error}); {hint}") from None
-    whole = isinstance(written, dict) and all(
-        isinstance(own, list) and all(isinstance(sentence, str) for sentence in own) for own in written.values())
-    if not whole:
+    if not isinstance(written, dict):
         raise InputError(f"TRAINER.COPROMPT.SENTENCES: {path} has another form; {hint}")
+    require("sentences", written, f"TRAINER.COPROMPT.SENTENCES: {path}", hint)
     return {readable(name): own for name, own in written.items()}

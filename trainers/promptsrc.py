@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import InputError
+from dassl.utils.stored import require_like
 from prompting.consistency import diverse_text_features, l1_distance
 from prompting.templates import IMAGENET_FIRST_60
 from trainers.ivlp import IVLP, independent_prompts_cfg
@@ -112,4 +113,10 @@ class PromptSRC(IVLP):
         return {"average": self.average, "epochs": self.averaged_for, **last}
 
     def load_extra_state(self, state):
+        for name in ("average", "last"):
+            if state.get(name) is not None:
+                require_like(state[name], self.trained_state(), f"its {name} over the epochs")
+        epochs = state.get("epochs")
+        if not (epochs is None or type(epochs) is int and epochs > 0):
+            raise InputError(f"its average is over {epochs} epochs")
         self.average, self.averaged_for, self.last = state.get("average"), state.get("epochs"), state.get("last")

@@ -14,6 +14,7 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.metrics import require_finite
 from dassl.optim import build_optimizer
 from dassl.utils import InputError
+from dassl.utils.stored import alike, require_like
 from prompting.backbone import normalize
 from prompting.cache import CacheCLIP
 from prompting.templates import cache_templates_of
@@ -142,6 +143,11 @@ class TipAdapterF(TipAdapter):
                 "best_accuracy": self.best_accuracy, "best_keys": self.best_keys, "last_keys": self.last_keys}
 
     def load_extra_state(self, state):
+        own = {"values": self.model.values} | dict.fromkeys(("best_keys", "last_keys"), self.model.adapter.weight)
+        held = {name: state.get(name) for name in own if name == "values" or state.get(name) is not None}
+        require_like(held, {name: own[name] for name in held}, "its cache")
+        if not all(alike(1.0, state[name]) for name in ("beta", "alpha", "best_accuracy")):
+            raise InputError("beta, alpha or the best accuracy is no number")
         self.model.values.copy_(state["values"])
         self.model.beta, self.model.alpha = state["beta"], state["alpha"]
         self.best_accuracy, self.best_keys = state["best_accuracy"], state["best_keys"]

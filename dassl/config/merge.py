@@ -43,6 +43,13 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+@functools.lru_cache(maxsize=64)
+def parse(text):
+    """What a YAML text holds, not to be changed. Remembered by the text: thousands of runs share a few files, and one
+    that changes is seen. Raises yaml.YAMLError, RecursionError or ValueError for one that is not plain values."""
+    return yaml.load(text, _Loader)
+
+
 def merge_file(cfg, path, open_trainer=False):
     """Merge a YAML file into `cfg`.
 
@@ -69,17 +76,10 @@ def config_text(path):
     return text
 
 
-@functools.lru_cache(maxsize=64)
-def _parsed(text):
-    """What a text in YAML holds, not to be changed. Remembered by the text: thousands of runs share a few files, and
-    one that changes is seen."""
-    return yaml.load(text, _Loader)
-
-
 def merge_text(cfg, text, path, open_trainer=False):
     """Merge what `config_text` read from `path`, as `merge_file` does."""
     try:
-        loaded = _parsed(text)
+        loaded = parse(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a date that is none
         raise InputError(f"config {path} is not valid YAML: {error}") from None
     if loaded is None:

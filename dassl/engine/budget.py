@@ -106,7 +106,7 @@ class Budget:
     def go_on(self, counts):
         """Go on from the counts of a checkpoint; from then on nothing is known where it has none."""
         self.went_on = True
-        self.lost = not isinstance(counts, dict) or set(counts) != set(COUNTS)
+        self.lost = not isinstance(counts, dict) or set(counts) != set(COUNTS) or counts["updates"] is None
         if self.lost:
             return
         self.updates, self.images, self.views = counts["updates"], counts["images"], counts["views"]

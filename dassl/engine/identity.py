@@ -157,6 +157,17 @@ def check_evaluated(trainer, path, state):
     return found
 
 
+def same_training(trainer, state):
+    """Whether a checkpoint says that it is of this very training, so that what does not fit in it is damage. What is of
+    another one is refused by `check_resumed`, in words of its own."""
+    now, then = made_for(trainer), state.get("made_for")
+    if not now or not then:
+        return True
+    kept = [key for key in now["training"] if key == "OPTIM.NAME" or key.startswith(ORDER)]
+    return not differences(then, now) and then["data"].get("train") == now["data"].get("train") and all(
+        then["training"].get(key, now["training"][key]) == now["training"][key] for key in kept)
+
+
 def require_own_backbone(path, state, now):
     """Raise InputError where a checkpoint was trained on other weights than the backbone `now` ({"name", "digest"})."""
     then = stored_identity(path, state)

@@ -7,6 +7,7 @@ import types
 
 import yaml
 
+from dassl.config.merge import MOST_BYTES, parse
 from dassl.data.datasets import build_dataset, dataset_digest, keep_lists, relative_path
 from dassl.engine.identity import leaves, plain, require_same_data, same_backbone, shown
 from dassl.utils import (
@@ -16,9 +17,11 @@ from dassl.utils import (
     isolated_rng,
     load_checkpoint,
     noted_checkpoint,
+    open_regular,
     quiet,
     read_json,
 )
+from dassl.utils.stored import require, shortened
 
 # What may differ between two runs that count as the same: places, and what changes no number. The names in the file
 # DATASET.CLASSNAMES are compared with the lists of images, which hold them.
@@ -110,10 +113,9 @@ def finished_results(cfg, defaults, evaluation, sources):
     results, config = os.path.join(folder, "results.json"), os.path.join(folder, "config.yaml")
     stored = _whole_json(results)
     if stored is not None:
-        parts = ("config", "evaluation", "metrics")
-        if not isinstance(stored, dict) or not all(isinstance(stored.get(part), dict) for part in parts):
+        if not isinstance(stored, dict) or not isinstance(stored.get("evaluation"), dict):
             raise InputError(f"{results} is not a run's results; choose another --output-dir or move it away")
-        require_accuracies(stored["metrics"], results)
+        require_results(stored, results)
         then = stored.get("backbone") if isinstance(stored.get("backbone"), dict) else None
         _require_same(folder, stored["config"], cfg, defaults, free=_moved(then, sources, stored.get("init_weights")))
         for key in ("eval_only", "load_epoch"):
@@ -214,11 +216,15 @@ def require_goes_on(cfg, sources):
 def stored_config(folder):
     """The config that a run folder keeps, nested dicts of plain values; {} where there is none or it is damaged."""
     try:
-        with open(os.path.join(folder, "config.yaml"), encoding="utf-8-sig") as file:
-            stored = yaml.safe_load(file)
-    except (FileNotFoundError, yaml.YAMLError, UnicodeDecodeError, RecursionError):
+        with open_regular(os.path.join(folder, "config.yaml"), "r", encoding="utf-8-sig") as file:
+            text = file.read(MOST_BYTES + 1)
+        if len(text) > MOST_BYTES:  # no config, and a part of it would be another one
+            return {}
+        stored = parse(text)
+        require("config", stored, folder)
+    except (FileNotFoundError, yaml.YAMLError, ValueError, RecursionError):  # InputError and UnicodeDecodeError, too
         return {}
-    return stored if isinstance(stored, dict) else {}
+    return stored
 
 
 def _whole_json(path):
@@ -233,13 +239,42 @@ def _whole_json(path):
         return None
 
 
+def read_results(folder):
+    """The results of a finished run. Raises InputError where its results.json cannot be read or is damaged."""
+    path = os.path.join(folder, "results.json")
+    results = read_json(path)
+    require_results(results, path)
+    return results
+
+
+def require_results(results, path):
+    """Raise InputError, naming the field, unless what a results.json at `path` holds is a run's results.
+
+    Those of former versions may lack what is not in all tables; what is there must be what it is named."""
+    if not isinstance(results, dict) or not all(isinstance(results.get(part), dict) for part in ("config", "metrics")):
+        raise InputError(f"{path} is not a run's results; move it away")
+    require_accuracies(results["metrics"], path)
+    require("results", results, path)
+    confusion = results.get("confusion", [])
+    lengths = {f"classes.{key}": len(values) for key, values in (results.get("classes") or {}).items()
+               if isinstance(values, list)}
+    lengths |= {"confusion": len(confusion), **{f"confusion.{i}": len(row) for i, row in enumerate(confusion)}} \
+        if confusion else {}
+    if len(set(lengths.values())) > 1:
+        one = next(iter(lengths))
+        other = next(key for key, length in lengths.items() if length != lengths[one])
+        raise InputError(f"{path} is damaged: {one} has {lengths[one]} entries and {other} has {lengths[other]}; "
+                         "delete it and run again")
+
+
 def require_accuracies(metrics, path):
     """Raise InputError unless each accuracy in the metrics of a results.json at `path` is a number of 0 to 100."""
     for split, numbers in metrics.items():
         accuracy = numbers.get("accuracy") if isinstance(numbers, dict) else numbers
-        if accuracy is not None and not (isinstance(accuracy, (int, float)) and 0 <= accuracy <= 100):
-            raise InputError(f"{path} is damaged: its {split} accuracy is {accuracy}, not a number of 0 to 100; delete "
-                             "it and run again")
+        number = isinstance(accuracy, (int, float)) and not isinstance(accuracy, bool)
+        if accuracy is not None and not (number and 0 <= accuracy <= 100):
+            raise InputError(f"{path} is damaged: its {split} accuracy is {shortened(accuracy)}, not a number of 0 to "
+                             "100; delete it and run again")
 
 
 def _require_same(folder, stored, cfg, defaults, free=()):
@@ -271,10 +306,8 @@ def newest_epoch(folder):
     for path in _checkpoints(folder):
         if os.path.isfile(os.path.join(path, BEST)):
             return None
-        with contextlib.suppress(OSError, UnicodeDecodeError), \
-                open(os.path.join(path, "checkpoint"), encoding="utf-8") as file:
-            if found := re.fullmatch(r"model\.pth\.tar-(\d+)", file.readline().strip()):
-                return int(found[1])
+        if found := re.fullmatch(r"model\.pth\.tar-(\d+)", noted_checkpoint(path) or ""):
+            return int(found[1])
     return None
 
 
@@ -295,6 +328,6 @@ def checkpoint_digest(folder, epoch=None):
     """SHA-256 over the checkpoints that an evaluation of the run in `folder` loads; None if there are none."""
     digest = hashlib.sha256()
     for path in checkpoint_files(folder, epoch):
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             digest.update(hashlib.sha256(file.read()).digest())
     return digest.hexdigest() if _checkpoints(folder) else None

@@ -17,13 +17,14 @@ from dassl.data import DataManager
 from dassl.data.pictures import require_readable
 from dassl.data.samplers import EpochBatchSampler
 from dassl.engine.budget import Budget
-from dassl.engine.identity import check_resumed, made_for
+from dassl.engine.identity import check_resumed, made_for, same_training
 from dassl.evaluation import build_evaluator
 from dassl.metrics import deciding, require_finite
-from dassl.optim import go_on
+from dassl.optim import go_on, require_fits
 from dassl.utils import (
     BEST,
     INTERRUPTED,
+    UNFIT,
     AverageMeter,
     InputError,
     MetricMeter,
@@ -35,6 +36,7 @@ from dassl.utils import (
     get_rng_state,
     highest,
     load_checkpoint,
+    load_tensors,
     mkdir_if_missing,
     note_checkpoint,
     of_all,
@@ -43,13 +45,16 @@ from dassl.utils import (
     rank,
     require_own_folder,
     require_own_gpu,
+    require_rng_state,
     save_checkpoint,
     set_rng_state,
     share_of,
     tolist_if_not,
+    unfit,
     world_size,
     write_atomically,
 )
+from dassl.utils.stored import problem_of_state
 
 
 class TrainerBase:
@@ -123,14 +128,14 @@ class TrainerBase:
         Returns the epoch (from 0) to start with; `first_batch` says how many of its batches are done.
         Raises InputError where it was trained for something else (`dassl.engine.identity`)."""
         names = self.get_model_names()
-        found = self._common_states([os.path.join(directory, name) for name in names]) if names else None
+        found = self._common_states(directory, names) if names else None
         if found is None:
             return 0
         changed = check_resumed(self, *found[0])
         print(f"Found a checkpoint in {directory} (training goes on from it)")
         states = [state for _, state in found]
         for name, (path, state) in zip(names, found):
-            self._models[name].load_state_dict(state["state_dict"])
+            load_tensors(self._models[name], state["state_dict"], path)
             optim, sched = self._optims[name], self._scheds[name]
             try:
                 if optim is not None and state.get("optimizer") is not None:
@@ -139,6 +144,8 @@ class TrainerBase:
                     sched.load_state_dict(state["scheduler"])
             except InputError as error:
                 raise InputError(f"{path}: {error}") from None
+            except UNFIT as error:
+                raise unfit(path, error) from None
         self.best_result = states[-1].get("best_result", -math.inf)
         self._budget.go_on(states[-1].get("budget"))
         self.first_batch = states[-1].get("step", 0)
@@ -146,20 +153,45 @@ class TrainerBase:
             set_rng_state(states[-1]["rng"])
         return states[-1]["epoch"]
 
-    @staticmethod
-    def _common_states(folders):
-        """(path, contents) of the checkpoints, one a folder, of the furthest point that every folder has: a run may be
-        killed between two models' checkpoints. None if there is no such point."""
-        for path, first in checkpoints_newest_first(folders[0]):
+    def _common_states(self, directory, names):
+        """(path, contents) of the checkpoints, one for each model, of the furthest point that every model has: a run
+        may be killed between two models' checkpoints. None if there is no such point."""
+        def newest_first(name):
+            return checkpoints_newest_first(os.path.join(directory, name),
+                                            lambda path, state: self._require_whole(name, path, state))
+
+        for path, first in newest_first(names[0]):
             states = [(path, first)]
-            for folder in folders[1:]:
-                found = ((other, state) for other, state in checkpoints_newest_first(folder)
+            for name in names[1:]:
+                found = ((other, state) for other, state in newest_first(name)
                          if os.path.basename(other) == os.path.basename(path)
                          and (state["epoch"], state.get("step", 0)) == (first["epoch"], first.get("step", 0)))
                 states.append(next(found, None))
             if all(state is not None for state in states):
                 return states
         return None
+
+    def _require_whole(self, name, path, state):
+        """Raise InputError for a checkpoint of this training that the model `name` cannot go on from: the one before
+        may be whole. What is of another training is refused by `check_resumed`."""
+        if not same_training(self, state):
+            return
+        if problem := problem_of_state(self._models[name], state["state_dict"]):
+            raise InputError(f"{path} is damaged: {problem}; delete it")
+        optim, sched, epoch = self._optims[name], self._scheds[name], state["epoch"]
+        batches = max(map(len, train_loaders(self)), default=0)
+        try:
+            if batches and state.get("step", 0) > batches:
+                raise InputError(f"it says batch {state['step']} of {batches}")
+            if optim is not None and state.get("optimizer") is not None:
+                require_fits(optim, sched, state["optimizer"], state.get("scheduler"), epoch,
+                             (epoch + 1) * max(batches, 1), same_kind=bool(state.get("made_for")))
+            if "rng" in state:
+                require_rng_state(state["rng"])
+        except InputError as error:
+            raise InputError(f"{path} is damaged: {error}; delete it") from None
+        except UNFIT as error:
+            raise unfit(path, error) from None
 
     def load_model(self, directory, epoch=None):
         """Load `model-best.pth.tar`, or the checkpoint of `epoch` (from 1), for evaluation.
@@ -174,8 +206,8 @@ class TrainerBase:
         for name in self.get_model_names():
             path = os.path.join(directory, name, model_file)
             checkpoint = load_checkpoint(path)
-            print(f'Loading weights to {name} from "{path}" (epoch = {checkpoint["epoch"]})')
-            self._models[name].load_state_dict(checkpoint["state_dict"])
+            print(f'Loading weights to {name} from "{path}" (epoch = {checkpoint.get("epoch", "?")})')
+            load_tensors(self._models[name], checkpoint.get("state_dict"), path)
 
     # ---- TensorBoard ----
     def init_writer(self, log_dir):

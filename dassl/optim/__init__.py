@@ -1,5 +1,6 @@
 from dassl.optim.lr_scheduler import EpochSchedule, build_lr_scheduler, notes_on
 from dassl.optim.optimizer import build_optimizer
-from dassl.optim.resume import go_on
+from dassl.optim.resume import go_on, require_fits
 
-__all__ = ["EpochSchedule", "build_lr_scheduler", "build_optimizer", "go_on", "notes_on"]
+__all__ = ["EpochSchedule", "build_lr_scheduler", "build_optimizer", "go_on", "notes_on",
+           "require_fits"]

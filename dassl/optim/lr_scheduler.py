@@ -56,9 +56,12 @@ class EpochSchedule(LRScheduler):
 
         Raises InputError for a state without an epoch."""
         epoch = state_dict.get("last_epoch")
-        if not isinstance(epoch, int) or epoch < 0:
+        if type(epoch) is not int or epoch < 0:
             raise InputError(f"a schedule's state says no epoch (last_epoch: {epoch!r})")
-        self.last_epoch, self._step_count = epoch, state_dict.get("_step_count", epoch + 1)
+        steps = state_dict.get("_step_count", epoch + 1)
+        if type(steps) is not int or steps < 0:
+            raise InputError(f"a schedule's state counts no steps (_step_count: {steps!r})")
+        self.last_epoch, self._step_count = epoch, steps
         self._last_lr = self.get_lr()
         for group, rate in zip(self.optimizer.param_groups, self._last_lr):
             group["lr"] = rate

@@ -1,13 +1,19 @@
 """Optimizers and schedules of a run that goes on: what they have learned stays, their settings are the config's."""
 import warnings
 
+import torch
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from dassl.optim.lr_scheduler import EpochSchedule
 from dassl.utils import InputError
+from dassl.utils.stored import alike, shortened
 
 OF_A_KIND = ("momentum", "nesterov", "alpha", "betas")  # settings that not every kind of optimizer has,
 SWITCHES = ("amsgrad", "decoupled_weight_decay")  # and those that make another kind
+SHAPED = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "square_avg", "grad_avg")  # as their parameters
+SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "step")  # which are never negative
+REMEMBERED = {"SGD": (), "RMSprop": ("step", "square_avg")} | dict.fromkeys(
+    ("Adam", "AdamW", "RAdam"), ("step", "exp_avg", "exp_avg_sq"))  # what each must find of a parameter that it knows
 
 
 def go_on(optimizer, schedule, optimizer_state, schedule_state, changed=(), epoch=None):
@@ -51,6 +57,82 @@ def go_on(optimizer, schedule, optimizer_state, schedule_state, changed=(), epoc
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")  # the optimizer's steps came before
         for _ in range(steps):
             schedule.step()
+
+
+# ---- whether a stored state can be gone on from at all ----
+def require_fits(optimizer, schedule, optimizer_state, schedule_state, epoch, most_steps, same_kind=True):
+    """Raise InputError unless stored states of an optimizer and its schedule are such as these would have.
+
+    Args:
+        schedule, schedule_state: may be None.
+        epoch: how many epochs the stored run has done; most_steps: how many steps its schedule can have made by then.
+        same_kind: whether it is known that the stored run had an optimizer of this kind; else `go_on` refuses another.
+    """
+    try:
+        require_same_kind(optimizer, optimizer_state)
+    except InputError:
+        if same_kind:
+            raise
+        return
+    groups, stored = optimizer.param_groups, optimizer_state["param_groups"]
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    if [len(group["params"]) for group in groups] != [_count(group.get("params")) for group in stored] or \
+            [number for group in stored for number in group["params"]] != list(range(len(parameters))):
+        raise InputError("the stored state of the optimizer does not fit the parameters that are trained now (other "
+                         "groups, or other numbers of parameters in them)")
+    for own, group in zip(groups, stored):
+        for key, value in group.items():
+            if key != "params" and key in own and not (alike(own[key], value) and _not_negative(value)):
+                raise InputError(f"the stored state of the optimizer has {key} {shortened(value)}")
+        if "lr" not in group:
+            raise InputError("the stored state of the optimizer has no lr")
+    for number, found in optimizer_state["state"].items():
+        if number not in range(len(parameters)):
+            raise InputError(f"the stored state of the optimizer is of a parameter {number} of {len(parameters)}")
+        _require_remembered(type(optimizer).__name__, found, parameters[number])
+    if schedule is not None and schedule_state is not None:
+        _require_steps(schedule, schedule_state, epoch, most_steps)
+
+
+def _count(values):
+    return len(values) if isinstance(values, (list, tuple)) else None
+
+
+def _not_negative(value):
+    return not isinstance(value, (int, float)) or value >= 0
+
+
+def _require_remembered(kind, found, parameter):
+    """What an optimizer remembers of one parameter."""
+    lacking = [key for key in REMEMBERED.get(kind, ()) if key not in found] if found else []
+    if lacking:
+        raise InputError(f"the stored state of the optimizer lacks {lacking[0]}")
+    for key, value in found.items():
+        shaped = key in SHAPED and value is not None
+        if shaped and not (torch.is_tensor(value) and value.shape == parameter.shape and value.is_floating_point()):
+            raise InputError(f"the stored state of the optimizer has no {key} of shape {tuple(parameter.shape)}")
+        tensor = value if torch.is_tensor(value) else torch.tensor(value if isinstance(value, (int, float)) else 0.0)
+        if not tensor.isfinite().all() or key in SQUARES and (tensor < 0).any():
+            raise InputError(f"the stored state of the optimizer holds numbers in {key} that it cannot have")
+        if key == "step" and (tensor.numel() != 1 or not isinstance(value, (int, float, torch.Tensor))):
+            raise InputError("the stored state of the optimizer counts no steps")
+
+
+def _require_steps(schedule, state, epoch, most_steps):
+    """The stored state of a schedule."""
+    steps = state.get("last_epoch")
+    if isinstance(schedule, EpochSchedule):  # takes nothing else
+        count = state.get("_step_count", 0)
+        if type(steps) is not int or not 0 <= steps <= epoch + 1 or type(count) is not int or count < 0:
+            raise InputError(f"the stored state of the schedule says epoch {shortened(steps)}, step "
+                             f"{shortened(count)}, after {epoch} epochs")
+        return
+    own = schedule.state_dict()
+    for key, value in state.items():
+        if key not in own and key != "_last_lr" or key in own and not alike(own[key], value):
+            raise InputError(f"the stored state of the schedule has {key} {shortened(value)}")
+    if "last_epoch" in own and not (type(steps) is int and -1 <= steps <= most_steps):
+        raise InputError(f"the stored state of the schedule says step {shortened(steps)}, after {epoch} epochs")
 
 
 def _follows_its_steps(schedule, state):

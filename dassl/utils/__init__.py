@@ -2,14 +2,17 @@
 from dassl.utils.checkpoint import (
     BEST,
     INTERRUPTED,
+    UNFIT,
     checkpoints_newest_first,
     load_checkpoint,
     load_pretrained_weights,
+    load_tensors,
     note_checkpoint,
     noted_checkpoint,
     remove_torn_files,
     resume_from_checkpoint,
     save_checkpoint,
+    unfit,
     write_atomically,
 )
 from dassl.utils.errors import InputError, NonFiniteError, last_line, surroundings
@@ -20,7 +23,14 @@ from dassl.utils.logger import Logger, setup_logger
 from dassl.utils.meters import AverageMeter, MetricMeter
 from dassl.utils.plugins import import_package_modules, load_entry_points, load_plugin
 from dassl.utils.quiet import quiet
-from dassl.utils.random import derive_seed, get_rng_state, isolated_rng, set_random_seed, set_rng_state
+from dassl.utils.random import (
+    derive_seed,
+    get_rng_state,
+    isolated_rng,
+    require_rng_state,
+    set_random_seed,
+    set_rng_state,
+)
 from dassl.utils.ranks import (
     first_to_tell,
     first_within,
@@ -53,14 +63,14 @@ from dassl.utils.tools import (
 
 __all__ = [
     "AverageMeter", "BEST", "FolderLock", "INTERRUPTED", "InputError", "LOCK_NAME", "Logger", "MetricMeter",
-    "NonFiniteError", "Registry", "StopRequest", "Terminated", "check_availability", "check_isfile",
+    "NonFiniteError", "Registry", "StopRequest", "Terminated", "UNFIT", "check_availability", "check_isfile",
     "checkpoints_newest_first", "collect_env_info", "count_num_param", "csv_text", "derive_seed", "escaped_streams",
     "first_to_tell", "first_within", "from_first", "get_rng_state", "highest", "import_package_modules", "is_text",
     "isolated_rng", "joined", "last_line", "leave_signals_to_the_parent", "listdir_nohidden", "lives_here",
-    "load_checkpoint", "load_entry_points", "load_plugin", "load_pretrained_weights", "lock_holder", "lost_another",
-    "mkdir_if_missing", "note_checkpoint", "noted_checkpoint", "of_all", "one_machine_first", "open_own",
-    "open_regular", "printable", "processes_here", "quiet", "rank", "read_image", "read_json", "remove_torn_files",
-    "require_own_folder", "require_own_gpu", "resume_from_checkpoint", "save_checkpoint", "set_random_seed",
-    "set_rng_state", "setup_logger", "share_of", "sigterm_raises", "slurm_job", "surroundings", "tolist_if_not",
-    "world_size", "write_atomically", "write_json",
+    "load_checkpoint", "load_entry_points", "load_plugin", "load_pretrained_weights", "load_tensors", "lock_holder",
+    "lost_another", "mkdir_if_missing", "note_checkpoint", "noted_checkpoint", "of_all", "one_machine_first",
+    "open_own", "open_regular", "printable", "processes_here", "quiet", "rank", "read_image", "read_json",
+    "remove_torn_files", "require_own_folder", "require_own_gpu", "require_rng_state", "resume_from_checkpoint",
+    "save_checkpoint", "set_random_seed", "set_rng_state", "setup_logger", "share_of", "sigterm_raises", "slurm_job",
+    "surroundings", "tolist_if_not", "unfit", "world_size", "write_atomically", "write_json",
 ]

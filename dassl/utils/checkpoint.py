@@ -4,14 +4,17 @@ import io
 import os
 import re
 import warnings
+import zipfile
 
 import torch
 
 from dassl.utils.errors import InputError
 from dassl.utils.files import open_own, open_regular, require_own_folder
 from dassl.utils.lock import require_still_held
+from dassl.utils.stored import problem_of_state, problem_of_values, require, require_plain
 
 BEST = "model-best.pth.tar"
+UNFIT = (LookupError, TypeError, ValueError, RuntimeError, AttributeError)  # what a state that does not fit raises
 INTERRUPTED = "model-interrupted.pth.tar"  # of the point within an epoch where a signal ended the run
 
 
@@ -96,13 +99,15 @@ def load_checkpoint(fpath):
 
     Raises:
         FileNotFoundError: no such file.
-        InputError: not a checkpoint, damaged, or holding more than plain data.
+        InputError: not a checkpoint, damaged, or holding more than plain data; a field that a checkpoint of this
+            project has is there and holds something else.
     """
     if fpath is None:
         raise InputError("no checkpoint path was given")
     if not os.path.exists(fpath):
         raise FileNotFoundError(f'File is not found at "{fpath}"')
     try:
+        _require_unpacked(fpath)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what torch finds odd in a file is either refused or harmless
             with open_regular(fpath) as file:
@@ -113,13 +118,48 @@ def load_checkpoint(fpath):
                          "delete it or train again") from None
     if not isinstance(loaded, dict):
         raise InputError(f"{fpath} is not a checkpoint: it holds a {type(loaded).__name__} instead of named tensors")
+    require_plain(loaded, fpath, os.path.getsize(fpath))
+    require("checkpoint", loaded, fpath, "delete it or train again")
+    identity = loaded.get("made_for")
+    if not (identity is None or identity == {}):  # of a time when they had none, or of a trainer without a config
+        require("made_for", identity, fpath, "train again",
+                "what it says of its training (made_for) cannot be read, ")
+    _require_place(fpath, loaded)
     return loaded
 
 
-def checkpoints_newest_first(folder):
+def _require_place(path, state):
+    """Raise InputError where a checkpoint is not of the epoch that its name says, or further than its training was to
+    go: what was not trained must not count as finished."""
+    epoch, step, training = state.get("epoch"), state.get("step", 0), (state.get("made_for") or {}).get("training", {})
+    named = re.fullmatch(r"model\.pth\.tar-(\d+)", os.path.basename(path))
+    if named and epoch is not None and int(named[1]) != epoch:
+        raise InputError(f"{path} is damaged: it says that it is of epoch {epoch}; delete it or train again")
+    last, finished = training.get("OPTIM.MAX_EPOCH"), state.get("finished")
+    if finished is None or epoch is None or not isinstance(last, int):
+        return  # of a foreign trainer, or of a former version
+    if epoch > last or epoch == last and (step or not finished):
+        raise InputError(f"{path} is damaged: it says that {epoch} of {last} epochs and {step} batches are done and "
+                         f"that the training is{'' if finished else ' not'} finished; delete it or train again")
+
+
+def _require_unpacked(fpath):
+    """Raise ValueError for an archive with compressed parts: torch writes none, and a few bytes may stand for more than
+    memory holds."""
+    with open_regular(fpath) as file:
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+                    raise ValueError("it is compressed")
+
+
+def checkpoints_newest_first(folder, check=None):
     """Yields (path, contents) of the checkpoints that a run in `folder` can go on from, furthest first.
 
     A damaged or missing one is passed over with a warning.
+
+    Args:
+        check: called with path and contents of each; raises InputError for one that this run cannot go on from.
 
     Raises:
         InputError: there are checkpoints, and none can be read.
@@ -140,6 +180,8 @@ def checkpoints_newest_first(folder):
         path = os.path.join(folder, name)
         try:
             state = _resumable(path)
+            if check is not None:
+                check(path, state)
         except (InputError, OSError) as error:
             first_complaint = first_complaint or error
             print(f"Warning: passed over a checkpoint: {error}")
@@ -186,17 +228,39 @@ def _point(state):
     return state["epoch"], state.get("step", 0)
 
 
+def load_tensors(model, state_dict, path):
+    """`model.load_state_dict(state_dict)` of a checkpoint's. Raises InputError where it does not fit or has values that
+    no training leaves."""
+    if not isinstance(state_dict, dict):
+        raise InputError(f"{path} is not a checkpoint of a model: its state_dict does not hold named tensors")
+    if problem := problem_of_state(model, state_dict):
+        raise InputError(f"{path}: {problem}; use the config it was trained with, or train again")
+    try:
+        model.load_state_dict(state_dict)
+    except UNFIT as error:
+        raise InputError(f"{path} does not fit the model ({' '.join(str(error).split())[:300]}); use the config it was "
+                         "trained with, or train again") from None
+
+
+def unfit(path, error):
+    """The InputError for a checkpoint whose contents raised `error`, one of UNFIT."""
+    return InputError(f"{path} lacks what a run needs to go on ({type(error).__name__}: {str(error)[:300]}); delete it")
+
+
 def resume_from_checkpoint(fdir, model, optimizer=None, scheduler=None):
     """Load the newest checkpoint of `fdir` into model, optimizer and scheduler; returns the epoch to go on with."""
     with open_regular(os.path.join(fdir, "checkpoint"), "r", encoding="utf-8") as file:
         fpath = os.path.join(fdir, os.path.basename(file.readline(1000).strip()))
     print(f'Loading checkpoint from "{fpath}"')
-    checkpoint = load_checkpoint(fpath)
-    model.load_state_dict(checkpoint["state_dict"])
-    if optimizer is not None and checkpoint.get("optimizer") is not None:
-        optimizer.load_state_dict(checkpoint["optimizer"])
-    if scheduler is not None and checkpoint.get("scheduler") is not None:
-        scheduler.load_state_dict(checkpoint["scheduler"])
+    checkpoint = _resumable(fpath)
+    load_tensors(model, checkpoint["state_dict"], fpath)
+    try:
+        if optimizer is not None and checkpoint.get("optimizer") is not None:
+            optimizer.load_state_dict(checkpoint["optimizer"])
+        if scheduler is not None and checkpoint.get("scheduler") is not None:
+            scheduler.load_state_dict(checkpoint["scheduler"])
+    except UNFIT as error:
+        raise unfit(fpath, error) from None
     print(f"Previous epoch: {checkpoint['epoch']}")
     return checkpoint["epoch"]
 
@@ -205,11 +269,16 @@ def load_pretrained_weights(model, weight_path):
     """Copy the tensors of a checkpoint whose name and shape fit into `model`; the others are listed."""
     checkpoint = load_checkpoint(weight_path)
     state_dict = checkpoint.get("state_dict", checkpoint)
-    state_dict = {k.removeprefix("module."): v for k, v in state_dict.items()}
+    if not isinstance(state_dict, dict):
+        raise InputError(f"{weight_path}: its state_dict does not hold named tensors")
+    state_dict = {str(k).removeprefix("module."): v for k, v in state_dict.items()}
     own = model.state_dict()
-    matched = {k: v for k, v in state_dict.items() if k in own and own[k].shape == v.shape}
+    matched = {k: v for k, v in state_dict.items() if k in own and torch.is_tensor(v) and own[k].shape == v.shape}
     if not matched:
         raise InputError(f"no tensor of {weight_path} fits the model (its tensors: {', '.join(list(own)[:4])} ...)")
+    for name, tensor in matched.items():
+        if problem := problem_of_values(tensor, own[name]):
+            raise InputError(f"{weight_path}: {name} {problem}; a model cannot begin with that")
     own.update(matched)
     model.load_state_dict(own)
     left = sorted(set(state_dict) - set(matched))

@@ -31,6 +31,19 @@ def get_rng_state():
     }
 
 
+def require_rng_state(state):
+    """Raise an error of `dassl.utils.checkpoint.UNFIT` unless `set_rng_state` can take a state; nothing is set."""
+    version, internal, gauss = state["python"]
+    random.Random().setstate((version, tuple(internal), gauss))
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    if not (type(position) is int and 0 <= position <= 624):  # numpy would read beyond its numbers
+        raise ValueError(f"numpy's generator has no position {position}")
+    np.random.RandomState().set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.Generator().set_state(state["torch"])
+    for found in state["cuda"][:1] if torch.cuda.is_available() else ():
+        torch.Generator("cuda").set_state(found)
+
+
 def set_rng_state(state):
     """Put the global generators back to what `get_rng_state` gave."""
     version, internal, gauss = state["python"]
