@@ -3,18 +3,19 @@ import contextlib
 import errno
 import hashlib
 import http.server
-import io
 import json
 import os
 import shutil
 import tarfile
 import threading
-import zipfile
 from pathlib import Path
 
 import drawn
+import packed
 import pytest
 import torchvision.datasets as tv
+from packed import link, member, tar, zip_member, zipped
+from torchvision.datasets.imagenet import ARCHIVE_META
 
 from dassl.utils import InputError
 from tools import download, prepare_data, sources
@@ -47,6 +48,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(body) - start))
         self.send_header("ETag", version)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
         self.end_headers()
         send = self.server.drops.pop(0) if self.server.drops else len(body)
         self.close_connection = True
@@ -79,26 +82,6 @@ def source(monkeypatch):
         monkeypatch.setitem(SOURCES, name, Source(more.pop("expected", SOURCES[name].expected), files, **more))
 
     return source
-
-
-def tar(entries, mode="w:gz"):
-    """A tar of {path: bytes, or a TarInfo}."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode=mode) as file:
-        for name, content in entries.items():
-            info = content if isinstance(content, tarfile.TarInfo) else tarfile.TarInfo(name)
-            if isinstance(content, bytes):
-                info.size = len(content)
-            file.addfile(info, io.BytesIO(content) if isinstance(content, bytes) else None)
-    return buffer.getvalue()
-
-
-def zipped(entries):
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as file:
-        for name, content in entries.items():
-            file.writestr(name, content)
-    return buffer.getvalue()
 
 
 def md5(body):
@@ -179,9 +162,9 @@ def test_wrong_checksum(server, tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_a_disk_that_fills_up(server, tmp_path):
+def test_a_disk_that_fills_up(server, tmp_path, monkeypatch):
     server.files["a.bin"] = BODY
-    (tmp_path / "a.bin.part").symlink_to("/dev/full")
+    monkeypatch.setattr(download, "open_own", lambda path, mode, **words: open("/dev/full", mode, **words))
     with pytest.raises(InputError, match=r"no space left on the disk of \S+a.bin.part .No space left on device."):
         download.download(f"{server.url}/a.bin", str(tmp_path / "a.bin"))
 
@@ -195,28 +178,6 @@ def test_a_disk_that_is_too_small_is_known_before(server, tmp_path, monkeypatch)
 
 
 # ---- archives ----
-def link(name, target, kind=tarfile.SYMTYPE):
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname = kind, target
-    return info
-
-
-def device(name):
-    info = tarfile.TarInfo(name)
-    info.type = tarfile.CHRTYPE
-    return info
-
-
-def zip_link(name, target):
-    info = zipfile.ZipInfo(name)
-    info.create_system, info.external_attr = 3, 0o120777 << 16
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as file:
-        file.writestr("images/a.jpg", b"a")
-        file.writestr(info, target)
-    return buffer.getvalue()
-
-
 @pytest.mark.parametrize(("name", "body"), [
     ("up.tar.gz", tar({"images/a.jpg": b"a", "../evil": b"x"})),
     ("inner_up.tar", tar({"images/a.jpg": b"a", "images/../../evil": b"x"}, "w:")),
@@ -225,12 +186,12 @@ def zip_link(name, target):
     ("absolute_link.tar.gz", tar({"images/a.jpg": b"a", "images/l": link("images/l", "/etc")})),
     ("through.tar.gz", tar({"images/l": link("images/l", "../.."), "images/l/evil": b"x"})),
     ("hard.tar.gz", tar({"images/a.jpg": b"a", "images/h": link("images/h", "../../evil", tarfile.LNKTYPE)})),
-    ("device.tar.gz", tar({"images/a.jpg": b"a", "images/d": device("images/d")})),
+    ("device.tar.gz", tar({"images/a.jpg": b"a", "images/d": member("images/d", tarfile.CHRTYPE)})),
     ("up.zip", zipped({"images/a.jpg": b"a", "../evil": b"x"})),
     ("absolute.zip", zipped({"images/a.jpg": b"a", "/tmp/prepare_data_evil": b"x"})),
     ("backslash.zip", zipped({"images/a.jpg": b"a", "..\\evil": b"x"})),
     ("drive.zip", zipped({"images/a.jpg": b"a", "C:/evil": b"x"})),
-    ("link.zip", zip_link("images/l", "/etc")),
+    ("link.zip", zipped({"images/a.jpg": b"a", zip_member("images/l", kind=0o120777): "/etc"})),
 ])
 def test_hostile_archives(name, body, server, source, tmp_path, capsys):
     root = tmp_path / "deep" / "data"
@@ -277,7 +238,7 @@ def test_a_disk_that_fills_up_while_unpacking_keeps_the_archive(server, source, 
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(tarfile, "copyfileobj", no_room)
+        patch.setattr(shutil, "copyfileobj", no_room)
         assert prepare_data.main(["oxford_pets", "--root", str(tmp_path)]) is False
     assert "no space left on the disk of" in capsys.readouterr().err
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["a.tar.gz"]
@@ -287,7 +248,7 @@ def test_a_disk_that_fills_up_while_unpacking_keeps_the_archive(server, source, 
 
 
 # ---- whole datasets ----
-def packed(folder, kind):
+def folder_as(kind, folder):
     """Everything below a folder as an archive."""
     entries = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
     return zipped(entries) if kind == "zip" else tar(entries)
@@ -299,7 +260,7 @@ def test_a_dataset_from_download_to_check(server, source, tmp_path, capsys):
     made = tmp_path / "made" / "caltech-101"
     split = (made / "split_zhou_Caltech101.json").read_bytes()
     (made / "split_zhou_Caltech101.json").unlink()
-    inner = packed(made, "tar")
+    inner = folder_as("tar", made)
     server.files["caltech-101.zip"] = zipped({"caltech-101/101_ObjectCategories.tar.gz": inner,
                                               "caltech-101/Annotations.tar": b"no matter"})
     server.files["split_zhou_Caltech101.json"] = split
@@ -332,7 +293,7 @@ def test_two_runs_at_once_and_what_a_killed_one_left(tmp_path, source):
 
 def test_one_dataset_that_fails_does_not_keep_the_others(server, source, tmp_path, capsys):
     drawn.write_pacs(tmp_path / "made")
-    server.files["pacs.zip"] = packed(tmp_path / "made", "zip")
+    server.files["pacs.zip"] = folder_as("zip", tmp_path / "made")
     source("vlcs", File(f"{server.url}/gone.zip", {"VLCS": "VLCS"}))
     source("pacs", File(f"{server.url}/pacs.zip", SOURCES["pacs"].files[0].places),
            expected={"classes": 4, "art_painting": 20, "cartoon": 20, "photo": 20, "sketch": 20})
@@ -375,7 +336,7 @@ def test_files_of_google_drive_go_through_gdown(source, tmp_path, monkeypatch, c
 
     asked = []
 
-    def give(id, output, resume, quiet):
+    def give(id, output, resume, **words):
         asked.append((id, resume))
         if id == "private":
             raise gdown.exceptions.FileURLRetrievalError("Too many users have viewed or downloaded this file recently")
@@ -423,16 +384,28 @@ def test_what_needs_a_hand_is_told(tmp_path, capsys, source):
     assert "issues/7545" in said and f"{tmp_path}/stanford_cars/" in said
 
 
-def test_imagenets_own_archives_are_unpacked(tmp_path, source, monkeypatch):
-    unpacked = []
-    monkeypatch.setattr(tv, "ImageNet", lambda root, split: unpacked.append((root, split)))
+def test_imagenets_own_archives_are_unpacked(tmp_path, source, monkeypatch, capsys):
+    """To the folders of torchvision's ImageNet, which makes them from the same archives."""
     source("imagenet", arrange=sources.arrange_imagenet)
-    images = tmp_path / "imagenet" / "images"
-    (images / "val").mkdir(parents=True)
+    bodies = packed.imagenet({"n00000001": b"a", "n00000002": b"b"}, [2, 1, 2])
+    folders = {root: tmp_path / root / "imagenet" / "images" for root in ("ours", "theirs")}
+    for images in folders.values():
+        images.mkdir(parents=True)
+        for part, body in bodies.items():
+            name = ARCHIVE_META[part][0]
+            (images / name).write_bytes(body)
+            monkeypatch.setitem(ARCHIVE_META, part, (name, md5(body)))
+    prepare_data.main(["imagenet", "--root", str(tmp_path / "ours")])
+    assert "imagenet: " not in capsys.readouterr().err
     for part in ("train", "val"):
-        (images / f"ILSVRC2012_img_{part}.tar").write_bytes(b"")
-    prepare_data.main(["imagenet", "--root", str(tmp_path)])
-    assert unpacked == [(str(images), "train")]
+        tv.ImageNet(folders["theirs"], split=part, loader=Path.read_bytes)
+    found = {root: {str(path.relative_to(images)): path.read_bytes() for path in images.rglob("*.JPEG")}
+             for root, images in folders.items()}
+    assert found["ours"] == found["theirs"] and len(found["ours"]) == 2 + 3
+    assert not list(tmp_path.rglob(".unfinished-*")) and (folders["ours"] / "ILSVRC2012_img_train.tar").is_file()
+    before = sorted((tmp_path / "ours").rglob("*"))
+    prepare_data.main(["imagenet", "--root", str(tmp_path / "ours")])
+    assert sorted((tmp_path / "ours").rglob("*")) == before
 
 
 @pytest.mark.parametrize(("words", "message"), [

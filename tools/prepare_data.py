@@ -9,6 +9,7 @@ a login or has lost its server, the steps to do by hand are printed. docs/DATASE
 tools/sources.py holds the addresses and the published numbers.
 """
 import contextlib
+import errno
 import os
 import shutil
 import sys
@@ -23,11 +24,12 @@ from tabulate import tabulate  # noqa: E402
 import train  # noqa: E402
 from dassl.config import get_cfg_default, merge_file  # noqa: E402
 from dassl.data.datasets import DATASET_REGISTRY, build_dataset  # noqa: E402
-from dassl.utils import InputError  # noqa: E402
+from dassl.utils import InputError, open_own  # noqa: E402
 from dassl.utils.registry import nearest  # noqa: E402
 from datasets.base import DomainDataset, DrawnDomains, SplitDataset  # noqa: E402
 from datasets.files import class_folders  # noqa: E402
-from tools.download import FullDisk, download, download_from_drive, unfinished_folder, unpack  # noqa: E402
+from tools.archives import remove_folder, unfinished_folder, unpack  # noqa: E402
+from tools.download import FullDisk, download, download_from_drive, size_of  # noqa: E402
 from tools.sources import DRIVE, GROUPS, SOURCES, parts  # noqa: E402
 
 # ---- one dataset -------------------------------------------------------------------------------------------------
@@ -41,36 +43,39 @@ class OtherLayout(InputError):
                          "docs/DATASETS.md shows, or delete it to fetch it again")
 
 
-def fetch(file, root):
-    """Download one file and put what it holds into its places; leave alone what is there. A place is filled at once,
-    by a rename, so that a place that exists is whole."""
-    targets = {inside: os.path.join(root, path) for inside, path in file.places.items()}
-    if all(os.path.exists(path) for path in targets.values()):
+def fetch(file, source, root):
+    """Download one file of a source and put what it holds into its places; leave alone what is there. A place is filled
+    at once, by a rename, so that a place that exists is whole."""
+    missing = {inside: place for inside, place in file.places.items() if not os.path.exists(os.path.join(root, place))}
+    if not missing:
         return
+    for place in missing.values():
+        require_own_place(root, place)
     path = os.path.join(root, ".downloads", file.filename)
-    if not os.path.isfile(path):
+    if not os.path.lexists(path):
         print(f"fetching {file.filename}", flush=True)
         if file.address.startswith(DRIVE):
-            download_from_drive(file.address[len(DRIVE):], path, file.md5, file.size)
+            download_from_drive(file.address[len(DRIVE):], path, file.md5, file.size, source.most_bytes)
         else:
-            download(file.address, path, file.md5, file.size)
-    if "" in targets:
-        move(path, targets[""])
+            download(file.address, path, file.md5, file.size, source.most_bytes)
+    size = size_of(path)  # also of one that was put there by hand, which must be a file, too
+    if "" in missing:
+        move(path, root, missing[""])
         return
     try:
         with unfinished_folder(root) as folder:
-            unpack(path, folder)
+            bounds = source.bounds(size)
+            unpack(path, folder, bounds)
             if file.inner:
                 inner = os.path.join(folder, file.inner)
                 if not os.path.isfile(inner):
                     raise OtherLayout(path, file.inner)
-                unpack(inner, folder)
-            for inside in targets:
+                unpack(inner, folder, bounds)
+            for inside in file.places:
                 if not os.path.exists(os.path.join(folder, inside)):
                     raise OtherLayout(path, inside)
-            for inside, target in targets.items():
-                if not os.path.exists(target):
-                    move(os.path.join(folder, inside), target)
+            for inside, place in missing.items():
+                move(os.path.join(folder, inside), root, place)
     except (FullDisk, OtherLayout):
         raise
     except InputError as error:
@@ -79,21 +84,35 @@ def fetch(file, root):
     os.remove(path)
 
 
+def require_own_place(root, place):
+    """Raise InputError where a place to be filled is a link that leads nowhere, or lies below a link. Only the folder
+    of the dataset may be one: that is the user's way to another disk, and what is deeper is made here."""
+    parts = place.split("/")
+    for depth in range(2, len(parts) + 1):
+        path = os.path.join(root, *parts[:depth])
+        if os.path.islink(path):
+            raise InputError(f"{path} is a link, and nothing is written through one; remove it (only the dataset's own "
+                             "folder may be a link)")
+
+
 @contextlib.contextmanager
 def alone(root):
     """Keep a second run out of `root`, and clear away what a killed one left unfinished."""
     import fcntl
 
     downloads = os.path.join(root, ".downloads")
+    if os.path.islink(downloads):
+        raise InputError(f"{downloads} is a link, and nothing is written through one; remove it")
     os.makedirs(downloads, exist_ok=True)
     path = os.path.join(downloads, "lock")
-    with open(path, "w", encoding="utf-8") as lock:
+    with open_own(path, "w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise InputError(f"another prepare_data.py is at work in {root}; wait for its end") from None
-        for unfinished in (*Path(root).glob(".unfinished-*"), *Path(root).glob("*/.unfinished-*")):
-            shutil.rmtree(unfinished, ignore_errors=True)
+        for below in ("", "*/", "imagenet/images/"):
+            for unfinished in Path(root).glob(f"{below}.unfinished-*"):
+                remove_folder(unfinished)
         try:
             yield
         finally:
@@ -102,9 +121,17 @@ def alone(root):
                 os.rmdir(downloads)
 
 
-def move(source, target):
+def move(source, root, place):
+    target = os.path.join(root, place)
     os.makedirs(os.path.dirname(target), exist_ok=True)
-    shutil.move(source, target)  # a rename on one disk; a dataset's folder may be a link to another
+    try:
+        os.rename(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        with unfinished_folder(os.path.join(root, place.split("/")[0])) as folder:  # a link to another disk
+            shutil.move(source, folder)
+            os.rename(os.path.join(folder, os.path.basename(source)), target)
 
 
 def prepare(name, root):
@@ -113,7 +140,7 @@ def prepare(name, root):
     if source.complete and all(os.path.exists(os.path.join(root, path)) for path in source.complete):
         return
     for file in source.files:
-        fetch(file, root)
+        fetch(file, source, root)
     if source.arrange:
         source.arrange(root)
 
@@ -174,7 +201,7 @@ def check(names, root):
         try:
             found = count(name, root)
             rows.append([name, words(expected), words(found), "ok" if found == expected else "differs"])
-        except InputError as error:
+        except (InputError, OSError) as error:
             rows.append([name, words(expected), str(error)[:160], "missing"])
     print(tabulate(rows, headers=["dataset", "expected", "found", ""], maxcolwidths=[None, 44, 44, None]))
     return all(row[-1] == "ok" for row in rows)
@@ -226,7 +253,7 @@ def main(argv=None):
 def is_there(name, root):
     try:
         return bool(count(name, root))
-    except InputError:
+    except (InputError, OSError):
         return False
 
 
