@@ -34,9 +34,15 @@ flags+=(--dataset ${datasets[@]+"${datasets[@]}"} --root "${DATA:-./data}" --out
 if [ -f "${CFG:-}" ]; then flags+=(--cfg "$CFG"); elif [ -n "${CFG:-}" ]; then flags+=(--cfg $CFG); fi
 [ -n "${JOBS:-}" ] && flags+=(--jobs "$JOBS")
 [ -n "${DRY_RUN:-}" ] && [ "$DRY_RUN" != 0 ] && flags+=(--dry-run)
+# An empty entry stands for the working folder, whose files are not to be taken for modules.
+if [ -n "${PYTHONPATH:-}" ]; then
+    PYTHONPATH=$(printf %s "$PYTHONPATH" | tr -s : | sed 's/^://; s/:$//')
+fi
 together=()
 if [ "${RANKS:-1}" != 1 ]; then
     [[ $RANKS =~ ^[1-9][0-9]*$ ]] || { echo "error: RANKS is a number of processes, not '$RANKS'" >&2; exit 2; }
-    together=(-m torch.distributed.run --standalone --nproc-per-node "$RANKS")
+    # `-m` would have it look into the working folder first (-P, against that, is Python 3.11's); so has -c, at first.
+    together=(-c 'import sys; sys.path = [p for p in sys.path if p]; from torch.distributed.run import main; main()'
+        --standalone --nproc-per-node "$RANKS")
 fi
 exec "$python" ${together[@]+"${together[@]}"} "$root/tools/protocol.py" "$protocol" "${flags[@]}" "$@"

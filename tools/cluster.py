@@ -3,6 +3,7 @@
 A task of the array makes one run, and after it those that evaluate its prompts or have its numbers: a chain, so that no
 job has to wait for another. docs/SCALING.md says how it is used.
 """
+import contextlib
 import math
 import os
 import re
@@ -32,10 +33,13 @@ from dassl.utils import (
 from dassl.utils.registry import nearest
 from tools.execution import execute
 from tools.plans import ROOT
-from tools.status import jobs_folder, read_record, record_file, states, sweep_folder
+from tools.status import jobs_folder, read_record, reason_file, record_file, states, sweep_folder
 
 OPTION = r"[a-z][a-z_-]*"  # a long option of sbatch
 RESTARTS = 20  # times that a task may reach its time limit and go on
+# `-m`, as submitit starts its tasks, looks for modules in the working folder first; PYTHONSAFEPATH is Python 3.11's.
+AS_MODULE = ("import sys; sys.path = [path for path in sys.path if path]; del sys.argv[0:3]; import runpy; "
+             "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)")  # -c -u -m MODULE WORDS
 
 
 # ---- what is asked of Slurm ----
@@ -128,7 +132,9 @@ def slurm_parameters(args):
     parameters["additional_parameters"] = {"requeue": True} | extra
     parameters["setup"] = [
         *setup,
-        f"export PYTHONPATH={shlex.quote(ROOT)}${{PYTHONPATH:+:$PYTHONPATH}}",
+        # An empty entry stands for the working folder, whose files are not to be taken for modules.
+        f"export PYTHONPATH={shlex.quote(ROOT)}:$(printf %s \"${{PYTHONPATH:-}}\" | tr -s : | sed 's/^://')",
+        "export PYTHONPATH=${PYTHONPATH%:} PYTHONSAFEPATH=1",
         # Since 22.05 srun does not take --cpus-per-task over from sbatch.
         "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK",
     ]
@@ -224,12 +230,24 @@ class Task:
             if came or _still_wanted():
                 requeue(ending, None)
             raise
+        except Exception as error:
+            _note_reason(train.mendable(error) or f"{type(error).__name__}: {error}")
+            raise
 
     def checkpoint(self):
         """What submitit puts back into the queue: the same task. The runs' own checkpoints say where it goes on."""
         import submitit
 
         return submitit.helpers.DelayedSubmission(self)
+
+
+def _note_reason(line):
+    """Keep why this task ends beside submitit's files. What submitit itself keeps of it is a pickle, and --status opens
+    none: the output folder may be anybody's."""
+    import submitit
+
+    with contextlib.suppress(RuntimeError, OSError, InputError):  # RuntimeError: this is no task of submitit's
+        write_json({"error": line}, reason_file(submitit.JobEnvironment().paths))
 
 
 def _still_wanted():
@@ -281,6 +299,7 @@ def submit(runs, output, parameters):
         tasks = [Task(tuple(chain)) for chain in _open_chains(runs, found)]
         if not tasks:
             return {}, list(found.values())
+        require_own_folder(jobs_folder(output))
         record = read_record(output)
         for task in tasks:
             for run in task.runs:
@@ -317,7 +336,8 @@ def _submit_array(tasks, folder, parameters):
     import submitit
 
     before = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-    executor = submitit.SlurmExecutor(folder, max_num_timeout=RESTARTS)
+    python = f"{shlex.quote(sys.executable)} -u -c {shlex.quote(AS_MODULE)}"
+    executor = submitit.SlurmExecutor(folder, max_num_timeout=RESTARTS, python=python)
     configuration = os.environ.get("SLURM_CONF")
     with submitit.helpers.clean_env():  # within a job, what that job was given would count for the new one
         if configuration:

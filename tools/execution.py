@@ -2,9 +2,9 @@
 import contextlib
 import multiprocessing
 import os
-import signal
+import subprocess
 import sys
-import traceback
+import time
 from dataclasses import dataclass, field
 from multiprocessing import connection
 
@@ -13,9 +13,21 @@ import torch
 import train
 from dassl.data.datasets import build_dataset
 from dassl.engine.run_folder import Sources, require_goes_on
-from dassl.utils import InputError, from_first, rank, sigterm_raises, world_size
+from dassl.utils import (
+    InputError,
+    from_first,
+    lives_here,
+    lock_holder,
+    orphaned,
+    rank,
+    sigterm_raises,
+    world_size,
+)
 from prompting.backbone import weights_digest
 from tools.same_numbers import filled
+
+WORKER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "worker.py")
+PATIENCE = 10  # seconds that a run folder is waited for whose holder is about to end
 
 
 def finished(run, seen=None):
@@ -45,6 +57,20 @@ def taken_over(run, outcome, seen=None):
         print(f"Finished before: {run.folder}")
         return results
     return filled(run, outcome.results[run.same])
+
+
+def wait_for_ending(folder):
+    """Wait while a process holds the lock of a run folder whose parent is gone: what is left of a protocol that was
+    killed ends as soon as it notices. Whoever lives on is told of by the lock itself."""
+    until, told = time.monotonic() + PATIENCE, False
+    while lives_here(holder := lock_holder(folder)) and orphaned(holder["pid"]) and time.monotonic() < until:
+        if holder["pid"] == os.getpid():  # of a former process with our number, as in a container that starts again
+            return
+        if not told:
+            print(f"{folder} is in use by process {holder['pid']}, whose parent is gone; waiting up to {PATIENCE} s "
+                  "for its end", flush=True)
+        told = True
+        time.sleep(0.1)
 
 
 def only_class(run):
@@ -159,7 +185,7 @@ def _one_by_one(outcome, clips):
     for run in outcome.runs:
         if outcome.ready(run):
             try:
-                results = from_first(lambda run=run: taken_over(run, outcome, seen))
+                results = from_first(lambda run=run: wait_for_ending(run.folder) or taken_over(run, outcome, seen))
                 outcome.results[run.folder] = results or train.main(list(run.argv), clips=clips, seen=seen)
             except Exception as error:
                 reason = train.mendable(error)
@@ -170,7 +196,10 @@ def _one_by_one(outcome, clips):
 
 # ---- several processes ----
 class Worker:
-    """A process that makes runs, one at a time.
+    """A process that makes runs, one at a time (tools/worker.py). It ends with this one, however this one ends.
+
+    It is started as a file: `python -c`, as multiprocessing starts processes, and `python -m` look for modules in the
+    working folder first, where anything may lie.
 
     Args:
         device: number of its GPU, or None.
@@ -179,27 +208,32 @@ class Worker:
 
     def __init__(self, device, threads):
         self.device, self.threads, self.run = device, threads, None
-        context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
-        self.pipe, theirs = context.Pipe()
-        method = multiprocessing.get_start_method()  # of loader workers; in a spawned process it would be spawn
-        self.process = context.Process(target=_work, args=(theirs, threads, method), daemon=False)
+        self.pipe, theirs = multiprocessing.Pipe()
         with _environment({"CUDA_VISIBLE_DEVICES": device, "OMP_NUM_THREADS": str(threads)}):
-            self.process.start()
+            self.process = subprocess.Popen([sys.executable, WORKER, str(os.getpid()), str(theirs.fileno())],
+                                            stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
         theirs.close()
+        self._send({"path": sys.path, "threads": threads, "start_method": multiprocessing.get_start_method()})
 
     def give(self, run):
         self.run = run
-        self.pipe.send(list(run.argv))
+        self._send(list(run.argv))
+
+    def _send(self, what):
+        with contextlib.suppress(OSError):  # it has ended, which `take` tells
+            self.pipe.send(what)
 
     def take(self):
         """(kind, content) of what the process answers: results, failed or broken."""
         try:
             return self.pipe.recv()
         except (EOFError, OSError):
-            self.process.join()
-            code = self.process.exitcode
-            return "failed", (f"its process was ended by signal {-code}" if code and code < 0 else
+            code = self._wait()
+            return "failed", (f"its process was ended by signal {-code}" if code < 0 else
                               f"its process ended with status {code}") + "; see its log.txt"
+
+    def ended(self):
+        return self.process.poll() is not None
 
     def ask_to_end(self):
         """An idle process ends with its pipe, and cleans up; one that makes a run stores where it is."""
@@ -210,10 +244,15 @@ class Worker:
 
     def end(self):
         self.pipe.close()
-        self.process.join(30)
-        if self.process.is_alive():
+        self._wait()
+
+    def _wait(self):
+        """Its exit status; it is given 30 seconds to end."""
+        try:
+            return self.process.wait(30)
+        except subprocess.TimeoutExpired:
             self.process.kill()
-            self.process.join()
+            return self.process.wait()
 
 
 @contextlib.contextmanager
@@ -231,24 +270,6 @@ def _environment(variables):
                 os.environ[name] = value
 
 
-def _work(pipe, threads, start_method):
-    """The life of a worker process: argv in, results out. Its prints are in the runs' log.txt."""
-    torch.set_num_threads(threads)
-    multiprocessing.set_start_method(start_method, force=True)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers itself
-    sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")
-    clips, seen = {}, {}
-    with contextlib.suppress(EOFError):
-        while True:
-            argv = pipe.recv()
-            try:
-                answer = "results", train.main(argv, clips=clips, seen=seen)
-            except Exception as error:
-                reason = train.mendable(error)
-                answer = ("broken", traceback.format_exc()) if reason is None else ("failed", reason)
-            pipe.send(answer)
-
-
 def _side_by_side(outcome, jobs):
     devices = _devices()
     threads = max(1, torch.get_num_threads() // jobs)
@@ -262,6 +283,7 @@ def _side_by_side(outcome, jobs):
                     run = _next_to_make(left, outcome)
                     if run is not None:
                         left.remove(run)
+                        wait_for_ending(run.folder)
                         worker.give(run)
             busy = {worker.pipe: worker for worker in workers if worker.run}
             if not busy:  # all that is left needs a run that failed
@@ -277,7 +299,7 @@ def _side_by_side(outcome, jobs):
                 else:
                     outcome.results[run.folder] = content
                     print(f"[{len(outcome.results)}/{len(outcome.runs)}] {run.folder}", flush=True)
-                if not worker.process.is_alive():
+                if worker.ended():
                     workers[workers.index(worker)] = Worker(worker.device, threads)
     finally:
         for worker in workers:  # all at once: each may take a while to store where it is

@@ -1,13 +1,14 @@
 """How far the runs of a plan are: what their folders, their locks and the Slurm queue say. Nothing waits or is run."""
 import contextlib
+import json
 import os
-import pickle
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
 
 from dassl.engine.run_folder import Listings
-from dassl.utils import InputError, last_line, lives_here, lock_holder, read_json
+from dassl.utils import InputError, last_line, lives_here, lock_holder, open_regular, read_json
 from tools.execution import finished
 
 SWEEP = "sweep"  # below the output folder: the record of what was submitted, and submitit's files
@@ -105,11 +106,22 @@ def ended_as(job):
 
 
 def last_line_of(path):
-    with contextlib.suppress(OSError), open(path, "rb") as file:
+    """The last line of a log, "" without one. Folders may be anybody's: what is not text to print is left out."""
+    with contextlib.suppress(OSError), open_regular(path) as file:
         file.seek(0, os.SEEK_END)
         file.seek(max(0, file.tell() - 10000))
-        return last_line(file.read().decode("utf-8", "replace"))
+        return printable(last_line(_without_srun(file.read().decode("utf-8", "replace"))))
     return ""
+
+
+def _without_srun(text):
+    """srun prints below what a task has printed, that it has failed."""
+    return re.sub(r"^(srun|slurmstepd): .*$", "", text, flags=re.MULTILINE)
+
+
+def printable(text):
+    """A text without what a terminal would obey."""
+    return "".join(letter for letter in text if letter.isprintable())
 
 
 # ---- states ----
@@ -167,21 +179,30 @@ def _ended(run, job, word, log, output):
 
     paths = submitit.core.utils.JobPaths(jobs_folder(output), job)
     word = word or ended_as(job)
-    error = _error_in(paths.result_pickle)
+    error = _error_in(reason_file(paths))
     if error is None and word in ("", "COMPLETED") and not log:
         return State(run, "to do")  # its folder was removed since
-    said = [word, error or (f"last log line: {log}" if log else last_line_of(paths.stderr))]
+    said = [word, error or (f"last log line: {log}" if log else _own_words(last_line_of(paths.stderr)))]
     return State(run, "failed", job, "; ".join(part for part in said if part))
 
 
+def reason_file(paths):
+    """Where a task keeps why it has ended. paths: submitit's JobPaths."""
+    return os.path.join(paths.folder, f"{paths.job_id}_reason.json")
+
+
 def _error_in(path):
-    """The last line of the traceback that a task ended with, without our own error's path; None without one."""
-    with contextlib.suppress(OSError, ValueError, EOFError, pickle.UnpicklingError), \
-            open(path, "rb") as file:
-        kind, content = pickle.load(file)
-        if kind == "error":
-            return last_line(content.replace("dassl.utils.errors.InputError: ", ""))
+    """The line that a task has kept, None without one."""
+    with contextlib.suppress(OSError, ValueError, RecursionError), open_regular(path) as file:
+        found = json.loads(file.read(10000))
+        if isinstance(found, dict) and isinstance(found.get("error"), str):
+            return printable(last_line(found["error"], most=1000))
     return None
+
+
+def _own_words(line):
+    """The last line of a traceback without our own error's path."""
+    return line.replace("dassl.utils.errors.InputError: ", "")
 
 
 def describe(found):

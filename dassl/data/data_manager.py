@@ -3,18 +3,17 @@ import os
 
 import torch
 from tabulate import tabulate
-from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from dassl.data.datasets import DatasetBase, build_dataset, dataset_digest
 from dassl.data.image_cache import ImageCache
+from dassl.data.loader import EpochLoader, possible_workers
 from dassl.data.pictures import leave_out_unreadable
 from dassl.data.samplers import EpochBatchSampler, build_sampler
 from dassl.utils import (
     InputError,
     derive_seed,
     isolated_rng,
-    leave_signals_to_the_parent,
     processes_here,
     read_image,
 )
@@ -33,7 +32,10 @@ def build_data_loader(cfg, sampler_type="SequentialSampler", data_source=None, b
     if cfg.DATALOADER.NUM_WORKERS < 0:
         raise InputError(f"DATALOADER.NUM_WORKERS must be 0 or more, not {cfg.DATALOADER.NUM_WORKERS}")
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(cfg.DATALOADER.NUM_WORKERS, max(1, usable // processes_here()))
+    wanted = min(cfg.DATALOADER.NUM_WORKERS, max(1, usable // processes_here()))
+    workers, why = possible_workers(wanted)
+    if workers < wanted and is_train:  # once a run
+        print(f"Note: {workers} instead of {wanted} loader workers: {why}; the numbers are the same")
     generator = torch.Generator()
     generator.manual_seed(0)  # the loader draws from it at each pass; the global generator stays untouched
     dataset = (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train)
@@ -44,31 +46,7 @@ def build_data_loader(cfg, sampler_type="SequentialSampler", data_source=None, b
         persistent_workers=is_train and workers > 0,
         pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
         generator=generator,
-        worker_init_fn=leave_signals_to_the_parent,
     )
-
-
-class EpochLoader(DataLoader):
-    """A DataLoader that has its dataset reserve what workers share before they are started.
-
-    Attributes:
-        on_batch: called as `on_batch(batch, size)` with each batch that is given; size: its images, those of all ranks
-            together.
-    """
-
-    on_batch = None
-
-    def __iter__(self):
-        reserve = getattr(self.dataset, "reserve", None)
-        if reserve is not None:
-            reserve()
-        batches = super().__iter__()
-        return batches if self.on_batch is None else self._watched(batches)
-
-    def _watched(self, batches):
-        for number, batch in enumerate(batches, start=self.batch_sampler.first_batch):
-            self.on_batch(batch, self.batch_sampler.size_of(number))
-            yield batch
 
 
 class SeededDataset(TorchDataset):

@@ -22,6 +22,7 @@ from dassl.utils.lock import LOCK_NAME, FolderLock, lives_here, lock_holder, slu
 from dassl.utils.logger import Logger, setup_logger
 from dassl.utils.meters import AverageMeter, MetricMeter
 from dassl.utils.plugins import import_package_modules, load_entry_points, load_plugin
+from dassl.utils.processes import orphaned
 from dassl.utils.quiet import quiet
 from dassl.utils.random import (
     derive_seed,
@@ -69,7 +70,7 @@ __all__ = [
     "isolated_rng", "joined", "last_line", "leave_signals_to_the_parent", "listdir_nohidden", "lives_here",
     "load_checkpoint", "load_entry_points", "load_plugin", "load_pretrained_weights", "load_tensors", "lock_holder",
     "lost_another", "mkdir_if_missing", "note_checkpoint", "noted_checkpoint", "of_all", "one_machine_first",
-    "open_own", "open_regular", "printable", "processes_here", "quiet", "rank", "read_image", "read_json",
+    "open_own", "open_regular", "orphaned", "printable", "processes_here", "quiet", "rank", "read_image", "read_json",
     "remove_torn_files", "require_own_folder", "require_own_gpu", "require_rng_state", "resume_from_checkpoint",
     "save_checkpoint", "set_random_seed", "set_rng_state", "setup_logger", "share_of", "sigterm_raises", "slurm_job",
     "surroundings", "tolist_if_not", "unfit", "world_size", "write_atomically", "write_json",

@@ -12,6 +12,7 @@ import torch
 from torch import distributed
 
 from dassl.utils.errors import InputError, last_line
+from dassl.utils.processes import end_with_parent
 
 # How long a rank may wait for another, which may have a dataset to unpack. That one has died is noticed before: by
 # gloo at once, with NCCL by torchrun.
@@ -53,6 +54,7 @@ def joined():
     if distributed.is_initialized() or not started_together():
         yield
         return
+    end_with_parent(os.getppid())  # torchrun may be killed, and its processes need it no more to go on
     on_gpu = torch.cuda.is_available()
     try:
         distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=PATIENCE)

@@ -1,9 +1,12 @@
 """SIGINT and SIGTERM. In training they ask for a stop between two batches; elsewhere they end the run at once."""
 import contextlib
+import multiprocessing
 import os
 import signal
 import threading
 import time
+
+from dassl.utils.processes import LOOK
 
 TWICE = 1.0  # seconds within which a signal that comes again is the same one: scancel and srun both deliver it
 
@@ -78,15 +81,21 @@ class StopRequest:
 
 def leave_signals_to_the_parent(worker_id=0):
     """For a loader's worker: Ctrl-C and a batch system's SIGTERM reach the whole process group, and a worker that dies
-    of them breaks the step the parent is in. The parent's own SIGTERM ends it: whoever still has workers when it exits
-    sends them one and waits for them."""
+    of them breaks the step the parent is in. The parent's own SIGTERM ends it (whoever still has workers when it exits
+    sends them one and waits for them), and so does its death. torch, too, has a worker look for its parent, but not
+    while it waits for somebody to take a batch."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # tells who has sent it
+    if hasattr(signal, "sigtimedwait"):  # tells who has sent it
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_at_the_parents_word, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_at_the_parents_word, args=(multiprocessing.parent_process(),), daemon=True).start()
 
 
 def _end_at_the_parents_word(parent):
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
+    # A worker that a fork server has forked has that for its parent in the system's eyes.
+    lives = (lambda: os.getppid() == parent.pid) if os.getppid() == parent.pid else parent.is_alive
+    while lives():
+        if not hasattr(signal, "sigtimedwait"):
+            time.sleep(LOOK)
+        elif (word := signal.sigtimedwait({signal.SIGTERM}, LOOK)) and word.si_pid == parent.pid:
+            break
     os._exit(0)

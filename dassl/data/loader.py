@@ -1,0 +1,136 @@
+"""A DataLoader whose workers are no more than the machine can serve, and which waits for none of them for ever."""
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from multiprocessing import queues
+
+from torch.utils.data import DataLoader
+
+from dassl.utils import InputError, leave_signals_to_the_parent
+
+try:
+    import resource
+except ImportError:  # not a POSIX system
+    resource = None
+
+PATIENCE = 900  # seconds that a batch may take; a disk that answers so late answers no more
+LOOK = 5.0  # seconds between two looks whether the workers live; torch is told of most deaths, but not of the earliest
+FILES = 64  # that a worker's batches keep open here while they are handed over, in all loaders of a run together
+SPARE = 80  # files that a run opens beside, and a worker for what it hands over
+SOCKET = os.path.join("pymp-12345678", "listener-12345678")  # below the temporary folder: where tensors are handed over
+LONGEST = 103  # bytes of a socket's path; Linux takes 107
+
+
+def possible_workers(asked):
+    """(how many of the `asked` loader workers can hand their batches over, why not all of them).
+
+    A worker that cannot open a file or a socket loses its batch without a word to the process that waits for it. The
+    limit of open files is raised as far as this user may."""
+    if not asked:
+        return 0, ""
+    try:
+        folder = tempfile.gettempdir()
+    except OSError:
+        return 0, "there is no temporary folder that can be written (TMPDIR)"
+    if len(os.fsencode(os.path.join(folder, SOCKET))) > LONGEST:
+        return 0, f"the path of the temporary folder is too long for a socket ({folder}; TMPDIR names another one)"
+    limit, opened = _file_limit(_open_files() + SPARE + FILES * asked), _open_files()
+    fit = max(0, (limit - opened - SPARE) // FILES)
+    return min(asked, fit), f"this process may open {limit} files only (ulimit -n)"
+
+
+def _file_limit(wanted):
+    """How many files this process may open, after an attempt to make it `wanted`."""
+    if resource is None:
+        return wanted
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return wanted
+    most = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    except (OSError, ValueError):  # a system may have a lower limit than it says
+        return soft
+    return most
+
+
+def _open_files():
+    try:
+        return len(os.listdir("/dev/fd"))
+    except OSError:
+        return 32
+
+
+class EpochLoader(DataLoader):
+    """A DataLoader that has its dataset reserve what workers share before they are started, and ends the run where a
+    worker does not answer.
+
+    Attributes:
+        on_batch: called as `on_batch(batch, size)` with each batch that is given; size: its images, those of all ranks
+            together.
+    Raises (from its iterator):
+        InputError: a batch has not come within PATIENCE seconds.
+        RuntimeError: a worker has died (`dassl.utils.surroundings` says it in one line).
+    """
+
+    on_batch = None
+
+    def __init__(self, dataset, num_workers=0, **settings):
+        super().__init__(dataset, num_workers=num_workers, worker_init_fn=begin_worker, **settings)
+
+    def __iter__(self):
+        reserve = getattr(self.dataset, "reserve", None)
+        if reserve is not None:
+            reserve()
+        if self.num_workers and multiprocessing.get_start_method() != "fork":
+            # A worker is then started as `python -c ...`, which looks into the working folder for modules first.
+            os.environ.setdefault("PYTHONSAFEPATH", "1")
+        if self._iterator is not None:  # of workers that are kept; torch cannot begin again on a time limit
+            self._iterator._timeout = 0
+        batches = super().__iter__()
+        if self.num_workers:
+            batches = _in_time(batches)
+        return batches if self.on_batch is None else self._watched(batches)
+
+    def _watched(self, batches):
+        for number, batch in enumerate(batches, start=self.batch_sampler.first_batch):
+            self.on_batch(batch, self.batch_sampler.size_of(number))
+            yield batch
+
+
+def _in_time(batches):
+    """The batches of torch's iterator, each within PATIENCE seconds. With a limit of its own torch looks for dead
+    workers at the end of it only; so that is short, and asked for again."""
+    batches._timeout = LOOK
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "DataLoader timed out" not in str(error):
+                raise
+            if time.monotonic() < until:
+                continue
+            raise InputError(f"no batch has come from the loader's workers for {PATIENCE} s; see whether the disk of "
+                             "the images answers, or take DATALOADER.NUM_WORKERS 0; the same command then goes on "
+                             "from the last checkpoint") from None
+        yield batch
+        until = time.monotonic() + PATIENCE
+
+
+def begin_worker(worker_id=0):
+    """What a loader's worker does first. A batch that it cannot hand over (no file, socket or memory left, or something
+    in it that cannot be sent) is lost in a thread of its own, while the parent waits: so the worker ends, which the
+    parent notices."""
+    leave_signals_to_the_parent()
+    queues.Queue._on_queue_feeder_error = staticmethod(lambda error, item: _give_up(error))
+    sys.excepthook = lambda kind, error, trace: _give_up(error)  # called by the thread that serves tensors alone
+
+
+def _give_up(error):
+    print(f"A loader worker cannot hand a batch over: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    os._exit(1)

@@ -1,0 +1,44 @@
+"""A process of --jobs: it is given runs and makes them, one at a time. tools/execution.py starts it, with its own
+process id and the handle of a pipe, through which come the settings, then words of command lines, and go results.
+"""
+import contextlib
+import multiprocessing
+import os
+import runpy
+import signal
+import sys
+import traceback
+from multiprocessing.connection import Connection
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def work(pipe):
+    """The life of the process. Its prints are in the runs' log.txt."""
+    settings = pipe.recv()
+    sys.path[:] = settings["path"]
+
+    import torch
+
+    import train
+
+    torch.set_num_threads(settings["threads"])
+    multiprocessing.set_start_method(settings["start_method"], force=True)  # of loader workers
+    sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")
+    clips, seen = {}, {}
+    while True:
+        argv = pipe.recv()
+        try:
+            answer = "results", train.main(argv, clips=clips, seen=seen)
+        except Exception as error:
+            reason = train.mendable(error)
+            answer = ("broken", traceback.format_exc()) if reason is None else ("failed", reason)
+        pipe.send(answer)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers itself
+    # Before anything that takes long: the parent may be killed meanwhile.
+    runpy.run_path(os.path.join(ROOT, "dassl", "utils", "processes.py"))["end_with_parent"](int(sys.argv[1]))
+    with contextlib.suppress(EOFError):
+        work(Connection(int(sys.argv[2])))
