@@ -1,6 +1,8 @@
 """How datasets find their files: folders, lists, images that are there, folders of one's own."""
+import multiprocessing
 import os
 from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
 
 from dassl.data.datasets import Datum, composed
 from dassl.utils import InputError, listdir_nohidden, open_regular, printable
@@ -68,13 +70,20 @@ def require_images(labels, parts, path):
 
 def read_mat(path, key, hint):
     """The array `key` of a MATLAB file. Raises InputError where there is none."""
-    from scipy.io import loadmat, matlab  # slow to import, and only datasets without their split file need it
-
     require_file(path, hint)
+    # In a process of its own where that is cheap: on some damaged files scipy ends the process that it is called in.
+    fork = multiprocessing.get_context("fork") if "fork" in multiprocessing.get_all_start_methods() else None
     try:
-        return loadmat(path)[key]
-    except (matlab.MatReadError, ValueError, TypeError, KeyError, OSError) as error:
-        raise InputError(f"{path} is no MATLAB file with '{key}' ({error}); {hint}") from None
+        with ProcessPoolExecutor(1, mp_context=fork) as pool:
+            return pool.submit(_mat_array, path, key).result()
+    except Exception as error:  # a damaged file can fail anywhere
+        raise InputError(f"{path} is no MATLAB file with '{key}' ({error or type(error).__name__}); {hint}") from None
+
+
+def _mat_array(path, key):
+    from scipy.io import loadmat  # slow to import, and only datasets without their split file need it
+
+    return loadmat(path)[key]
 
 
 def check_images(items, source):

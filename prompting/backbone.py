@@ -302,6 +302,10 @@ def _build(state_dict, name):
     if missing:
         raise PromptingError(f"backbone {name} is not a CLIP state dict in OpenAI's naming (it lacks {missing[0]})")
     _require_whole_heads(tower_widths(state_dict), name)
+    tokens = tuple(state_dict["token_embedding.weight"].shape)
+    if tokens[:1] != (VOCABULARY,):
+        raise PromptingError(f"backbone {name} has token vectors of shape {tokens}; CLIP's vocabulary has {VOCABULARY} "
+                             "tokens, and with another one every text would be read wrongly")
     try:
         model = openai_clip().build_model(dict(state_dict)).float()
         # build_model rounds to half precision on the way in; take the tensors as they are instead.

@@ -36,8 +36,8 @@ from dassl.utils.images import bombs_are_errors, fault_of, is_picture, read_imag
 from datasets.files import read_mat
 from prompting import Towers, load_clip
 from prompting.backbone import describe_weights, weights_digest
-from tools import cluster, predict, published, report, sources, status
-from tools.download import unpack
+from tools import cluster, predict, report, sources, status
+from tools.archives import Bounds, unpack
 from tools.plans import Place, Run
 from tools.significance import read_predictions
 from trainers.coprompt import read_sentences
@@ -540,6 +540,7 @@ class Jobs(Reader):
             f"{self.place.folder}/config.yaml": self.world.fixed(yaml.safe_load((self.world.run /
                                                                                         "config.yaml").read_text())),
             f"{self.place.folder}/prompt_learner/checkpoint": "model.pth.tar-2\n",
+            "sweep/jobs/4711_0_reason.json": {"error": "no image at a.png"},
             "sweep/jobs/4711_0_0_result.pkl": ("error", "Traceback\ndassl.utils.errors.InputError: no\n"),
         }
 
@@ -869,31 +870,6 @@ class Lists(DataFile):
             self.built(self.cfgs[self.FILES[name]], name, content, self.root)
 
 
-class Published(Reader):
-    """The published numbers, beside which measured ones stand."""
-
-    name = "published"
-
-    def prepare(self):
-        self.text = Path(published.FILE).read_bytes()
-        self.tree_ = yaml.safe_load(self.text)
-        self.results = Results(self.world)
-
-    def make(self, rng):
-        if rng.random() < 0.7:
-            return mutate_bytes(rng, self.text, near=1500)
-        return as_yaml(rng, self.tree(rng, self.tree_))
-
-    def read(self, data, scratch):
-        (scratch / "published.yaml").write_bytes(data)
-        folder = scratch / self.results.place("CoOp").folder
-        folder.mkdir(parents=True)
-        (folder / "results.json").write_bytes(self.world.local(json.dumps(self.results.good).encode()))
-        published.FILE = str(scratch / "published.yaml")
-        published.sources()
-        report.main([str(scratch), "--published"])
-
-
 class Sentences(Reader):
     """The sentences of TRAINER.COPROMPT.SENTENCES."""
 
@@ -1030,7 +1006,7 @@ class Archives(Reader):
         os.chmod(sentinel / "keep.txt", 0o640)
         before = seen_of(scratch)
         try:
-            unpack(str(archive), str(target))
+            unpack(str(archive), str(target), Bounds(10_000, 3 * 10**8))
         finally:
             if seen_of(scratch) != before:
                 raise Fault(f"changed outside the folder: {set(seen_of(scratch)) ^ set(before)}")
@@ -1073,4 +1049,4 @@ def hostile_in(target, sentinel):
 
 
 READERS = (Images, Checkpoints, Weights, Results, Configs, Splits, Names, Draws, Predictions, Sentences, Archives,
-           Clusters, Jobs, Words, Lists, Published)
+           Clusters, Jobs, Words, Lists)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import yaml
 
 import train
+from dassl.config.merge import MOST_BYTES
 from dassl.utils import (
     LOCK_NAME,
     FolderLock,
@@ -24,6 +25,7 @@ from dassl.utils import (
     Terminated,
     last_line,
     lock_holder,
+    open_regular,
     printable,
     require_own_folder,
     sigterm_raises,
@@ -161,12 +163,12 @@ def require_plain_folder(folder):
 def read_cluster_file(path):
     """The settings of a YAML file: words, with `slurm` a dict of words and `setup` a list of shell lines."""
     try:
-        with open(path, encoding="utf-8-sig") as file:
+        with open_regular(path, "r", MOST_BYTES, encoding="utf-8-sig") as file:
             # Words as they stand: YAML would make 480 of 8:00 and 5400 of 1:30:00.
-            found = yaml.load(file, yaml.BaseLoader) or {}
+            found = yaml.load(file.read(), yaml.BaseLoader) or {}
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # UnicodeDecodeError among them
         raise InputError(f"{path} is not a YAML file: {error}") from None
     if not isinstance(found, dict):
         raise InputError(f"{path} must hold KEY: VALUE lines; see configs/cluster/example.yaml")

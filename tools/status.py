@@ -8,7 +8,8 @@ import subprocess
 from dataclasses import dataclass
 
 from dassl.engine.run_folder import Listings
-from dassl.utils import InputError, last_line, lives_here, lock_holder, open_regular, read_json
+from dassl.utils import InputError, last_line, lives_here, lock_holder, open_regular, printable, read_json
+from dassl.utils.stored import require
 from tools.execution import finished
 
 SWEEP = "sweep"  # below the output folder: the record of what was submitted, and submitit's files
@@ -60,8 +61,8 @@ def read_record(output):
     if not os.path.exists(path):
         return {}
     record = read_json(path)
-    if not isinstance(record, dict) or not all(isinstance(job, str) for job in record.values()):
-        raise InputError(f"{path} is not a record of submitted jobs; move it away (squeue then tells what is queued)")
+    require("jobs", record, path, "it is not a record of submitted jobs; move it away (squeue then tells what is "
+                                  "queued)")
     return record
 
 
@@ -106,7 +107,7 @@ def ended_as(job):
 
 
 def last_line_of(path):
-    """The last line of a log, "" without one. Folders may be anybody's: what is not text to print is left out."""
+    """The last line of a log, "" without one. Folders may be anybody's: what a terminal would obey is escaped."""
     with contextlib.suppress(OSError), open_regular(path) as file:
         file.seek(0, os.SEEK_END)
         file.seek(max(0, file.tell() - 10000))
@@ -117,11 +118,6 @@ def last_line_of(path):
 def _without_srun(text):
     """srun prints below what a task has printed, that it has failed."""
     return re.sub(r"^(srun|slurmstepd): .*$", "", text, flags=re.MULTILINE)
-
-
-def printable(text):
-    """A text without what a terminal would obey."""
-    return "".join(letter for letter in text if letter.isprintable())
 
 
 # ---- states ----

@@ -222,7 +222,7 @@ def test_a_pipe_in_a_files_place_is_not_waited_for(name, jobs, tmp_path):
 def test_a_reason_gives_a_terminal_no_orders(name, jobs, tmp_path):
     text = "\x1b]0;owned\x07\x1b[2Jbad\x9b1m \u202eend"
     (jobs / name).write_text(json.dumps({"error": text}) if name.endswith("json") else text)
-    assert ended(tmp_path) == "FAILED; ]0;owned[2Jbad1m end"
+    assert ended(tmp_path) == r"FAILED; \x1b]0;owned\x07\x1b[2Jbad\x9b1m \u202eend"
 
 
 def test_a_log_that_is_a_pipe_is_not_waited_for(tmp_path):
