@@ -59,7 +59,6 @@ def work(monkeypatch):
     count(yaml, "load", "yaml")
     count(Shapes, "__init__", "lists")
     count(run_folder, "read_json", "json")
-    count(run_folders, "read_json", "json")
     count(significance, "read_predictions", "predictions")
     return done
 
@@ -179,9 +178,9 @@ def test_holms_method_is_that_of_statsmodels(p_values):
 # ---- the page ----
 def test_the_section_survives_the_others(tmp_path):
     (tmp_path / "SPEED.md").write_text(f"old\n\n{page.GPU}\n\nof the card\n")
-    page.write_section(tmp_path, page.MANY_RUNS, "first\n")
+    page.write_section(tmp_path, page.MANY_RUNS, "the one before\n")
     page.write_section(tmp_path, page.MANY_RUNS, "second\n")
     page.write({}, tmp_path)
     text = (tmp_path / "SPEED.md").read_text()
     assert text.endswith(f"\n{page.MANY_RUNS}\n\nsecond\n\n{page.GPU}\n\nof the card\n")
-    assert "first" not in text and "old" not in text
+    assert "the one before" not in text and "old" not in text

@@ -372,18 +372,28 @@ def predictions(argv=None):
         print(f"not predicted: {printable(fault)}", file=sys.stderr)
 
     out = JsonArray() if args.json else Table(files, told_apart(trainer.dm.dataset.classnames))
-    counted = sys.stderr.isatty() and not sys.stdout.isatty()
+    counted, begun = sys.stderr.isatty() and not sys.stdout.isatty(), False
+
+    def begin():
+        nonlocal begun
+        if not begun:
+            out.begin()
+        begun = True
+
     try:
         stream = run.predict_stream(files, classes, args.top, BATCH, on_fault=left_out)
         for done, prediction in enumerate(stream, start=1):
+            begin()
             out.put(prediction)
             if done % BATCH == 0:
                 sys.stdout.flush()
                 if counted:
                     print(f"\r{done} of {len(files)} ", end="", file=sys.stderr, flush=True)
             yield prediction
+        begin()
     finally:
-        out.close()
+        if begun:
+            out.close()
         if counted:
             print(file=sys.stderr)
     if bad:
@@ -400,7 +410,10 @@ class JsonArray:
     encoding could not take as they are, are escaped as JSON."""
 
     def __init__(self):
-        self.begun = False
+        self.entries = False
+
+    def begin(self):
+        print("[", end="")
 
     def put(self, prediction):
         entry = {"path": prediction.path, "top": [{"class": name, "probability": round(probability, 6)}
@@ -408,11 +421,11 @@ class JsonArray:
         text = json.dumps(entry, indent=2, ensure_ascii=False)
         if escaped(text) != text or not (sys.stdout.encoding or "utf-8").lower().startswith("utf"):
             text = json.dumps(entry, indent=2)
-        print(",\n  " if self.begun else "[\n  ", text.replace("\n", "\n  "), sep="", end="")
-        self.begun = True
+        print(",\n  " if self.entries else "\n  ", text.replace("\n", "\n  "), sep="", end="")
+        self.entries = True
 
     def close(self):
-        print("\n]" if self.begun else "[]")
+        print("\n]" if self.entries else "]")
 
 
 class Table:
@@ -421,11 +434,15 @@ class Table:
 
     def __init__(self, files, names):
         self.widths = [max(len(printable(word)) for word in words) for words in (["image", *files], ["class", *names])]
-        self._row("image", "class", "probability")
-        self._row(*("-" * width for width in (*self.widths, 11)))
+        self.begun = False
 
     def _row(self, image, name, probability):
         print(f"{image:{self.widths[0]}}  {name:{self.widths[1]}}  {probability:>11}")
+
+    def begin(self):
+        self._row("image", "class", "probability")
+        self._row(*("-" * width for width in (*self.widths, 11)))
+        self.begun = True
 
     def put(self, prediction):
         for rank, (name, probability) in enumerate(prediction.top):

@@ -254,6 +254,7 @@ def test_a_terminal_without_the_characters_ends_no_run(encoding, pictures, run, 
 def test_predictions_are_json_on_any_terminal(name, encoding, monkeypatch):
     def show():
         out = predict.JsonArray()
+        out.begin()
         out.put(predict.Prediction(f"{name}.png", [(name, 0.5)]))
         out.close()
 

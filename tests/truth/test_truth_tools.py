@@ -151,7 +151,8 @@ def with_classes(run, tmp_path, names):
     copy = tmp_path / "copy"
     subprocess.run(["cp", "-r", str(run), str(copy)], check=True)
     results = json.loads((copy / "results.json").read_text())
-    results["classes"]["name"] = names
+    results["classes"] = {"name": names}
+    results.pop("confusion", None)
     (copy / "results.json").write_text(json.dumps(results))
     return copy
 
