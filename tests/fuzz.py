@@ -147,6 +147,7 @@ class Watch:
     FOLLOW = {"open", "os.chmod", "os.utime"}  # what goes through a link
     NEVER = {"os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect", "os.kill",
              "os.killpg"}
+    POOL = {"os.fork", "os.kill"}
     FREE = ("/dev/null", "/proc/", "/dev/tty")
 
     def __init__(self):
@@ -192,6 +193,8 @@ class Watch:
 
     def refuse(self, what, args):
         frames = traceback.extract_stack()
+        if what in self.POOL and any(frame.filename.endswith("concurrent/futures/process.py") for frame in frames):
+            return  # a reader in a process of its own, which has this hook, too
         ours = [frame for frame in frames if _is_ours(frame.filename)]
         where = f"{os.path.relpath(ours[-1].filename, ROOT)}:{ours[-1].lineno}" if ours else ""
         text = "".join(traceback.format_list(frames[-20:]))

@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import io
 import os
+import zlib
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from dassl.utils import InputError, csv_text, open_regular, printable, write_ato
 
 RECORD = "train_images.csv.gz"  # in the folder of a run that has learned from images
 COLUMNS = ("path", "size", "sha256")
-MOST_BYTES = 2**30  # of such a list: 10 million images have less
+MOST_IMAGES, MOST_BYTES = 4 * 10**6, 2**29  # of such a list; ImageNet has 1.3 million
 DIGITS = 16  # of a SHA-256 that are kept
 ENDS = 4096  # bytes at the beginning and at the end of a file that are compared first
 THREADS = 8
@@ -191,20 +192,27 @@ class ImageSet:
         if not os.path.isfile(path):
             return False
         try:
-            with open_regular(path) as packed, gzip.open(packed) as file:
-                text = file.read(MOST_BYTES + 1)
-            if len(text) > MOST_BYTES:
-                raise ValueError(f"it unpacks to more than {MOST_BYTES:,} bytes")
-            text = text.decode("utf-8", "surrogateescape")
-            head, *rows = csv.reader(io.StringIO(text, newline=""))
-            if tuple(head) != COLUMNS:
-                raise ValueError("other columns")
-            rows = [(below, int(size), digest) for below, size, digest in rows]
-        except (OSError, EOFError, ValueError, csv.Error) as error:
+            self.noted.update(_noted_rows(path))
+        except (OSError, EOFError, ValueError, csv.Error, zlib.error) as error:
             raise InputError(f"{path} is not a run's list of its training images ({error}); fetch it again, or delete "
                              "it: the run's overlap with test images is then unknown") from None
-        self.noted.update(dict.fromkeys(rows))
         return True
+
+
+def _noted_rows(path):
+    """{(path, size, digest): None} of a list of images. Raises ValueError and what its readers raise for another file,
+    or one that a few bytes have made larger than any list is."""
+    rows = {}
+    with open_regular(path) as packed, gzip.open(packed) as file, \
+            io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="") as text:
+        lines = csv.reader(text)
+        if tuple(next(lines, ())) != COLUMNS:
+            raise ValueError("other columns")
+        for below, size, digest in lines:
+            rows[below, int(size), digest] = None
+            if len(rows) > MOST_IMAGES or file.tell() > MOST_BYTES:
+                raise ValueError(f"it lists more than {MOST_IMAGES:,} images")
+    return rows
 
 
 # ---- of a run ----------------------------------------------------------------------------------------------------

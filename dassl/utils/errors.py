@@ -14,6 +14,9 @@ ADVICE = {
 }
 
 
+LONGEST = 4000  # letters of a line that names what was given, which may have any length
+
+
 class InputError(ValueError):
     """Something the user gave is wrong. The message is one line: what, where, what to do about it."""
 
@@ -22,7 +25,8 @@ class InputError(ValueError):
         # message; only its last line is meant for the user.
         if "Original Traceback" in message:
             message = message.rstrip().rsplit("InputError: ", 1)[-1]
-        super().__init__(" ".join(message.split()))
+        line = " ".join(message.split())
+        super().__init__(line if len(line) <= LONGEST else f"{line[:LONGEST - 1000]} [...] {line[-900:]}")
 
 
 class NonFiniteError(InputError, FloatingPointError):

@@ -6,6 +6,7 @@ from collections import defaultdict
 from dassl.data.datasets.labels import as_prompted, composed, require_text
 from dassl.utils import InputError, open_regular
 from dassl.utils.registry import nearest
+from dassl.utils.stored import shortened
 
 MOST_BYTES = 2**24  # of a file of names
 
@@ -23,7 +24,7 @@ def read_names(path):
     names = {}
     for where, old, new in _pairs(text, path):
         if not isinstance(new, str):
-            raise InputError(f"{where}: the new name of '{old}' is {new!r}, not a text")
+            raise InputError(f"{where}: the new name of '{old}' is {shortened(new)}, not a text")
         require_text(new, f"{where}: the new name of '{old}'")
         old, new = composed(old.strip()), composed(new.strip())
         if not old or not as_prompted(new):
