@@ -139,8 +139,8 @@ class World:
     def finished(self, folder):
         """Ask whether a folder holds the world's run, and whether it is whole."""
         cfg = train.build_config(train.parse_arguments(self.words(folder)))
-        finished_results(cfg, train.default_config(cfg), {"eval_only": False, "load_epoch": None, "checkpoint": None},
-                         Sources(cfg, weights_digest))
+        evaluation = {"eval_only": False, "load_epoch": None, "checkpoint": None}
+        finished_results(cfg, lambda: train.default_config(cfg), evaluation, Sources(cfg, weights_digest))
 
     def fresh(self):
         """The folder that an input may write to, empty."""
