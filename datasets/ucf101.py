@@ -29,7 +29,8 @@ class UCF101(SplitDataset):
         self.labels = {}
         for number, line in read_lines(path, self.hint):
             label, _, action = line.partition(" ")
-            if not label.isdecimal() or self.labels.setdefault(action, int(label) - 1) != int(label) - 1:
+            known = re.fullmatch(r"[0-9]{1,9}", label)
+            if not known or self.labels.setdefault(action, int(label) - 1) != int(label) - 1:
                 raise InputError(f"{path}, line {number}: expected 'label class', each class once, found '{line[:60]}'")
         parts = [*split_trainval(self.read_list("trainlist01.txt")), self.read_list("testlist01.txt")]
         require_images(self.labels, parts, path)

@@ -296,7 +296,8 @@ def _tensors_digest(model):
 def _build(state_dict, name):
     """`clip.model.CLIP` with exactly these tensors, in float32."""
     needed = ("text_projection", "positional_embedding", "token_embedding.weight", "ln_final.weight", "logit_scale")
-    if not isinstance(state_dict, dict) or not all(torch.is_tensor(v) for v in state_dict.values()):
+    if not isinstance(state_dict, dict) or not all(isinstance(k, str) and torch.is_tensor(v)
+                                                   for k, v in state_dict.items()):
         raise PromptingError(f"backbone {name} does not hold a state dict of tensors")
     missing = [key for key in needed if key not in state_dict]
     if missing:

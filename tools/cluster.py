@@ -47,15 +47,15 @@ AS_MODULE = ("import sys; sys.path = [path for path in sys.path if path]; del sy
 # ---- what is asked of Slurm ----
 def minutes(text):
     """Minutes, H:MM, H:MM:SS or D-H:MM, as minutes; seconds count as a started minute. None for other words."""
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d)(?::(\d\d))?", text)
+    found = re.fullmatch(r"(?:([0-9]{1,9})-)?([0-9]{1,9}):([0-9]{2})(?::([0-9]{2}))?", text)
     if found:
         days, hours, mins, seconds = (int(part or 0) for part in found.groups())
         return ((24 * days + hours) * 60 + mins + math.ceil(seconds / 60)) or None
-    return int(text) or None if text.isdecimal() else None
+    return positive(text)
 
 
 def positive(text):
-    return int(text) or None if text.isdecimal() else None
+    return int(text) or None if re.fullmatch(r"[0-9]{1,9}", text) else None
 
 
 def memory(text):
