@@ -292,7 +292,10 @@ def twisted_tensor(rng, tensor):
 
 def as_json(rng, tree):
     """A tree as JSON text; now and then with a key twice, nested deeper than Python goes, or in another encoding."""
-    text = json.dumps(tree, indent=rng.choice((None, None, 2)), ensure_ascii=rng.random() < 0.7)
+    indent, plain = rng.choice((None, None, 2)), rng.random() < 0.7
+    text = json.dumps(tree, ensure_ascii=plain)
+    if indent and len(text) < 10**5:  # which takes Python's own, slow encoder
+        text = json.dumps(tree, indent=indent, ensure_ascii=plain)
     if rng.random() < 0.02:
         text = text.replace("1", rng.choice(("[" * 100000, '{"a":' * 100000, "9" * 10000)), 1)
     data = text.encode("utf-8", "surrogatepass")

@@ -291,12 +291,5 @@ def _noted_turn(image):
         return None
 
 
-def require_regular(path):
-    """Raise OSError for what is no regular file: folders, sockets and pipes, which would be waited on for ever."""
-    if not os.path.isfile(path):
-        os.stat(path)  # says what is wrong with a link that leads nowhere
-        raise OSError("it is not a regular file")
-
-
 def _reason(error):
     return " ".join(str(getattr(error, "strerror", None) or error or type(error).__name__).split())[:160]
