@@ -6,9 +6,11 @@ and `DrawnDomains` several domains. files.py finds the files; splits.py reads, d
 import contextlib
 import copy
 import functools
+import inspect
 import math
 import os
 import random
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 
@@ -63,13 +65,24 @@ class Lists:
     test: list
     others: dict
 
-    @functools.cached_property
-    def checked(self):
-        return bool(check_parts(self.owner, {"train": self.train, "val": self.val, "test": self.test, **self.others}))
+    checked: bool = False
+
+    def check(self):
+        """Raise InputError where the parts contradict each other; once."""
+        if not self.checked:
+            check_parts(self.owner, {"train": self.train, "val": self.val, "test": self.test, **self.others})
+            self.checked = True
 
     @functools.cached_property
     def source(self):
         return source_digest([self.train] if self.val is None else [self.train, self.val], self.folder)
+
+
+@functools.cache
+def _reads_draws(cls):
+    """Whether a dataset's class, or what it inherits from but ours here, may read SEED or NUM_SHOTS itself."""
+    others = [base for base in cls.__mro__ if base.__module__ not in (__name__, DatasetBase.__module__, "builtins")]
+    return any(re.search(r"\b(SEED|NUM_SHOTS)\b", inspect.getsource(base)) for base in others)
 
 
 class FewShotDataset(DatasetBase):
@@ -104,7 +117,7 @@ class FewShotDataset(DatasetBase):
         """The dataset of a config that differs from this one's in SEED and NUM_SHOTS only, drawn from the same lists.
 
         None where they were not kept (`keep_lists`), or where a class that is not ours may read more of the config."""
-        if not hasattr(self, "lists") or type(self).__module__.partition(".")[0] != __package__:
+        if not hasattr(self, "lists") or _reads_draws(type(self)):
             return None
         dataset = copy.copy(self)
         dataset.draw_records = {}
@@ -115,7 +128,7 @@ class FewShotDataset(DatasetBase):
         shots, which = cfg.DATASET.NUM_SHOTS, cfg.DATASET.SUBSAMPLE_CLASSES
         train, val, test = lists.train, lists.val, lists.test
         if shots >= 1 or which != "all" or lists.others:
-            lists.checked  # noqa: B018 - a draw, or half of the classes, may miss what contradicts itself
+            lists.check()  # a draw, or half of the classes, may miss what contradicts itself
         if shots >= 1:
             train, val = self.few_shot(cfg, lists, shots)
         self.of_all_classes = train  # DATASET.CLASSNAMES may name base and new classes in one file

@@ -77,7 +77,8 @@ def read_mat(path, key, hint):
         with ProcessPoolExecutor(1, mp_context=fork) as pool:
             return pool.submit(_mat_array, path, key).result()
     except Exception as error:  # a damaged file can fail anywhere
-        raise InputError(f"{path} is no MATLAB file with '{key}' ({error or type(error).__name__}); {hint}") from None
+        reason = str(error) or type(error).__name__
+        raise InputError(f"{path} is no MATLAB file with '{key}' ({reason}); {hint}") from None
 
 
 def _mat_array(path, key):

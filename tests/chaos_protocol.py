@@ -104,7 +104,10 @@ class Chaos:
         process, _, said = self.start(output)
         if self.wait(process) != 0:
             raise SystemExit(f"the protocol left alone failed: {said.read_text()[-2000:]}")
-        return left(output, said), time.time() - started
+        found = left(output, said)
+        if not found["table"]:
+            raise SystemExit(f"the protocol left alone has printed no table:\n{said.read_text()[-2000:]}")
+        return found, time.time() - started
 
     def strike(self, process, target, number, moment):
         """Send the signal at the moment, or as soon as there is such a process; whether it was sent."""

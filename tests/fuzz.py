@@ -144,9 +144,9 @@ class Watch:
     CHANGES = {"os.mkdir": (0,), "os.rename": (0, 1), "os.remove": (0,), "os.rmdir": (0,), "os.symlink": (1,),
                "os.link": (0, 1), "os.chmod": (0,), "os.chown": (0,), "os.utime": (0,),
                "shutil.rmtree": (0,)}  # which of an event's words are paths
-    FOLLOW = {"open", "os.chmod", "os.utime"}  # what goes through a link
+    FOLLOW = {"open", "os.chmod", "os.utime", "os.truncate"}  # what goes through a link
     NEVER = {"os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect", "os.kill",
-             "os.killpg"}
+             "os.killpg", "socket.sendto", "socket.bind", "socket.getaddrinfo"}
     POOL = {"os.fork", "os.kill"}
     FREE = ("/dev/null", "/proc/", "/dev/tty")
 
@@ -172,6 +172,9 @@ class Watch:
             path, _, flags = args
             if isinstance(path, (str, bytes)) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
                 self.check(event, path)
+        elif event == "os.truncate":
+            if isinstance(args[0], (str, bytes)):  # else it is an open file
+                self.check(event, args[0])
         elif event in self.CHANGES and args[-1] in (-1, None):  # else it is below an open folder
             for place in self.CHANGES[event]:
                 if isinstance(args[place], (str, bytes)):
@@ -183,7 +186,8 @@ class Watch:
             path = os.fsdecode(path)
             real = os.path.realpath(path) if event in self.FOLLOW else os.path.join(
                 os.path.realpath(os.path.dirname(path) or "."), os.path.basename(path))
-            inside = f"{real}/".startswith(scratch) or real.startswith(self.FREE) or "__pycache__" in real
+            inside = f"{real}/".startswith(scratch) or real.startswith(self.FREE) or (
+                "/__pycache__/" in real and real.startswith((f"{ROOT}/", sys.prefix, sys.base_prefix)))
         except (OSError, ValueError):  # what cannot be looked up cannot be changed
             return
         finally:
@@ -450,7 +454,7 @@ def prepared(names=(), seed=1):
     """(world, [Reader]) in a folder of their own, which is removed at the end. names: of the readers; none: all."""
     chosen = [kind for kind in fuzz_readers.READERS if not names or kind.name in names]
     in_memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # an input is many small files
-    folder = Path(tempfile.mkdtemp(prefix="fuzz-", dir=in_memory))
+    folder = Path(tempfile.mkdtemp(prefix=f"fuzz-{os.getpid()}-", dir=in_memory))
     here = os.getcwd()
     try:
         # a process that was forked cannot use the GPU of the one before

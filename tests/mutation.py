@@ -51,7 +51,7 @@ PATIENCE = 20.0  # seconds that a test may take besides ten times what it took w
 MEMORY = 24 * 2**30  # bytes of address space of a fork
 CHANGED, LINES = "MUTATION_CHANGED", "MUTATION_LINES"  # environment of the processes that tests start
 PR_SET_PDEATHSIG = 1  # of Linux: a fork ends with the process that has made it
-UNFIT = 77  # exit status of a fork whose function cannot take the changed code
+MISFITS = 77  # exit status of a fork whose function cannot take the changed code
 OUTCOMES = ("caught", "timed out", "survived", "not reached")
 EQUIVALENT = "equivalent"  # of a survivor that computes the same, by the list in
 LIST = HERE / "mutants_equivalent.yaml"  # {file: {function: [{before, after, why}]}}
@@ -446,7 +446,7 @@ class Run:
                 try:
                     change_function(str(self.root / mutant.path), self.sources[mutant.path], mutant, ours.functions)
                 except ValueError:
-                    return UNFIT
+                    return MISFITS
                 return run_items([items[test] for test in tests], folder, self.limits(reach, tests), folder / "test")
 
             return inside
@@ -485,7 +485,7 @@ class Run:
             return Fork(work(mutant, tests), self.scratch / f"{mutant.path.replace('/', '_')}-{mutant.number}", limit)
 
         def done(mutant, fork, status):
-            if status == UNFIT:
+            if status == MISFITS:
                 return
             report = fork.folder / "test"
             test = (report.read_text() if report.exists() else "at import") if status else None

@@ -177,17 +177,12 @@ def test_an_input_that_cannot_be_made_does_not_end_the_run(tmp_path):
 
 
 def test_an_archive_whose_links_lead_outside_is_found(everything, monkeypatch):
-    """With a filter that lets links be: those of tarfile's own for what is trusted half-way."""
-    import tarfile
-
-    from tools import download
-
+    """With names taken as they are."""
     world, readers = everything
-    monkeypatch.setattr(download, "inside_only", tarfile.tar_filter)
+    monkeypatch.setattr("tools.archives.inside", lambda name: name)
     fuzzer = fuzz.Fuzzer([readers["archives"]], world, seed=1, say=[].append)
     fuzzer.run(seconds=60, inputs=150)
-    assert {("archives", "Fault: a link that leads outside"), ("archives", "Fault: changed outside the folder")} & set(
-        fuzzer.faults), fuzzer.faults
+    assert any(reader == "archives" and "outside" in what for reader, what in fuzzer.faults), fuzzer.faults
 
 
 # ---- the program -------------------------------------------------------------------------------------------------
@@ -198,17 +193,12 @@ def program(*words, **more):
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **more)
 
 
-def folders():
-    return {path for place in ("/dev/shm", "/tmp") for path in Path(place).glob("fuzz-*")}
-
-
 def test_a_stop_prints_the_table_and_leaves_nothing(tmp_path):
-    before = folders()
     run = program("--minutes", 10, "--only", "clusters", "--keep", tmp_path / "kept")
     mine = None
     while mine is None:
         assert run.poll() is None
-        for path in folders() - before:
+        for path in [path for place in ("/dev/shm", "/tmp") for path in Path(place).glob(f"fuzz-{run.pid}-*")]:
             if (path / "current.input").exists():
                 mine = path
         time.sleep(0.05)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from statsmodels.stats.multitest import multipletests
 
@@ -170,6 +170,7 @@ def test_predictions_are_read_as_csv_reads_them(tmp_path, rows):
     assert list(paths) == [row[0] for row in rows] and right.tolist() == [row[1] == row[2] for row in rows]
 
 
+@settings(max_examples=15, deadline=None)  # statsmodels takes long for each
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
 def test_holms_method_is_that_of_statsmodels(p_values):
     assert np.array_equal(significance.holm(p_values), multipletests(p_values, method="holm")[1])

@@ -4,6 +4,7 @@ import copy
 import hashlib
 import os
 import random
+import time
 import types
 import warnings
 from collections import Counter
@@ -49,6 +50,18 @@ def test_a_digest_is_of_the_content(tmp_path, clip_file):
     assert backbone.weights_digest("ViT-B/16") == OPENAI
     assert backbone.weights_digest("ViT-Z/99") is None
     assert load_clip(clip_file).weights_digest == backbone.weights_digest(clip_file)
+
+
+def test_files_of_one_size_and_time_have_digests_of_their_own(tmp_path):
+    for name in "ab":
+        (tmp_path / name).write_text(name)
+        os.utime(tmp_path / name, ns=(10**9, 10**9))
+    assert backbone.weights_digest(str(tmp_path / "a")) == hashlib.sha256(b"a").hexdigest()
+    assert backbone.weights_digest(str(tmp_path / "b")) == hashlib.sha256(b"b").hexdigest()
+    time.sleep(0.01)  # a disk's clock has steps
+    (tmp_path / "a").write_text("c")
+    os.utime(tmp_path / "a", ns=(10**9, 10**9))  # set back; its time of change is not
+    assert backbone.weights_digest(str(tmp_path / "a")) == hashlib.sha256(b"c").hexdigest()
 
 
 def test_a_digest_is_not_read_twice(tmp_path, monkeypatch):

@@ -57,8 +57,9 @@ def unpack(archive, folder, bounds):
     """Unpack a .zip, or a .tar with or without gzip, into `folder`, into which nobody else writes.
 
     Raises:
-        InputError: the archive is damaged or cut off, or it holds something that is no file and no folder, that would
-            lie outside `folder`, or that exceeds the bounds; then nothing it held is to be used.
+        Refused: the archive holds something that is no file and no folder, that would lie outside `folder`, or that
+            exceeds the bounds.
+        InputError: it is damaged or cut off. In both cases nothing it held is to be used.
     """
     name = os.path.basename(archive)
     try:
@@ -66,7 +67,7 @@ def unpack(archive, folder, bounds):
                 desc=f"unpacking {name}", unit=" files", disable=None) as bar:
             (unpack_zip if name.endswith(".zip") else unpack_tar)(file, folder, bounds, bar)
     except Refused as error:
-        raise InputError(f"{archive} is refused: {error}") from None
+        raise Refused(f"{archive} is refused: {error}") from None
     except InputError:
         raise
     except UNREADABLE as error:
@@ -97,6 +98,11 @@ def inside(name):
     if len(parts) > DEPTH or sum(lengths) > LONGEST or max(lengths, default=0) > 255:
         raise Refused(f"the name '{shown(name, 80)}...' is too long or too deep")
     return "/".join(parts)
+
+
+def is_folder_icon(name):
+    """Whether a member is one of macOS's, whose name nothing else could have; it is left out."""
+    return name.rpartition("/")[2] == "Icon\r"
 
 
 def put(folder, name, source=None):
@@ -146,6 +152,8 @@ def unpack_tar(file, folder, bounds, bar):
     stream.left = HEADER
     with tarfile.open(fileobj=stream, mode="r:", encoding="utf-8") as tar:
         while (member := next_member(tar, stream)) is not None:
+            if is_folder_icon(member.name):
+                continue
             if not (member.isdir() or member.type in (tarfile.REGTYPE, tarfile.AREGTYPE)) or member.sparse is not None:
                 kind = "a link" if member.issym() or member.islnk() else "neither a file nor a folder"
                 raise Refused(f"'{shown(member.name)}' is {kind}")
@@ -180,7 +188,7 @@ def unpack_zip(file, folder, bounds, bar):
     stream = Limited(file)
     stream.left, stream.in_header = 300_000 + 128 * bounds.members, False  # a comment, and a list of the members
     with zipfile.ZipFile(stream) as archive:
-        members = archive.infolist()
+        members = [member for member in archive.infolist() if not is_folder_icon(member.filename)]
         for member in members:
             check_zipped(member)
             bounds.take(member.file_size)

@@ -286,8 +286,7 @@ def download_from_drive(file_id, path, md5="", size=0, most=sys.maxsize):
     except InputError:
         raise
     except gdown.exceptions.DownloadCancelled:
-        clock.left()
-        raise
+        raise clock.stopped(f"fewer than {PATIENCE * SLOWEST:,} bytes in {PATIENCE} seconds") from None
     except Exception as error:  # pages that it does not expect end in whatever its reading of them raises
         raise InputError(f"Google Drive does not give the file {file_id}: {shown(str(error).strip() or repr(error))}; "
                          f"open {url}/view in a browser and save it as {path}") from None

@@ -164,6 +164,8 @@ def execute(runs, clips, jobs=1):
     if jobs > 1 and world_size() > 1:
         raise InputError(f"--jobs {jobs} makes several runs at a time, torchrun one run in several processes; choose "
                          "one of them")
+    if jobs > 1 and os.name != "posix":
+        raise InputError(f"--jobs {jobs}: several runs at a time are made on Linux and macOS only; leave it out")
     for run in runs:
         run.check()
     outcome = Outcome(list(runs))

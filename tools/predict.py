@@ -174,7 +174,7 @@ class LoadedRun:
                         raise error
                     if error is not None:
                         on_fault(image, error)
-                kept = [(image, name, tensor) for image, name, (tensor, _) in zip(part, called, read)
+                kept = [(image, name, tensor) for image, name, (tensor, _) in zip(part, called, read, strict=True)
                         if tensor is not None]
                 logits = self._logits(trainer, kept) if kept else None
                 if before is not None:
@@ -428,16 +428,24 @@ class JsonArray:
         print("\n]" if self.entries else "]")
 
 
+def columns_of(word):
+    """How many columns of a terminal a word takes: East Asian characters take two, combining ones none."""
+    return sum(0 if unicodedata.combining(letter) else 1 + (unicodedata.east_asian_width(letter) in "WF")
+               for letter in word)
+
+
 class Table:
     """Prints a table row by row, a block of rows per image. Its columns are as wide as any of the files and classes
     needs, so that no row has to wait for the others."""
 
     def __init__(self, files, names):
-        self.widths = [max(len(printable(word)) for word in words) for words in (["image", *files], ["class", *names])]
+        self.widths = [max(columns_of(printable(word)) for word in words)
+                       for words in (["image", *files], ["class", *names])]
         self.begun = False
 
     def _row(self, image, name, probability):
-        print(f"{image:{self.widths[0]}}  {name:{self.widths[1]}}  {probability:>11}")
+        words = [word + " " * (width - columns_of(word)) for word, width in zip((image, name), self.widths)]
+        print(*words, f"{probability:>11}", sep="  ")
 
     def begin(self):
         self._row("image", "class", "probability")

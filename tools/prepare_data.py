@@ -28,7 +28,7 @@ from dassl.utils import InputError, open_own  # noqa: E402
 from dassl.utils.registry import nearest  # noqa: E402
 from datasets.base import DomainDataset, DrawnDomains, SplitDataset  # noqa: E402
 from datasets.files import class_folders  # noqa: E402
-from tools.archives import remove_folder, unfinished_folder, unpack  # noqa: E402
+from tools.archives import Refused, remove_folder, unfinished_folder, unpack  # noqa: E402
 from tools.download import FullDisk, download, download_from_drive, size_of  # noqa: E402
 from tools.sources import DRIVE, GROUPS, SOURCES, parts  # noqa: E402
 
@@ -79,6 +79,9 @@ def fetch(file, source, root):
     except (FullDisk, OtherLayout):
         raise
     except InputError as error:
+        if isinstance(error, Refused) and file.md5:  # it is the published one, and would be refused again
+            raise InputError(f"{error}; the archive is kept: lay its content out by hand as docs/DATASETS.md shows, or "
+                             "delete it to fetch it again") from None
         os.remove(path)
         raise InputError(f"{error}; the archive was removed: run the same command to fetch it again") from None
     os.remove(path)

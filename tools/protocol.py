@@ -194,7 +194,7 @@ def submitted(runs, args):
 
 def made(runs):
     """The Outcome of what is done, without making anything. Raises InputError if that is nothing."""
-    outcome, seen = Outcome(list(runs)), Listings()
+    outcome, seen, shared = Outcome(list(runs)), Listings(), {}
     for run in runs:
         try:
             results = finished(run, seen)
@@ -202,7 +202,7 @@ def made(runs):
             outcome.fail(run, str(error))
         else:
             if results is not None:
-                outcome.results[run.folder] = for_tables(results)
+                outcome.results[run.folder] = for_tables(results, shared)
     if not outcome.results:
         raise InputError(f"none of these {len(runs)} runs is done yet")
     for run in outcome.remaining:

@@ -21,7 +21,7 @@ def find_runs(folders):
     Raises:
         InputError: a folder is not there, nothing is found, two folders hold the same run, or an accuracy is not one.
     """
-    cells, where, elsewhere, unread, unfinished = Cells(), {}, 0, [], []
+    cells, where, elsewhere, unread, unfinished, shared = Cells(), {}, 0, [], [], {}
     for folder in folders:
         if not os.path.isdir(folder):
             raise InputError(f"no folder at {folder}; give the output folder of a protocol")
@@ -38,7 +38,7 @@ def find_runs(folders):
             if place in where and not os.path.samefile(where[place], path):
                 raise InputError(f"{where[place]} and {path} hold the same run of two outputs; give one of them")
             where[place] = path
-            cells[place] = for_tables(read_results(path))
+            cells[place] = for_tables(read_results(path), shared)
     told = [f"{error.filename} ({error.strerror})" for error in unread]
     for what, left in (("left out, they cannot be read", told), ("not finished, without a results.json", unfinished)):
         if left:
@@ -54,13 +54,16 @@ def sort_key(place):
         place.part, place.seed
 
 
-def for_tables(results):
+def for_tables(results, shared):
     """What tables and figures are made of in a run's results, a dict: of thousands of runs the rest, such as confusion
-    matrices, would fill the memory."""
+    matrices, would fill the memory. shared: {}, filled: class names, which many runs have in common."""
     kept = {key: value for key, value in results.items() if key not in NOT_IN_TABLES}
     for key, parts in (("classes", ("name",)), ("config", ("DATASET", "MODEL"))):
         if isinstance(kept.get(key), dict):
             kept[key] = {part: kept[key][part] for part in parts if part in kept[key]}
+    if kept.get("classes"):
+        names = kept["classes"]["name"]
+        kept["classes"]["name"] = shared.setdefault(tuple(names), names)
     return kept
 
 

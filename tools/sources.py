@@ -19,7 +19,7 @@ from torchvision.datasets.utils import calculate_md5
 
 from dassl.utils import InputError, open_regular
 from tools.archives import Bounds, Refused, inside, unfinished_folder, unpack
-from tools.download import shown, size_of
+from tools.download import shown
 
 DRIVE = "drive:"  # an address of this kind is the id of a file on Google Drive
 
@@ -101,18 +101,25 @@ def arrange_imagenet(root):
         archive = os.path.join(images, ARCHIVE_META[part][0])
         if os.path.lexists(archive) and not os.path.lexists(os.path.join(images, part)):
             print(f"unpacking {os.path.basename(archive)}, which takes long", flush=True)
-            bounds = SOURCES["imagenet"].bounds(size_of(archive))
+            bounds = SOURCES["imagenet"].bounds(archive_size(archive))
             with unfinished_folder(images) as folder:
                 unpack(whole_archive(images, part), folder, bounds)
                 sort(folder, images, bounds)
                 os.rename(folder, os.path.join(images, part))
 
 
+def archive_size(path):
+    """Bytes of an archive that the user has put there, or a link to it: it is only read. 0 where there is none."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise InputError(f"{path} is not a regular file")
+    return os.path.getsize(path) if os.path.exists(path) else 0
+
+
 def whole_archive(images, part):
     """The path of one of ImageNet's archives. Raises InputError where it is not the published one."""
     name, md5 = ARCHIVE_META[part]
     path = os.path.join(images, name)
-    if not size_of(path):
+    if not archive_size(path):
         raise InputError(f"no file {path}; download it from https://image-net.org")
     if (digest := calculate_md5(path)) != md5:
         raise InputError(f"{path} has the MD5 {digest}, {md5} is published; download it again")

@@ -113,7 +113,8 @@ class PromptTrainer(PromptCheckpoints):
         return {}
 
     def load_extra_state(self, state):
-        """Take back what `extra_state` gave."""
+        """Take back what `extra_state` gave, in place of all that was taken back before: while a run looks for a whole
+        checkpoint it may be called with that of one that is not taken then."""
 
     # ---- what all methods share ----
     def cross_entropy(self, logits, labels, reduction="mean"):

@@ -11,9 +11,10 @@ from dassl.optim import go_on, require_fits
 from dassl.utils import (
     BEST,
     INTERRUPTED,
-    UNFIT,
+    MISFITS,
     InputError,
     checkpoints_newest_first,
+    does_not_fit,
     from_first,
     get_rng_state,
     load_checkpoint,
@@ -22,7 +23,6 @@ from dassl.utils import (
     require_rng_state,
     save_checkpoint,
     set_rng_state,
-    unfit,
     world_size,
 )
 from dassl.utils.stored import problem_of_values
@@ -106,8 +106,8 @@ class PromptCheckpoints(TrainerX):
             self._go_on_from(state, changed)
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
-        except UNFIT as error:
-            raise unfit(path, error) from None
+        except MISFITS as error:
+            raise does_not_fit(path, error) from None
         step = f", batch {state['step']}" if state["step"] else ""
         print(f"Resuming from {folder} after epoch {state['epoch']}{step}")
         return state["epoch"]
@@ -134,8 +134,8 @@ class PromptCheckpoints(TrainerX):
             self.load_extra_state(state.get("extra", {}))  # another checkpoint's takes its place
         except InputError as error:
             raise InputError(f"{path} is damaged: {error}; delete it") from None
-        except UNFIT as error:
-            raise unfit(path, error) from None
+        except MISFITS as error:
+            raise does_not_fit(path, error) from None
 
     def _batches(self):
         """How many batches an epoch has; 0 where there is no loader."""
@@ -219,8 +219,8 @@ class PromptCheckpoints(TrainerX):
             self.load_extra_state(state.get("extra", {}))
         except InputError as error:
             raise InputError(f"{path} is damaged: {error}; train again") from None
-        except UNFIT as error:
-            raise unfit(path, error) from None
+        except MISFITS as error:
+            raise does_not_fit(path, error) from None
         return state, answer
 
     @staticmethod

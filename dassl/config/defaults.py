@@ -18,7 +18,7 @@ def copied(node):
     new = type(node).__new__(type(node))
     attributes = new.__dict__
     for name, value in node.__dict__.items():  # yacs' own: flags, and keys that were renamed
-        attributes[name] = copy.deepcopy(value) if value and value is not True else type(value)(value)
+        attributes[name] = value if type(value) in ATOMS else copy.deepcopy(value)
     for key, value in node.items():
         kind = type(value)
         if kind not in ATOMS:

@@ -1,9 +1,9 @@
 """A DataLoader whose workers are no more than the machine can serve, and which waits for none of them for ever."""
+import contextlib
 import multiprocessing
 import os
 import sys
 import tempfile
-import time
 from multiprocessing import queues
 
 from torch.utils.data import DataLoader
@@ -84,12 +84,10 @@ class EpochLoader(DataLoader):
         reserve = getattr(self.dataset, "reserve", None)
         if reserve is not None:
             reserve()
-        if self.num_workers and multiprocessing.get_start_method() != "fork":
-            # A worker is then started as `python -c ...`, which looks into the working folder for modules first.
-            os.environ.setdefault("PYTHONSAFEPATH", "1")
         if self._iterator is not None:  # of workers that are kept; torch cannot begin again on a time limit
             self._iterator._timeout = 0
-        batches = super().__iter__()
+        with _safe_path():
+            batches = super().__iter__()
         if self.num_workers:
             batches = _in_time(batches)
         return batches if self.on_batch is None else self._watched(batches)
@@ -100,11 +98,24 @@ class EpochLoader(DataLoader):
             yield batch
 
 
+@contextlib.contextmanager
+def _safe_path():
+    """Within it a worker that is not forked, but started as `python -c ...`, does not look into the working folder for
+    modules first."""
+    if multiprocessing.get_start_method() == "fork" or "PYTHONSAFEPATH" in os.environ:
+        yield
+        return
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["PYTHONSAFEPATH"]
+
+
 def _in_time(batches):
     """The batches of torch's iterator, each within PATIENCE seconds. With a limit of its own torch looks for dead
     workers at the end of it only; so that is short, and asked for again."""
-    batches._timeout = LOOK
-    until = time.monotonic() + PATIENCE
+    batches._timeout, looks = LOOK, 0  # looks and no clock: a run that is suspended meanwhile goes on
     while True:
         try:
             batch = next(batches)
@@ -113,13 +124,14 @@ def _in_time(batches):
         except RuntimeError as error:
             if "DataLoader timed out" not in str(error):
                 raise
-            if time.monotonic() < until:
+            looks += 1
+            if looks * LOOK < PATIENCE:
                 continue
             raise InputError(f"no batch has come from the loader's workers for {PATIENCE} s; see whether the disk of "
                              "the images answers, or take DATALOADER.NUM_WORKERS 0; the same command then goes on "
                              "from the last checkpoint") from None
         yield batch
-        until = time.monotonic() + PATIENCE
+        looks = 0
 
 
 def begin_worker(worker_id=0):

@@ -20,7 +20,7 @@ from dassl.utils import InputError, csv_text, open_regular, printable, write_ato
 
 RECORD = "train_images.csv.gz"  # in the folder of a run that has learned from images
 COLUMNS = ("path", "size", "sha256")
-MOST_IMAGES, MOST_BYTES = 4 * 10**6, 2**29  # of such a list; ImageNet has 1.3 million
+MOST_IMAGES, MOST_BYTES = 3 * 10**6, 2**28  # of such a list; ImageNet has 1.3 million
 DIGITS = 16  # of a SHA-256 that are kept
 ENDS = 4096  # bytes at the beginning and at the end of a file that are compared first
 THREADS = 8
@@ -202,16 +202,17 @@ class ImageSet:
 def _noted_rows(path):
     """{(path, size, digest): None} of a list of images. Raises ValueError and what its readers raise for another file,
     or one that a few bytes have made larger than any list is."""
-    rows = {}
-    with open_regular(path) as packed, gzip.open(packed) as file, \
-            io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="") as text:
-        lines = csv.reader(text)
-        if tuple(next(lines, ())) != COLUMNS:
-            raise ValueError("other columns")
-        for below, size, digest in lines:
-            rows[below, int(size), digest] = None
-            if len(rows) > MOST_IMAGES or file.tell() > MOST_BYTES:
-                raise ValueError(f"it lists more than {MOST_IMAGES:,} images")
+    with open_regular(path) as packed, gzip.open(packed) as file:
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"it unpacks to more than {MOST_BYTES:,} bytes")
+    lines, rows = csv.reader(io.TextIOWrapper(io.BytesIO(content), "utf-8", "surrogateescape", newline="")), {}
+    if tuple(next(lines, ())) != COLUMNS:
+        raise ValueError("other columns")
+    for below, size, digest in lines:
+        rows[below, int(size), digest] = None
+        if len(rows) > MOST_IMAGES:
+            raise ValueError(f"it lists more than {MOST_IMAGES:,} images")
     return rows
 
 

@@ -23,6 +23,8 @@ from dassl.utils import (
 )
 from dassl.utils.stored import require, shortened
 
+MOST_RESULTS = 2**28  # bytes of a results.json; a confusion matrix of 5,000 classes has less
+
 # What may differ between two runs that count as the same: places, and what changes no number. The names in the file
 # DATASET.CLASSNAMES are compared with the lists of images, which hold them.
 NOT_COMPARED = ("OUTPUT_DIR", "RESUME", "VERBOSE", "DATASET.ROOT", "DATALOADER.NUM_WORKERS", "TRAIN.PRINT_FREQ",
@@ -232,7 +234,7 @@ def _whole_json(path):
     if not os.path.isfile(path):
         return None
     try:
-        stored = read_json(path)
+        stored = read_json(path, MOST_RESULTS)
         return {} if stored is None else stored
     except InputError as error:
         print(f"Warning: {error}; the run is taken for unfinished")
@@ -242,7 +244,7 @@ def _whole_json(path):
 def read_results(folder):
     """The results of a finished run. Raises InputError where its results.json cannot be read or is damaged."""
     path = os.path.join(folder, "results.json")
-    results = read_json(path)
+    results = read_json(path, MOST_RESULTS)
     require_results(results, path)
     return results
 

@@ -24,7 +24,7 @@ from dassl.optim import go_on, require_fits
 from dassl.utils import (
     BEST,
     INTERRUPTED,
-    UNFIT,
+    MISFITS,
     AverageMeter,
     InputError,
     MetricMeter,
@@ -32,6 +32,7 @@ from dassl.utils import (
     StopRequest,
     check_availability,
     checkpoints_newest_first,
+    does_not_fit,
     from_first,
     get_rng_state,
     highest,
@@ -50,7 +51,6 @@ from dassl.utils import (
     set_rng_state,
     share_of,
     tolist_if_not,
-    unfit,
     world_size,
     write_atomically,
 )
@@ -144,8 +144,8 @@ class TrainerBase:
                     sched.load_state_dict(state["scheduler"])
             except InputError as error:
                 raise InputError(f"{path}: {error}") from None
-            except UNFIT as error:
-                raise unfit(path, error) from None
+            except MISFITS as error:
+                raise does_not_fit(path, error) from None
         self.best_result = states[-1].get("best_result", -math.inf)
         self._budget.go_on(states[-1].get("budget"))
         self.first_batch = states[-1].get("step", 0)
@@ -190,8 +190,8 @@ class TrainerBase:
                 require_rng_state(state["rng"])
         except InputError as error:
             raise InputError(f"{path} is damaged: {error}; delete it") from None
-        except UNFIT as error:
-            raise unfit(path, error) from None
+        except MISFITS as error:
+            raise does_not_fit(path, error) from None
 
     def load_model(self, directory, epoch=None):
         """Load `model-best.pth.tar`, or the checkpoint of `epoch` (from 1), for evaluation.

@@ -11,6 +11,7 @@ from dassl.utils.stored import alike, shortened
 OF_A_KIND = ("momentum", "nesterov", "alpha", "betas")  # settings that not every kind of optimizer has,
 SWITCHES = ("amsgrad", "decoupled_weight_decay")  # and those that make another kind
 SHAPED = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "square_avg", "grad_avg")  # as their parameters
+OF_OTHER_VERSIONS = ("_last_lr", "verbose")  # keys of a schedule that not each torch has
 SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "step")  # which are never negative
 REMEMBERED = {"SGD": (), "RMSprop": ("step", "square_avg")} | dict.fromkeys(
     ("Adam", "AdamW", "RAdam"), ("step", "exp_avg", "exp_avg_sq"))  # what each must find of a parameter that it knows
@@ -129,7 +130,8 @@ def _require_steps(schedule, state, epoch, most_steps):
         return
     own = schedule.state_dict()
     for key, value in state.items():
-        if key not in own and key != "_last_lr" or key in own and not alike(own[key], value):
+        unknown = key not in own and key not in OF_OTHER_VERSIONS  # it would become an attribute of the schedule
+        if unknown or key in own and not alike(own[key], value):
             raise InputError(f"the stored state of the schedule has {key} {shortened(value)}")
     if "last_epoch" in own and not (type(steps) is int and -1 <= steps <= most_steps):
         raise InputError(f"the stored state of the schedule says step {shortened(steps)}, after {epoch} epochs")

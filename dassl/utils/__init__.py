@@ -2,8 +2,9 @@
 from dassl.utils.checkpoint import (
     BEST,
     INTERRUPTED,
-    UNFIT,
+    MISFITS,
     checkpoints_newest_first,
+    does_not_fit,
     load_checkpoint,
     load_pretrained_weights,
     load_tensors,
@@ -12,7 +13,6 @@ from dassl.utils.checkpoint import (
     remove_torn_files,
     resume_from_checkpoint,
     save_checkpoint,
-    unfit,
     write_atomically,
 )
 from dassl.utils.errors import InputError, NonFiniteError, last_line, surroundings
@@ -64,7 +64,7 @@ from dassl.utils.tools import (
 
 __all__ = [
     "AverageMeter", "BEST", "FolderLock", "INTERRUPTED", "InputError", "LOCK_NAME", "Logger", "MetricMeter",
-    "NonFiniteError", "Registry", "StopRequest", "Terminated", "UNFIT", "check_availability", "check_isfile",
+    "NonFiniteError", "Registry", "StopRequest", "Terminated", "MISFITS", "check_availability", "check_isfile",
     "checkpoints_newest_first", "collect_env_info", "count_num_param", "csv_text", "derive_seed", "escaped_streams",
     "first_to_tell", "first_within", "from_first", "get_rng_state", "highest", "import_package_modules", "is_text",
     "isolated_rng", "joined", "last_line", "leave_signals_to_the_parent", "listdir_nohidden", "lives_here",
@@ -73,5 +73,5 @@ __all__ = [
     "open_own", "open_regular", "orphaned", "printable", "processes_here", "quiet", "rank", "read_image", "read_json",
     "remove_torn_files", "require_own_folder", "require_own_gpu", "require_rng_state", "resume_from_checkpoint",
     "save_checkpoint", "set_random_seed", "set_rng_state", "setup_logger", "share_of", "sigterm_raises", "slurm_job",
-    "surroundings", "tolist_if_not", "unfit", "world_size", "write_atomically", "write_json",
+    "surroundings", "tolist_if_not", "does_not_fit", "world_size", "write_atomically", "write_json",
 ]

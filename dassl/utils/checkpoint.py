@@ -3,6 +3,7 @@ import contextlib
 import io
 import os
 import re
+import secrets
 import warnings
 import zipfile
 
@@ -14,7 +15,7 @@ from dassl.utils.lock import require_still_held
 from dassl.utils.stored import problem_of_state, problem_of_values, require, require_plain
 
 BEST = "model-best.pth.tar"
-UNFIT = (LookupError, TypeError, ValueError, RuntimeError, AttributeError)  # what a state that does not fit raises
+MISFITS = (LookupError, TypeError, ValueError, RuntimeError, AttributeError)  # what a state that does not fit raises
 INTERRUPTED = "model-interrupted.pth.tar"  # of the point within an epoch where a signal ended the run
 
 
@@ -27,9 +28,7 @@ def write_atomically(fpath, write):
     """
     require_still_held(fpath)
     os.makedirs(os.path.dirname(fpath) or ".", exist_ok=True)
-    temporary = f"{fpath}.tmp{os.getpid()}"
-    if os.path.lexists(temporary):  # of a killed process with our number, or planted there
-        os.remove(temporary)
+    temporary = f"{fpath}.tmp{os.getpid()}{secrets.randbelow(10**9):09}"  # of this write alone, which none foresees
     with open_own(temporary, "xb") as file:
         try:
             write(file)
@@ -237,13 +236,13 @@ def load_tensors(model, state_dict, path):
         raise InputError(f"{path}: {problem}; use the config it was trained with, or train again")
     try:
         model.load_state_dict(state_dict)
-    except UNFIT as error:
+    except MISFITS as error:
         raise InputError(f"{path} does not fit the model ({' '.join(str(error).split())[:300]}); use the config it was "
                          "trained with, or train again") from None
 
 
-def unfit(path, error):
-    """The InputError for a checkpoint whose contents raised `error`, one of UNFIT."""
+def does_not_fit(path, error):
+    """The InputError for a checkpoint whose contents raised `error`, one of MISFITS."""
     return InputError(f"{path} lacks what a run needs to go on ({type(error).__name__}: {str(error)[:300]}); delete it")
 
 
@@ -259,8 +258,8 @@ def resume_from_checkpoint(fdir, model, optimizer=None, scheduler=None):
             optimizer.load_state_dict(checkpoint["optimizer"])
         if scheduler is not None and checkpoint.get("scheduler") is not None:
             scheduler.load_state_dict(checkpoint["scheduler"])
-    except UNFIT as error:
-        raise unfit(fpath, error) from None
+    except MISFITS as error:
+        raise does_not_fit(fpath, error) from None
     print(f"Previous epoch: {checkpoint['epoch']}")
     return checkpoint["epoch"]
 

@@ -19,6 +19,8 @@ def open_regular(path, mode="rb", most=None, **words):
 
     most: bytes; a larger file is none of the kind that is expected.
     Raises OSError for what cannot be opened, for a pipe, a device, a socket or a folder, and for a file too large."""
+    if "\0" in os.fsdecode(path):
+        raise OSError(errno.EINVAL, "there is a zero byte in its name", os.fspath(path))
     handle = os.open(path, os.O_RDONLY | SAFELY)
     try:
         found = os.fstat(handle)
@@ -54,7 +56,7 @@ def open_own(path, mode="w", **words):
             raise InputError(f"{path} is not a regular file; remove it")
         if found.st_nlink > 1:
             raise InputError(f"{path} is a file with {found.st_nlink} names (hard links), and what is written here "
-                             "would change it under the others, too; remove it")
+                             "would change it under the others, too; put a copy in its place")
         if kind == "w":
             os.ftruncate(handle, 0)
         return os.fdopen(handle, mode, **words)

@@ -39,7 +39,7 @@ MOST_TILES = 2**16  # pieces that a TIFF is in
 MOST_SCANS, MOST_SCANNED = 100, 2**31  # of a JPEG: passes over it, and pixels that all of them go over
 SLOW_DECODERS, MOST_SLOW = ("bmp_rle", "dds_rgb", "ppm", "ppm_plain"), 2**21  # in Python; numbers in it
 JPEG_MARKER = re.compile(rb"\xff+([\xc0-\xcf\xd9-\xfe])")  # those that bytes follow, and the end
-END_OF_IMAGE, START_OF_SCAN = 0xD9, 0xDA
+END_OF_IMAGE, START_OF_SCAN, SCAN_MARKER = 0xD9, 0xDA, b"\xff\xda"
 
 
 @contextlib.contextmanager
@@ -145,11 +145,17 @@ def _require_few_scans(source, size):
     source.seek(0)
     data, at = source.read(), 2
     source.seek(place)
+    if _few(data.count(SCAN_MARKER), size):  # which counts those in the pixels, too, and is quick
+        return
     while (found := JPEG_MARKER.search(data, at)) and found[1][0] != END_OF_IMAGE:
         scans += found[1][0] == START_OF_SCAN
         at = found.end() + int.from_bytes(data[found.end():found.end() + 2], "big")
-    if scans > MOST_SCANS or scans * size[0] * size[1] > MOST_SCANNED:
+    if not _few(scans, size):
         raise ValueError(f"a JPEG of {scans} scans")
+
+
+def _few(scans, size):
+    return scans <= MOST_SCANS and scans * size[0] * size[1] <= MOST_SCANNED
 
 
 def is_picture(path):

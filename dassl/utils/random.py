@@ -32,7 +32,7 @@ def get_rng_state():
 
 
 def require_rng_state(state):
-    """Raise an error of `dassl.utils.checkpoint.UNFIT` unless `set_rng_state` can take a state; nothing is set."""
+    """Raise an error of `dassl.utils.checkpoint.MISFITS` unless `set_rng_state` can take a state; nothing is set."""
     version, internal, gauss = state["python"]
     random.Random().setstate((version, tuple(internal), gauss))
     kind, keys, position, has_gauss, cached = state["numpy"]

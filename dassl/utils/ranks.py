@@ -54,7 +54,8 @@ def joined():
     if distributed.is_initialized() or not started_together():
         yield
         return
-    end_with_parent(os.getppid())  # torchrun may be killed, and its processes need it no more to go on
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun may be killed, and its processes need it no more to go on
+        end_with_parent(os.getppid())
     on_gpu = torch.cuda.is_available()
     try:
         distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=PATIENCE)

@@ -18,11 +18,6 @@ Digests = dict[str, str | None]
 
 
 # ---- checkpoints ----
-class OptimizerState(TypedDict):
-    state: dict[StrictInt, dict[str, Any]]
-    param_groups: list[dict[str, Any]]
-
-
 class PrecisionState(TypedDict, total=False):
     scale: Annotated[StrictFloat, Field(ge=1, le=2.0**100)]
     good_steps: Count
@@ -48,9 +43,9 @@ class Checkpoint(TypedDict, total=False):
     step: Count
     trainer: str
     classnames: Names
-    optimizers: list[OptimizerState]
-    schedules: list[dict[str, Any]]
-    optimizer: OptimizerState | None
+    optimizers: list[dict[str, Any]]  # whether they fit is asked where a run goes on from them
+    schedules: list[dict[str, Any] | None]
+    optimizer: dict[str, Any] | None
     scheduler: dict[str, Any] | None
     precision: PrecisionState
     ranks: Positive
@@ -148,6 +143,6 @@ KINDS = {
     "config": dict[StrictStr, JsonValue],
     "split": Split,
     "sentences": dict[StrictStr, list[StrictStr]],
-    "jobs": dict[StrictStr, StrictStr],  # run folder -> Slurm job
+    "jobs": dict[StrictStr, Annotated[StrictStr, Field(pattern=r"^\w{1,64}$")]],  # run folder -> Slurm job
 }
 ADAPTERS = {kind: TypeAdapter(schema) for kind, schema in KINDS.items()}

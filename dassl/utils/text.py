@@ -12,6 +12,7 @@ import sys
 # All control characters but \n and \t, marks of direction, separators of lines, lone surrogates
 UNSAFE = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 IN_ONE_LINE = re.compile(f"[\t\n]|{UNSAFE.pattern}")
+COLOURS = re.compile(r"(\x1b\[[0-9;]{0,20}m)")  # SGR: colours, bold and the like
 BARS = re.compile(r"\n*(?:\x1b\[A)*\Z|\r?")  # with which tqdm begins a line anew, and moves between its bars
 
 
@@ -44,10 +45,11 @@ def write_escaped(stream, text):
 
 
 class EscapedStream:
-    """A stdout or stderr to which `write_escaped` writes. bars: a bar of progress may move the cursor."""
+    """A stdout or stderr to which `write_escaped` writes. bars: a bar of progress may move the cursor. On a terminal
+    colours are let through, which are no harm in a name."""
 
     def __init__(self, stream, bars=False):
-        self.stream, self.bars = stream, bars
+        self.stream, self.bars, self.colours = stream, bars, stream.isatty()
 
     def __getattr__(self, name):
         return getattr(self.__dict__["stream"], name)
@@ -56,7 +58,11 @@ class EscapedStream:
         moves = BARS.match(text)[0] if self.bars else ""
         if moves:
             self.stream.write(moves)
-        write_escaped(self.stream, text[len(moves):])
+        for number, part in enumerate(COLOURS.split(text[len(moves):]) if self.colours else [text[len(moves):]]):
+            if number % 2:
+                self.stream.write(part)
+            else:
+                write_escaped(self.stream, part)
         return len(text)
 
     def writelines(self, lines):
@@ -67,7 +73,7 @@ class EscapedStream:
 @contextlib.contextmanager
 def escaped_streams():
     """Within it what is printed reaches the terminal escaped."""
-    with contextlib.redirect_stdout(EscapedStream(sys.stdout)), \
+    with contextlib.redirect_stdout(EscapedStream(sys.stdout, bars=sys.stdout.isatty())), \
             contextlib.redirect_stderr(EscapedStream(sys.stderr, bars=True)):
         yield
 

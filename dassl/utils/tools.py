@@ -43,10 +43,11 @@ def listdir_nohidden(path, sort=True):
     return sorted(names) if sort else names
 
 
-def read_json(fpath):
-    """Parse a JSON file, with or without a byte-order mark. Raises InputError when it is not there or not JSON."""
+def read_json(fpath, most=MOST_JSON):
+    """Parse a JSON file of at most `most` bytes, with or without a byte-order mark. Raises InputError when it is not
+    there or not JSON."""
     try:
-        with open_regular(fpath, "rb", MOST_JSON) as file:
+        with open_regular(fpath, "rb", most) as file:
             text = file.read()
         with contextlib.suppress(ValueError):
             return from_json(text)  # in half of json's time; what it refuses, json takes, or says what is wrong

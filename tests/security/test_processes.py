@@ -319,8 +319,7 @@ def first_batch(function, **settings):
 
 
 def without_files():
-    opened = len(os.listdir("/proc/self/fd"))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (opened - 1, opened - 1))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     return torch.zeros(3)
 
 
