@@ -56,7 +56,7 @@ def open_own(path, mode="w", **words):
             raise InputError(f"{path} is not a regular file; remove it")
         if found.st_nlink > 1:
             raise InputError(f"{path} is a file with {found.st_nlink} names (hard links), and what is written here "
-                             "would change it under the others, too; put a copy in its place")
+                             "would change it under the others, too; remove it, or put a copy in its place")
         if kind == "w":
             os.ftruncate(handle, 0)
         return os.fdopen(handle, mode, **words)

@@ -456,7 +456,7 @@ time.sleep(60)
 def test_a_rank_ends_with_a_killed_torchrun():
     """It waits for the others, whom nobody will start any more."""
     with subprocess.Popen([sys.executable, "-c", RANK, str(ROOT)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                          text=True) as parent:
+                          text=True, env={**os.environ, "TORCHELASTIC_RUN_ID": "none"}) as parent:
         rank = int(parent.stdout.readline())
         time.sleep(1)
         parent.kill()
