@@ -26,7 +26,7 @@ from tools.dry_run import list_runs  # noqa: E402
 from tools.execution import Outcome, execute, finished, only_class  # noqa: E402
 from tools.method_configs import take_variants  # noqa: E402
 from tools.plans import SHOTS, Planner  # noqa: E402
-from tools.run_folders import for_tables, require_comparable  # noqa: E402
+from tools.run_folders import for_tables, require_comparable, uncollected  # noqa: E402
 from tools.tables import COMPARED, Cells, method_tables, seed_tables  # noqa: E402
 
 PROTOCOLS = {
@@ -135,14 +135,16 @@ def main(argv=None):
     train.discover(args.plugin)
     check_arguments(args)
     planner = Planner(args.root, args.output, args.seeds, args.cfg, args.backbone, args.plugin, args.opts, args.variant)
-    runs = planner.plan(args.of, args.trainer, args.dataset, args.shots, args.targets)
+    with uncollected():
+        runs = planner.plan(args.of, args.trainer, args.dataset, args.shots, args.targets)
     for note in planner.notes:
         print(note)
     for trainer, chosen in Cells(dict.fromkeys(run.place for run in runs)).methods():
         if args.of == "xd" and chosen.values("part") == chosen.values("dataset"):
             print(f"Note: {trainer} belongs to its training classes with this config: it is tested on the source only")
     if args.dry_run:
-        listed, refused = list_runs(runs)
+        with uncollected():
+            listed, refused = list_runs(runs)
         print(listed)
         if refused:
             raise InputError(f"{refused} of {len(runs)} runs would be refused, see above")
@@ -166,6 +168,7 @@ def told(text):
     return text
 
 
+@uncollected()
 def sweep_status(runs, output):
     """The lines of --status. Raises InputError where no run of the plan was ever started or submitted."""
     found = status.states(runs, output)
@@ -192,6 +195,7 @@ def submitted(runs, args):
     return "\n".join(lines)
 
 
+@uncollected()
 def made(runs):
     """The Outcome of what is done, without making anything. Raises InputError if that is nothing."""
     outcome, seen, shared = Outcome(list(runs)), Listings(), {}

@@ -23,6 +23,7 @@ from tools.run_folders import (  # noqa: E402
     find_runs,
     known_backbone,
     require_comparable,
+    uncollected,
     without_folder,
 )
 from tools.tables import FORMATS, WORDS, comment, method_tables, titled  # noqa: E402
@@ -95,6 +96,7 @@ def coverage(cells):
     return f"{told}, seeds " + "; ".join(f"{method}: {', '.join(map(str, own))}" for method, own in seeds.items())
 
 
+@uncollected()
 def main(argv=None):
     """Print the tables. Returns them as a list of Table."""
     args = parse_arguments(argv)

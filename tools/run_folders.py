@@ -1,4 +1,6 @@
 """Finding finished runs on disk, and refusing to mix what cannot be compared."""
+import contextlib
+import gc
 import itertools
 import os
 import sys
@@ -12,6 +14,20 @@ from tools.tables import Cells
 NOT_IN_TABLES = ("confusion", "domains", "skipped_images", "untested_classes", "versions", "without_effect")
 
 
+@contextlib.contextmanager
+def uncollected():
+    """Within it Python does not look for garbage in circles. What is read of thousands of runs makes none, and looking
+    through all of it again and again takes a fifth of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@uncollected()
 def find_runs(folders):
     """(cells, {Place: run folder}) of all finished protocol runs below `folders`.
 
