@@ -20,6 +20,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
 from tabulate import tabulate  # noqa: E402
+from torchvision.datasets.utils import calculate_md5  # noqa: E402
 
 import train  # noqa: E402
 from dassl.config import get_cfg_default, merge_file  # noqa: E402
@@ -79,7 +80,7 @@ def fetch(file, source, root):
     except (FullDisk, OtherLayout):
         raise
     except InputError as error:
-        if isinstance(error, Refused) and file.md5:  # it is the published one, and would be refused again
+        if isinstance(error, Refused) and file.md5 and calculate_md5(path) == file.md5:  # it would come again
             raise InputError(f"{error}; the archive is kept: lay its content out by hand as docs/DATASETS.md shows, or "
                              "delete it to fetch it again") from None
         os.remove(path)

@@ -630,3 +630,15 @@ def test_the_size_that_a_tar_says_is_the_size_that_is_written(tmp_path):
     unpack(str(tmp_path / "a.tar"), str(tmp_path / "out"), Bounds(2, 3_000_000))
     assert (tmp_path / "out" / "images" / "a").stat().st_size == 3_000_000
     assert (tmp_path / "out" / "images" / "b").read_bytes() == b""
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_a_refused_archive_is_kept_where_it_would_come_again(published, tmp_path, monkeypatch, capsys):
+    archive = tmp_path / ".downloads" / "images.tar"
+    archive.parent.mkdir()
+    archive.write_bytes(tar({**GOOD, "../x": b"x"}))
+    md5 = hashlib.md5(archive.read_bytes()).hexdigest() if published else "0" * 32
+    file = File("http://nowhere.invalid/images.tar", {"images": "oxford_pets/images"}, md5)
+    monkeypatch.setitem(SOURCES, "oxford_pets", Source(NUMBERS, (file,)))
+    prepare_data.main(["oxford_pets", "--root", str(tmp_path)])
+    assert ("is kept" in capsys.readouterr().err) == archive.exists() == published
