@@ -193,6 +193,7 @@ def program(*words, **more):
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **more)
 
 
+@pytest.mark.slow
 def test_a_stop_prints_the_table_and_leaves_nothing(tmp_path):
     run = program("--minutes", 10, "--only", "clusters", "--keep", tmp_path / "kept")
     mine = None

@@ -281,6 +281,7 @@ def test_no_workers_without_a_temporary_folder(monkeypatch):
     assert possible_workers(2)[0] == 0
 
 
+@pytest.mark.slow
 def test_a_run_with_few_files_has_the_same_numbers(arguments, tmp_path):
     """As a process of its own under `ulimit -n 40`, where workers would hang."""
     found = []

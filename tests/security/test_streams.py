@@ -83,6 +83,7 @@ def words(arguments, tmp_path):
     return arguments("CoOp", tmp_path / "out", "OPTIM.MAX_EPOCH", 1)
 
 
+@pytest.mark.slow
 def test_a_training_without_any_stream(words, tmp_path):
     done = subprocess.run(["sh", "-c", CLOSED, "sh", sys.executable, ROOT / "train.py", *words], cwd=ROOT, timeout=120)
     assert done.returncode == 0
