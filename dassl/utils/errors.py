@@ -14,8 +14,8 @@ ADVICE = {
 }
 
 
-# What torch and multiprocessing say of a worker that has ended, or could not send the batch it had announced.
-LOST_WORKER = ("DataLoader worker", "items of ancdata", "Too many open files")
+# What torch and multiprocessing say where a worker could not hand its batch over.
+OUT_OF_FILES = ("items of ancdata", "Too many open files", "shared memory object")
 LONGEST = 4000  # letters of a line that names what was given, which may have any length
 
 
@@ -48,10 +48,10 @@ def surroundings(error):
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
         return ("out of memory; lower the batch sizes or whatever number of this run is very large "
                 f"({text[-160:] or 'MemoryError'})")
-    if isinstance(error, RuntimeError) and any(words in text for words in LOST_WORKER) and \
-            "Original Traceback" not in text:
-        return (f"a loader worker died ({text[:120]}); it may have run out of memory or files: lower "
-                f"DATALOADER.NUM_WORKERS; {GOES_ON}")
+    died = "DataLoader worker" in text and "Original Traceback" not in text  # else it hands on an error of the code
+    if isinstance(error, RuntimeError) and (died or any(words in text for words in OUT_OF_FILES)):
+        return (f"a loader worker died ({text[:120] if died else text[-120:]}); it may have run out of memory or files: "
+                f"lower DATALOADER.NUM_WORKERS; {GOES_ON}")
     return None
 
 
