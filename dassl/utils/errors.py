@@ -50,8 +50,9 @@ def surroundings(error):
                 f"({text[-160:] or 'MemoryError'})")
     died = "DataLoader worker" in text and "Original Traceback" not in text  # else it hands on an error of the code
     if isinstance(error, RuntimeError) and (died or any(words in text for words in OUT_OF_FILES)):
-        return (f"a loader worker died ({text[:120] if died else text[-120:]}); it may have run out of memory or files: "
-                f"lower DATALOADER.NUM_WORKERS; {GOES_ON}")
+        told = text[:120] if died else text[-120:]
+        return (f"a loader worker died ({told}); it may have run out of memory or files: lower "
+                f"DATALOADER.NUM_WORKERS; {GOES_ON}")
     return None
 
 
