@@ -171,24 +171,10 @@ def shapes_root(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_config(tmp_path_factory):
     """A method config for the tiny CLIP: two epochs in batches of four."""
+    import drawn
+
     path = tmp_path_factory.mktemp("config") / "tiny.yaml"
-    path.write_text("""
-DATALOADER:
-  TRAIN_X: {BATCH_SIZE: 4}
-  NUM_WORKERS: 0
-INPUT:
-  SIZE: [32, 32]
-  INTERPOLATION: bicubic
-  TRANSFORMS: [random_resized_crop, random_flip, normalize]
-OPTIM: {NAME: sgd, LR: 0.05, MAX_EPOCH: 2, LR_SCHEDULER: cosine, WARMUP_EPOCH: 1, WARMUP_TYPE: constant}
-TRAIN: {PRINT_FREQ: 1}
-DATASET: {NUM_SHOTS: 2}
-VERBOSE: False
-TRAINER:
-  COOP: {N_CTX: 3}
-  COCOOP: {N_CTX: 2}
-  METAPROMPT: {LAYERS: 4}
-""")
+    path.write_text(drawn.CONFIG)
     return str(path)
 
 

@@ -15,6 +15,23 @@ CLASSES = ["horse", "dog", "alarm_clock", "house", "guitar", "water_lilly"]  # l
 PACS_CLASSES = ["dog", "elephant", "guitar", "house"]
 PARTS = {"train": 4, "val": 5, "test": 3}  # images a class
 DOMAIN_PARTS = {"train": 3, "crossval": 2}
+CONFIG = """
+DATALOADER:
+  TRAIN_X: {BATCH_SIZE: 4}
+  NUM_WORKERS: 0
+INPUT:
+  SIZE: [32, 32]
+  INTERPOLATION: bicubic
+  TRANSFORMS: [random_resized_crop, random_flip, normalize]
+OPTIM: {NAME: sgd, LR: 0.05, MAX_EPOCH: 2, LR_SCHEDULER: cosine, WARMUP_EPOCH: 1, WARMUP_TYPE: constant}
+TRAIN: {PRINT_FREQ: 1}
+DATASET: {NUM_SHOTS: 2}
+VERBOSE: False
+TRAINER:
+  COOP: {N_CTX: 3}
+  COCOOP: {N_CTX: 2}
+  METAPROMPT: {LAYERS: 4}
+"""  # of methods with the tiny CLIP
 
 
 def draw(path, kind):

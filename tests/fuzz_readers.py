@@ -44,23 +44,6 @@ from trainers.coprompt import read_sentences
 
 CONFIGS = Path(train.CONFIGS)
 MARK = b"/FUZZ/"  # stands in inputs for the folder that the fuzzer works in, which has another name each time
-CONFIG = """
-DATALOADER:
-  TRAIN_X: {BATCH_SIZE: 4}
-  NUM_WORKERS: 0
-INPUT:
-  SIZE: [32, 32]
-  INTERPOLATION: bicubic
-  TRANSFORMS: [random_resized_crop, random_flip, normalize]
-OPTIM: {NAME: sgd, LR: 0.05, MAX_EPOCH: 2, LR_SCHEDULER: cosine, WARMUP_EPOCH: 1, WARMUP_TYPE: constant}
-TRAIN: {PRINT_FREQ: 1}
-DATASET: {NUM_SHOTS: 2}
-VERBOSE: False
-TRAINER:
-  COOP: {N_CTX: 3}
-"""
-
-
 BOMBS = [zlib.compress(bytes(size)) for size in (100, 10**6, 2**26)]
 
 
@@ -118,7 +101,7 @@ class World:
         drawn.write_caltech(self.data)
         weights = self.folder / "tiny.pt"
         torch.save(tiny_clip.state_dict(), weights)
-        (self.folder / "tiny.yaml").write_text(CONFIG)
+        (self.folder / "tiny.yaml").write_text(drawn.CONFIG)
         train.discover()
         self.clips = {str(weights): load_clip(str(weights))}
         train.main(self.words(self.run), clips=self.clips)
@@ -876,7 +859,7 @@ class Sentences(Reader):
     name = "sentences"
 
     def prepare(self):
-        (self.world.folder / "coprompt.yaml").write_text(CONFIG.replace("  COOP: {N_CTX: 3}",
+        (self.world.folder / "coprompt.yaml").write_text(drawn.CONFIG.replace("  COOP: {N_CTX: 3}",
                                                                         "  COPROMPT: {N_CTX: 2, PROMPT_DEPTH: 2}"))
         self.good = {name: [f"a {name}.", f"A photo of a {name}, which is {number}."]
                      for number, name in enumerate(drawn.CLASSES)}

@@ -1,5 +1,6 @@
 """Archives for tests, also such as no program makes."""
 import io
+import os
 import tarfile
 import warnings
 import zipfile
@@ -63,3 +64,17 @@ def imagenet(classes, numbers):
     devkit = {f"{data}/meta.mat": meta.getvalue(), f"{data}/ILSVRC2012_validation_ground_truth.txt":
               "".join(f"{number}\n" for number in numbers).encode()}
     return {"train": tar(train, "w:"), "val": tar(val, "w:"), "devkit": tar(devkit)}
+
+
+def plant(kind, path, victim):
+    """Put something of a kind where a file is to be."""
+    if kind == "link":
+        path.symlink_to(victim)
+    elif kind == "hard_link":
+        os.link(victim, path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.mkdir()

@@ -20,7 +20,7 @@ from urllib.parse import quote, urljoin, urlsplit
 from torchvision.datasets.utils import calculate_md5
 from tqdm import tqdm
 
-from dassl.utils import InputError, open_own, open_regular
+from dassl.utils import InputError, open_own, open_regular, printable
 
 ATTEMPTS = 4  # that bring no byte, before a download is given up
 REQUESTS = 50  # in a row that bring less than CHUNK each, before it is given up
@@ -345,8 +345,8 @@ def need_space(folder, size):
 
 
 def shown(text, most=200):
-    """What a server or an archive says, as it may be printed: one line that moves no terminal's cursor."""
-    return "".join(letter if letter.isprintable() else "?" for letter in str(text)[:most])
+    """The beginning of what a server or an archive says, as it may be printed."""
+    return printable(str(text)[:most])[:most]  # escaped it is longer
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import zipfile
 
 import packed
 import pytest
-from packed import link, member, tar, zip_member, zipped
+from packed import link, member, plant, tar, zip_member, zipped
 from torchvision.datasets.imagenet import ARCHIVE_META
 
 from dassl.utils import InputError
@@ -378,17 +378,6 @@ def test_what_lies_in_the_locks_place(kind, tmp_path, victim, one_line, monkeypa
     plant(kind, lock, victim)
     said = one_line(lambda: prepare_data.main(["pacs", "--root", str(tmp_path / "data")]))
     assert str(lock) in said and "remove it" in said and victim.read_bytes() == b"worth more"
-
-
-def plant(kind, path, victim):
-    if kind == "link":
-        path.symlink_to(victim)
-    elif kind == "hard_link":
-        os.link(victim, path)
-    elif kind == "pipe":
-        os.mkfifo(path)
-    else:
-        path.mkdir()
 
 
 def test_downloads_that_are_a_link(tmp_path, victim, one_line):

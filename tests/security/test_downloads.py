@@ -9,6 +9,7 @@ import threading
 import time
 
 import pytest
+from packed import plant
 
 from dassl.utils import InputError
 from tools import download, prepare_data
@@ -280,19 +281,6 @@ def test_the_body_of_a_redirect_is_not_read(server, tmp_path):
 
 
 # ---- what lies in the place of a download's files ----
-def plant(kind, path, victim):
-    if kind == "link":
-        path.symlink_to(victim)
-    elif kind == "hard_link":
-        os.link(victim, path)
-    elif kind == "device":
-        path.symlink_to("/dev/zero")
-    elif kind == "pipe":
-        os.mkfifo(path)
-    else:
-        path.mkdir()
-
-
 @pytest.mark.parametrize("kind", ["link", "hard_link", "device", "pipe", "folder"])
 @pytest.mark.parametrize("name", ["a.bin.part", "a.bin.part.version"])
 def test_planted_files(kind, name, server, tmp_path):
