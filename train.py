@@ -58,17 +58,17 @@ from dassl.utils import (
     FolderLock,
     InputError,
     Terminated,
+    broadcast,
     collect_env_info,
     escaped_streams,
     first_to_tell,
-    first_within,
-    from_first,
     import_package_modules,
     joined,
     load_checkpoint,
     load_entry_points,
     load_plugin,
     lost_another,
+    rank_zero_within,
     remove_torn_files,
     require_own_folder,
     set_random_seed,
@@ -81,7 +81,7 @@ from dassl.utils.streams import ReaderGone, end_quietly, go_on, watched_streams
 from prompting import PromptingError
 from prompting.backbone import describe_weights, serve_foreign_code, unpublished_note, weights_digest
 from prompting.templates import check_templates
-from trainers.base import PromptTrainer, options_set
+from training.prompt_trainer import PromptTrainer, options_set
 
 REGISTRIES = (TRAINER_REGISTRY, DATASET_REGISTRY, SAMPLER_REGISTRY, EVALUATOR_REGISTRY)
 CONFIGS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "configs")
@@ -290,7 +290,7 @@ def build_config(args):
     if cfg.SEED >= 2**63:
         raise InputError(f"the seed must be below 2^63, not {cfg.SEED}")
     if cfg.SEED < 0:
-        cfg.SEED = from_first(lambda: random.SystemRandom().randrange(2**31))
+        cfg.SEED = broadcast(lambda: random.SystemRandom().randrange(2**31))
     if cfg.DATASET.CLASSNAMES:
         cfg.DATASET.CLASSNAMES = os.path.abspath(cfg.DATASET.CLASSNAMES)
     if os.path.isfile(cfg.MODEL.BACKBONE.NAME):
@@ -345,13 +345,13 @@ def main(argv=None, clips=None, seen=None):
     discover(args.plugin)
     cfg = build_config(args)
     evaluation = what_is_evaluated(args)
-    results = from_first(lambda: finished(cfg, evaluation, seen))
+    results = broadcast(lambda: finished(cfg, evaluation, seen))
     if results is None or args.no_train:
-        with sigterm_raises(), first_within(lambda: FolderLock(cfg.OUTPUT_DIR)):
+        with sigterm_raises(), rank_zero_within(lambda: FolderLock(cfg.OUTPUT_DIR)):
             # Asked again: the process that held the lock before may just have finished this very run.
-            results = from_first(lambda: finished(cfg, evaluation, seen))
+            results = broadcast(lambda: finished(cfg, evaluation, seen))
             if results is None or args.no_train:
-                with first_within(lambda: logged(cfg.OUTPUT_DIR)):
+                with rank_zero_within(lambda: logged(cfg.OUTPUT_DIR)):
                     return run(args, cfg, evaluation, {} if clips is None else clips)
     print(f"Finished before: {cfg.OUTPUT_DIR}")
     return results
@@ -398,10 +398,10 @@ def run(args, cfg, evaluation, clips):
     silent, stored = settings_without_effect(args, facts), own_cfg(cfg, default_config(cfg))
     if silent:
         print(note_of(silent))
-    overlap = from_first(lambda: begin_folder(args, stored, trainer))
+    overlap = broadcast(lambda: begin_folder(args, stored, trainer))
     if args.no_train:
         return {}
-    from_first(lambda: keep_draws(getattr(getattr(trainer, "dm", None), "dataset", None), cfg.OUTPUT_DIR))
+    broadcast(lambda: keep_draws(getattr(getattr(trainer, "dm", None), "dataset", None), cfg.OUTPUT_DIR))
     if args.eval_only:
         epoch = args.load_epoch
         if epoch is None and not isinstance(trainer, PromptTrainer):
@@ -444,7 +444,7 @@ def run(args, cfg, evaluation, clips):
         write_logits(trainer, cfg.OUTPUT_DIR)
         write_json(results, os.path.join(cfg.OUTPUT_DIR, "results.json"))
 
-    from_first(store)
+    broadcast(store)
     return results
 
 

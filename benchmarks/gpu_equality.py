@@ -18,7 +18,7 @@ import train
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import Terminated
 from prompting import load_clip, precision
-from trainers.base import PromptTrainer
+from training import PromptTrainer
 
 ROOT = Path(__file__).resolve().parents[1]
 HEADERS = {

@@ -20,7 +20,7 @@ from torch import distributed
 from benchmarks.measure import median
 from benchmarks.models import random_clip
 from benchmarks.sides import Ours, Work
-from dassl.utils import InputError, of_all, rank, world_size
+from dassl.utils import InputError, all_gather, rank, world_size
 from train import command_line
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -40,7 +40,7 @@ def evaluation_step(ours):
 
     def step():
         with torch.no_grad(), ours.trainer.ranks.apart():
-            of_all(ours.trainer.model_inference(ours.batch["img"][share]))
+            all_gather(ours.trainer.model_inference(ours.batch["img"][share]))
 
     ours.trainer.set_model_mode("eval")
     return step
@@ -52,7 +52,7 @@ def timed(step):
         distributed.barrier()
     clock, processor = time.perf_counter(), time.process_time()
     step()
-    processor = max(of_all(time.process_time() - processor))
+    processor = max(all_gather(time.process_time() - processor))
     return time.perf_counter() - clock, processor
 
 

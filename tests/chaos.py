@@ -30,7 +30,7 @@ import torch  # noqa: E402
 import train  # noqa: E402
 from datasets.shapes import write_shapes  # noqa: E402
 from prompting import load_clip  # noqa: E402
-from trainers.base import PromptTrainer  # noqa: E402
+from training import PromptTrainer  # noqa: E402
 
 EPOCHS = 4
 KINDS = [("CoOp", 0), ("MetaPrompt", 2), ("CoOp", 2), ("MetaPrompt", 0), ("CoCoOp", 0)]  # (method, loader workers)

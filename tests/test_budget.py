@@ -17,7 +17,7 @@ from prompting import ClassPrompts, Towers, load_clip
 from prompting.precision import GradientOverflow
 from tools import config_budgets, report
 from tools.tables import FORMATS
-from trainers.base import PromptTrainer
+from training import PromptTrainer
 from written_runs import base2new, share, write_run
 
 CLASSES, IMAGES, BATCH, EPOCHS = 6, 12, 4, 2  # of the drawn Caltech101, 2 shots, in tests/conftest.py's config

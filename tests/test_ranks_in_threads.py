@@ -263,7 +263,7 @@ def test_an_image_pass_is_that_of_one_rank(images, group, clip_model):
 @pytest.mark.parametrize("images", [2, 7])
 def test_every_rank_gets_the_batch_of_one_process(images, group, clip_model, monkeypatch):
     """A rank without a share (of 2 images in 4 processes) has read one that does not count."""
-    monkeypatch.setattr(base, "of_all", group.exchange)
+    monkeypatch.setattr(base, "all_gather", group.exchange)
     trainer = make_trainer("CoOp", clip_model, NAMES, {"N_CTX": 1}, batch=images)
     next(iter(trainer.train_loader_x.batch_sampler))  # a pass over the training images has begun
     data = tiny_clip.batch("threads", 0, images, 5)

@@ -15,7 +15,7 @@ from conftest import ROOT
 import train
 from dassl.engine import SimpleTrainer
 from dassl.utils import StopRequest, Terminated, signals
-from trainers.base import PromptTrainer
+from training import PromptTrainer
 
 pytestmark = pytest.mark.robustness
 ENDS = {signal.SIGINT: (KeyboardInterrupt, 130), signal.SIGTERM: (Terminated, 143)}
@@ -169,13 +169,13 @@ def test_a_signal_between_two_looks_is_not_lost(run, tmp_path, monkeypatch):
     """It comes while the ranks agree that none has come."""
     looks = []
 
-    def highest(number):
+    def all_reduce_max(number):
         looks.append(number)
         if len(looks) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         return number
 
-    monkeypatch.setattr("dassl.engine.trainer.highest", highest)
+    monkeypatch.setattr("dassl.engine.trainer.all_reduce_max", all_reduce_max)
     with pytest.raises(Terminated):
         run("CoOp", tmp_path, *EPOCHS)
     assert looks == [0, 0, signal.SIGTERM]

@@ -18,7 +18,7 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import InputError
 from tools import plans, protocol
 from trainers import base as trainers_base
-from trainers.base import PromptTrainer
+from training import PromptTrainer
 
 TRAINED = {
     "CoOp": {"prompt_learner.ctx"},

@@ -13,7 +13,7 @@ from dassl.utils import InputError
 from harness import make_trainer
 from prompting import PromptingError
 from prompting.deep import CoupledCLIP, IndependentCLIP, worded_prompts
-from trainers.base import PromptTrainer
+from training import PromptTrainer
 
 NAMES = tiny_clip.CLASSNAMES
 METHODS = {name: ALL[name] for name in ("MaPLe", "VPT", "IVLP", "PromptSRC", "CoPrompt", "ProMetaR")}

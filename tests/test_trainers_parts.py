@@ -22,9 +22,9 @@ from prompting import ClassPrompts, PromptingError, load_clip
 from prompting.episodes import splittable_order
 from prompting.precision import GradientOverflow
 from trainers import base
-from trainers.episodes import MetaEpisodeSampler, split_of
 from trainers.prograd import soft_cross_entropy
-from trainers.without_data import DataManagerWithoutData, NeedsImages
+from training.episodes import MetaEpisodeSampler, split_of
+from training.without_data import DataManagerWithoutData, NeedsImages
 
 NAMES = tiny_clip.CLASSNAMES
 WORDS = "a photo of a"

@@ -12,7 +12,7 @@ from dassl.optim import build_lr_scheduler, build_optimizer, go_on
 from dassl.utils import InputError
 from harness import make_trainer
 from prompting.backbone import describe_backbone, load_clip, weights_digest
-from trainers.base import PromptTrainer
+from training import PromptTrainer
 
 SMALL = {"MaPLe": {"PROMPT_DEPTH": 2}, "CoPrompt": {"PROMPT_DEPTH": 2}, "MetaPrompt": {"LAYERS": 2},
          "TCP": {"LAYER": 2}, "VPT": {"PROMPT_DEPTH_VISION": 2}}

@@ -15,7 +15,7 @@ from dassl.data.datasets import build_dataset
 from dassl.engine.run_folder import Sources, require_goes_on
 from dassl.utils import (
     InputError,
-    from_first,
+    broadcast,
     lives_here,
     lock_holder,
     orphaned,
@@ -187,7 +187,7 @@ def _one_by_one(outcome, clips):
     for run in outcome.runs:
         if outcome.ready(run):
             try:
-                results = from_first(lambda run=run: wait_for_ending(run.folder) or taken_over(run, outcome, seen))
+                results = broadcast(lambda run=run: wait_for_ending(run.folder) or taken_over(run, outcome, seen))
                 outcome.results[run.folder] = results or train.main(list(run.argv), clips=clips, seen=seen)
             except Exception as error:
                 reason = train.mendable(error)

@@ -47,8 +47,8 @@ from dassl.utils.images import SUFFIXES, bombs_are_errors, decoded, size_of, to_
 from dassl.utils.text import escaped  # noqa: E402
 from dassl.utils.tools import MOST_JSON  # noqa: E402
 from prompting.backbone import unpublished_note  # noqa: E402
-from trainers.base import PromptTrainer  # noqa: E402
-from trainers.without_data import NeedsImages  # noqa: E402
+from training import PromptTrainer  # noqa: E402
+from training.without_data import NeedsImages  # noqa: E402
 
 BATCH = 32  # images that are classified together
 READERS = 4  # threads that read them

@@ -19,7 +19,7 @@ sys.path.insert(0, ROOT)
 import train  # noqa: E402
 from dassl.engine import TRAINER_REGISTRY  # noqa: E402
 from dassl.engine.run_folder import Listings  # noqa: E402
-from dassl.utils import InputError, from_first, printable, require_own_folder, world_size  # noqa: E402
+from dassl.utils import InputError, broadcast, printable, require_own_folder, world_size  # noqa: E402
 from dassl.utils.streams import go_on  # noqa: E402
 from tools import cluster, status  # noqa: E402
 from tools.dry_run import list_runs  # noqa: E402
@@ -153,12 +153,12 @@ def main(argv=None):
         return told(sweep_status(runs, args.output))
     if args.table:
         outcome = made(runs)
-        return from_first(lambda: show(args, runs, outcome, f", {len(outcome.results)} of {len(runs)} runs done"))
+        return broadcast(lambda: show(args, runs, outcome, f", {len(outcome.results)} of {len(runs)} runs done"))
     if args.launcher == "slurm":
         return told(submitted(runs, args))
     started = time.time()
     outcome = execute(runs, planner.clips, args.jobs)
-    text = from_first(lambda: show(args, runs, outcome, f", {time.time() - started:.0f} s"))
+    text = broadcast(lambda: show(args, runs, outcome, f", {time.time() - started:.0f} s"))
     outcome.require_all()
     return text
 

@@ -9,7 +9,7 @@ from dassl.utils import InputError
 from prompting.adapter import Adapter
 from prompting.model import FrozenCLIP
 from prompting.templates import template_of
-from trainers.base import PromptTrainer
+from training import PromptTrainer
 
 
 class AdaptedCLIP(FrozenCLIP):

@@ -12,7 +12,7 @@ from dassl.engine import TRAINER_REGISTRY
 from prompting.backbone import normalize
 from prompting.model import Prompt, PromptedCLIP
 from prompting.text import ClassPrompts
-from trainers.base import PromptTrainer
+from training import PromptTrainer
 
 PROMPTS_AT_ONCE = 4096  # prompts (images x classes) that evaluation runs through the text tower together
 

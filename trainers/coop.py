@@ -10,7 +10,7 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import InputError
 from prompting.model import Prompt, PromptedCLIP
 from prompting.text import ClassPrompts
-from trainers.base import PromptTrainer
+from training import PromptTrainer
 
 
 class CoOpCLIP(PromptedCLIP):

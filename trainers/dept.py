@@ -12,8 +12,8 @@ from yacs.config import CfgNode as CN
 from dassl.engine import TRAINER_REGISTRY
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import InputError
-from trainers.base import PromptTrainer
 from trainers.coop import CoOpCLIP
+from training import PromptTrainer
 
 
 class ChannelAdjustment(nn.Module):

@@ -9,7 +9,7 @@ from yacs.config import CfgNode as CN
 from dassl.engine import TRAINER_REGISTRY
 from prompting.deep import IndependentCLIP, check_prompts, worded_prompts
 from prompting.model import random_vectors
-from trainers.base import PromptTrainer
+from training import PromptTrainer
 
 
 def independent_prompts_cfg(n_ctx):

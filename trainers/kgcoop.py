@@ -10,8 +10,8 @@ from dassl.utils import InputError
 from prompting.consistency import cosine_distance
 from prompting.templates import kgcoop_template_of
 from prompting.text import readable
-from trainers.base import PromptTrainer
 from trainers.coop import CoOpCLIP
+from training import PromptTrainer
 
 
 @TRAINER_REGISTRY.register()

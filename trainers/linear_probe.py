@@ -14,7 +14,7 @@ from dassl.utils import check_availability
 from prompting.backbone import normalize
 from prompting.templates import template_of
 from prompting.text import readable
-from trainers.base import PromptTrainer
+from training import PromptTrainer
 
 
 class ProbedCLIP(nn.Module):

@@ -7,7 +7,7 @@ from yacs.config import CfgNode as CN
 
 from dassl.engine import TRAINER_REGISTRY
 from prompting.deep import CoupledCLIP, check_prompts, worded_prompts
-from trainers.base import PromptTrainer
+from training import PromptTrainer
 
 
 def coupled_prompts_cfg():

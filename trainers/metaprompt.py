@@ -17,8 +17,7 @@ from prompting.blocks import differentiable_attention
 from prompting.episodes import halve_classes, meta_gradient
 from prompting.templates import frozen_templates_of
 from prompting.text import readable
-from trainers.base import PromptTrainer
-from trainers.episodes import split_of
+from training import PromptTrainer, split_of
 
 
 @TRAINER_REGISTRY.register()

@@ -12,8 +12,8 @@ from dassl.metrics import compute_accuracy
 from dassl.utils import InputError
 from prompting.templates import leading_template_of, leading_words
 from prompting.text import readable
-from trainers.base import PromptTrainer
 from trainers.coop import CoOpCLIP
+from training import PromptTrainer
 
 # A general gradient that is shorter, in units of the domain gradient, is a rounding error of what the towers compute
 # in: it has no direction. At the start, where it is exactly 0, it was 2e-7 in float32, 2e-3 in float16 and 4e-4 in

@@ -14,7 +14,7 @@ from prompting.consistency import cosine_distance
 from prompting.model import Prompt, PromptedCLIP
 from prompting.templates import tcp_template_of, tcp_words_of
 from prompting.text import ClassPrompts, readable
-from trainers.base import PromptTrainer
+from training import PromptTrainer
 
 CLASS_TOKENS = 4  # prompts that the network makes of a class
 

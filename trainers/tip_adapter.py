@@ -18,8 +18,7 @@ from dassl.utils.stored import alike, require_like
 from prompting.backbone import normalize
 from prompting.cache import CacheCLIP
 from prompting.templates import cache_templates_of
-from trainers.base import PromptTrainer
-from trainers.frozen_features import FrozenFeatures
+from training import FrozenFeatures, PromptTrainer
 
 ADAMW_EPS = 1e-4  # of the authors' AdamW; torch's is 1e-8
 

@@ -11,7 +11,7 @@ from prompting.deep import check_prompts
 from prompting.model import Prompt, PromptedCLIP, random_vectors
 from prompting.templates import DEFAULT
 from prompting.text import readable
-from trainers.base import PromptTrainer
+from training import PromptTrainer
 
 
 class VisualPromptCLIP(PromptedCLIP):

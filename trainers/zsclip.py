@@ -6,7 +6,7 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import check_availability
 from prompting.model import FrozenCLIP
 from prompting.templates import ensemble_of, template_of
-from trainers.base import PromptTrainer
+from training import PromptTrainer
 
 
 @TRAINER_REGISTRY.register()

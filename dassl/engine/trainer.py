@@ -30,18 +30,18 @@ from dassl.utils import (
     MetricMeter,
     NonFiniteError,
     StopRequest,
+    all_gather,
+    all_reduce_max,
+    broadcast,
     check_availability,
     checkpoints_newest_first,
     does_not_fit,
-    from_first,
     get_rng_state,
-    highest,
     load_checkpoint,
     load_tensors,
+    main_process_first,
     mkdir_if_missing,
     note_checkpoint,
-    of_all,
-    one_machine_first,
     open_regular,
     rank,
     require_own_folder,
@@ -103,7 +103,7 @@ class TrainerBase:
         """Write a checkpoint of each registered model to `directory/<name>/`; `epoch` counts from 0.
 
         Of a run's processes the first writes; all call it, and go on when it is written."""
-        from_first(lambda: self._write_models(epoch, directory, is_best, val_result, model_name))
+        broadcast(lambda: self._write_models(epoch, directory, is_best, val_result, model_name))
 
     def _write_models(self, epoch, directory, is_best, val_result, model_name):
         for name in self.get_model_names():
@@ -288,7 +288,7 @@ class TrainerBase:
         Raises:
             KeyboardInterrupt, Terminated: SIGINT or SIGTERM came.
         """
-        number = highest(self.stop.number or 0) if self.stop is not None else 0  # it may have come to some ranks only
+        number = all_reduce_max(self.stop.number or 0) if self.stop is not None else 0  # of any rank
         if not number:  # and may come just now, to be seen next time
             return
         if self.stop.number is None:
@@ -389,7 +389,7 @@ def divided(loader):
         batches.divide(0, 1)
 
 
-def of_all_ranks(output, label, more, size):
+def gathered_outputs(output, label, more, size):
     """A step's (logits, labels, more about the images) of each rank in turn, which is the order of the images.
 
     size: how many images all ranks have in the step; None: what is given already is all."""
@@ -397,7 +397,7 @@ def of_all_ranks(output, label, more, size):
         return [(output, label, more)]
     share = share_of(size, rank(), world_size())
     own = share.stop - share.start  # a rank without images has computed one, which does not count
-    return [part for part in of_all((output[:own].cpu(), label[:own].cpu(), {k: v[:own] for k, v in more.items()}))
+    return [part for part in all_gather((output[:own].cpu(), label[:own].cpu(), {k: v[:own] for k, v in more.items()}))
             if len(part[1])]
 
 
@@ -426,7 +426,7 @@ class SimpleTrainer(TrainerBase):
         """Raise for a config the method cannot run with."""
 
     def build_data_loader(self):
-        dm = one_machine_first(lambda: DataManager(self.cfg))
+        dm = main_process_first(lambda: DataManager(self.cfg))
         self.train_loader_x, self.train_loader_u = dm.train_loader_x, dm.train_loader_u
         self.val_loader, self.test_loader = dm.val_loader, dm.test_loader
         self.num_classes, self.num_source_domains = dm.num_classes, dm.num_source_domains
@@ -478,7 +478,7 @@ class SimpleTrainer(TrainerBase):
         """Raise InputError for an image to train or validate on that cannot be read, before hours are spent."""
         dm = getattr(self, "dm", None)
         if dm is not None and self.max_epoch > self.start_epoch:
-            from_first(lambda: require_readable([*dm.dataset.train_x, *(dm.dataset.val or ())]))
+            broadcast(lambda: require_readable([*dm.dataset.train_x, *(dm.dataset.val or ())]))
 
     def before_train(self):
         self.start_epoch = self.resume_model_if_exist(self.output_dir)
@@ -487,7 +487,7 @@ class SimpleTrainer(TrainerBase):
         if self.start_epoch > self.max_epoch:
             raise InputError(f"the checkpoint to go on from is of epoch {self.start_epoch}, OPTIM.MAX_EPOCH is "
                              f"{self.max_epoch}; give at least {self.start_epoch}, or start a new run without --resume")
-        if len(set(of_all((self.start_epoch, self.first_batch)))) > 1:
+        if len(set(all_gather((self.start_epoch, self.first_batch)))) > 1:
             raise InputError(f"the processes of this run find different checkpoints in {self.output_dir}; it must lie "
                              "on a disk that all machines see")
         if self.start_epoch < self.max_epoch and not self.first_batch and self.out_of_patience(self.start_epoch):
@@ -599,7 +599,7 @@ class SimpleTrainer(TrainerBase):
                 input, label = self.parse_batch_test(batch)
                 output = self.model_inference(input)
                 more = {name: batch[name] for name in known if name in batch}
-                for logits, labels, about in of_all_ranks(output, label, more, size_of(number)):
+                for logits, labels, about in gathered_outputs(output, label, more, size_of(number)):
                     if torch.is_tensor(logits):  # a foreign evaluator may take other things
                         require_finite(logits, about.get("impath", ()))
                     self.evaluator.process(logits, labels, **{name: about[name] for name in wanted & set(about)})

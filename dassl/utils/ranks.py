@@ -77,7 +77,7 @@ def require_own_gpu():
                          f"({torch.cuda.device_count()}); lower --nproc-per-node, or add USE_CUDA False")
 
 
-def from_first(function):
+def broadcast(function):
     """What `function()` gives on rank 0, which alone calls it, on every rank; or what it raises."""
     if world_size() == 1:
         return function()
@@ -89,14 +89,14 @@ def from_first(function):
 
 
 @contextlib.contextmanager
-def first_within(context):
+def rank_zero_within(context):
     """Within it rank 0 is within `context()`."""
     with contextlib.ExitStack() as stack:
-        from_first(lambda: stack.enter_context(context()) and None)
+        broadcast(lambda: stack.enter_context(context()) and None)
         yield
 
 
-def one_machine_first(function):
+def main_process_first(function):
     """`function()` on rank 0, then on the first process of each other machine, then on the others: each finds the files
     that those before it have written."""
     if world_size() == 1:
@@ -107,13 +107,13 @@ def one_machine_first(function):
         error = None
         if now == turn:
             value, error = _outcome(function)
-        errors += [error for error in of_all(error) if error is not None]
+        errors += [error for error in all_gather(error) if error is not None]
         if errors:
             raise errors[0]
     return value
 
 
-def of_all(value):
+def all_gather(value):
     """[every rank's `value`], on every rank."""
     if world_size() == 1:
         return [value]
@@ -122,8 +122,8 @@ def of_all(value):
     return values
 
 
-def highest(number):
-    """The highest of the ranks' numbers."""
+def all_reduce_max(number):
+    """The highest of the ranks' numbers (torch.distributed's all_reduce with MAX)."""
     if world_size() == 1:
         return number
     number = torch.tensor(number)

@@ -27,7 +27,7 @@ from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import isolated_rng
 from datasets import shapes
 from prompting import load_clip
-from trainers.base import PromptTrainer
+from training import PromptTrainer
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPES = ROOT / "configs" / "datasets" / "shapes.yaml"

@@ -6,7 +6,7 @@ from torch import nn
 
 from dassl.engine import TRAINER_REGISTRY
 from prompting.model import PromptedCLIP
-from trainers.base import PromptTrainer
+from training import PromptTrainer
 
 
 class Weights(PromptedCLIP):

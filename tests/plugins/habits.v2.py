@@ -7,7 +7,7 @@ from dassl.data.data_manager import DatasetWrapper
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 from dassl.optim import build_lr_scheduler, build_optimizer
 from prompting.model import Prompt, PromptedCLIP
-from trainers.base import PromptTrainer
+from training import PromptTrainer
 
 
 class Listed(DatasetWrapper):

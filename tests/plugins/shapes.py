@@ -8,7 +8,7 @@ from dassl.data.samplers import SAMPLER_REGISTRY, RandomSampler
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import listdir_nohidden
 from prompting.model import Prompt, PromptedCLIP
-from trainers.base import PromptTrainer
+from training import PromptTrainer
 
 
 @DATASET_REGISTRY.register()

@@ -39,8 +39,8 @@ from dassl.utils import (
 from datasets.files import read_lines
 from prompting import PromptingError, backbone, load_clip
 from tools import cluster, plot, protocol
-from trainers.base import PromptTrainer
 from trainers.coprompt import read_sentences
+from training import PromptTrainer
 
 WORTH = "worth more than a run\n"
 

@@ -16,7 +16,7 @@ from dassl.utils import InputError
 from prompting import PromptingError, load_clip
 from prompting.backbone import Towers, weights_digest
 from tools import interpret_prompt, predict, protocol, report
-from trainers.base import PromptTrainer
+from training import PromptTrainer
 from written_runs import base2new, share, write_run
 
 ROOT = Path(__file__).resolve().parents[2]

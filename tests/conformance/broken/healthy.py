@@ -6,7 +6,7 @@ from torch import nn
 from dassl.engine import TRAINER_REGISTRY
 from prompting.backbone import normalize
 from prompting.model import Prompt, PromptedCLIP
-from trainers.base import PromptTrainer
+from training import PromptTrainer
 
 
 class ShiftedCLIP(PromptedCLIP):

@@ -6,7 +6,7 @@ import torch
 from dassl.data.data_manager import build_data_loader
 from dassl.data.overlap import ImageSet
 from dassl.metrics import require_finite
-from trainers.base import PromptTrainer
+from training.prompt_trainer import PromptTrainer
 
 
 class FrozenFeatures(PromptTrainer):

@@ -13,9 +13,9 @@ from dassl.utils import (
     INTERRUPTED,
     MISFITS,
     InputError,
+    broadcast,
     checkpoints_newest_first,
     does_not_fit,
-    from_first,
     get_rng_state,
     load_checkpoint,
     noted_checkpoint,
@@ -68,7 +68,7 @@ class PromptCheckpoints(TrainerX):
 
     def save_model(self, epoch, directory, is_best=False, val_result=None, model_name=""):
         if self.trains:
-            from_first(lambda: self._write_model(epoch, directory, is_best, val_result, model_name))
+            broadcast(lambda: self._write_model(epoch, directory, is_best, val_result, model_name))
 
     def _write_model(self, epoch, directory, is_best, val_result, model_name):
         state = {

@@ -12,20 +12,20 @@ from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import (
     InputError,
     NonFiniteError,
+    all_gather,
     count_num_param,
     derive_seed,
     isolated_rng,
     load_pretrained_weights,
-    of_all,
-    one_machine_first,
+    main_process_first,
     processes_here,
 )
 from prompting.backbone import Towers, describe_backbone, load_clip, unpublished_note, weights_digest
 from prompting.memory import activation_budget
 from prompting.precision import GradientOverflow, Precision, all_finite
 from prompting.ranks import Ranks
-from trainers.checkpoints import PromptCheckpoints
-from trainers.without_data import DataManagerWithoutData
+from training.checkpoints import PromptCheckpoints
+from training.without_data import DataManagerWithoutData
 
 OF_EVERY_STEP = ("OPTIM.LABEL_SMOOTHING", "OPTIM.CLIP_GRAD_NORM")
 TRAINING_OPTIONS = (*OF_EVERY_STEP, "TRAIN.PATIENCE")  # off by default; what no other kind of trainer has
@@ -186,7 +186,7 @@ class PromptTrainer(PromptCheckpoints):
             known = getattr(self.clips.get(name), "weights_digest", None)
             if name not in self.clips or known and known != weights_digest(name):  # the file may be another by now
                 with isolated_rng(0):  # loading draws numbers, and a run that is handed a loaded CLIP does not load
-                    self.clips[name] = one_machine_first(lambda: load_clip(name))
+                    self.clips[name] = main_process_first(lambda: load_clip(name))
             clip_model = self.clips[name]
         self.backbone_facts = describe_backbone(clip_model, name)
         if note := unpublished_note(self.backbone_facts):
@@ -261,7 +261,7 @@ class PromptTrainer(PromptCheckpoints):
                 return self.ranks.gather(value[:own], size)
             if value and torch.is_tensor(value[0]):
                 return [gathered(view) for view in value]
-            return [entry for part in of_all(value[:own]) for entry in part]
+            return [entry for part in all_gather(value[:own]) for entry in part]
 
         return {key: gathered(value) for key, value in batch.items()}
 

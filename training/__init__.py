@@ -1,0 +1,6 @@
+"""What trainers share: PromptTrainer, the base of a method that learns a little around a frozen CLIP, and its parts."""
+from training.episodes import split_of
+from training.frozen_features import FrozenFeatures
+from training.prompt_trainer import PromptTrainer
+
+__all__ = ["FrozenFeatures", "PromptTrainer", "split_of"]
