@@ -2,8 +2,8 @@
 2307.06948.
 
 Learned: independent prompts of both towers, held back by three constraints (section 3.2): prompted features and logits
-agree with the frozen CLIP's; the deployed prompts are a Gaussian-weighted average over the epochs of training; the
-frozen text features are a mean over many templates.
+agree with those of the frozen CLIP; the deployed prompts are a Gaussian-weighted average over the epochs of training;
+the frozen text features are a mean over many templates.
 
 With t, v the prompted features of length 1, t0, v0 the frozen ones, p, p0 the class probabilities each pair gives, and
 means over all entries:
@@ -40,20 +40,20 @@ class PromptSRC(IVLP):
             raise InputError(f"TRAINER.PROMPTSRC.GPA_STD must be positive, it is {cfg.TRAINER.PROMPTSRC.GPA_STD}")
 
     @functools.cached_property
-    def frozen_text(self):
-        """t0 before it is normalised, (n_cls, E); only training asks for it."""
+    def frozen_text_features(self):
+        """t0 before it is normalised, (n_cls, E); only training needs it."""
         return diverse_text_features(self.towers, self.dm.dataset.classnames,
                                      self.frozen_templates(*IMAGENET_FIRST_60))
 
     def compute_loss(self, batch):
         model, towers, node = self.model, self.towers, self.node
         embedded = towers.image.embed(batch["img"])
-        images, texts = model.image_features(embedded), model.text_features()
+        images, texts = model.encode_embedded(embedded), model.encode_text_prompts()
         frozen_images = towers.image.encode(embedded)
         logits = towers.cosine_logits(images, texts)
-        frozen_logits = towers.cosine_logits(frozen_images, self.frozen_text)
+        frozen_logits = towers.cosine_logits(frozen_images, self.frozen_text_features)
 
-        text = l1_distance(texts, self.frozen_text)
+        text = l1_distance(texts, self.frozen_text_features)
         image = l1_distance(images, frozen_images)
         divergence = F.kl_div(logits.log_softmax(1), frozen_logits.log_softmax(1), reduction="sum", log_target=True)
         divergence = divergence / logits.numel()  # by images and classes, as in the authors' code

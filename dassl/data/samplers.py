@@ -170,7 +170,7 @@ class EpochBatchSampler(Sampler):
         self.sampler, self.batch_size = sampler, batch_size
         self.drop_last = drop_last
         self.epoch = self.first_batch = 0
-        self.rank, self.ranks = 0, 1
+        self.rank, self.world_size = 0, 1
         self.total = 0  # keys of the latest pass
 
     def set_epoch(self, epoch, first_batch=0):
@@ -178,20 +178,20 @@ class EpochBatchSampler(Sampler):
         self.epoch, self.first_batch = epoch, first_batch
         self.sampler.set_epoch(epoch)
 
-    def divide(self, rank, ranks):
-        """From the next pass on yield only `rank`'s share of every batch; the first key where that is none, because a
-        loader makes no empty batches."""
-        self.rank, self.ranks = rank, ranks
+    def divide(self, rank, world_size):
+        """From the next pass on yield only the share of `rank` of every batch; where that is empty, the first key,
+        because a loader makes no empty batches."""
+        self.rank, self.world_size = rank, world_size
 
     def __iter__(self):
         keys = [(index, self.epoch, position) for position, index in enumerate(self.sampler)]
         self.total = len(keys)
         for batch in range(self.first_batch, self._batches(len(keys))):
             whole = keys[batch * self.batch_size:(batch + 1) * self.batch_size]
-            yield whole[share_of(len(whole), self.rank, self.ranks)] or whole[:1]
+            yield whole[share_of(len(whole), self.rank, self.world_size)] or whole[:1]
 
     def size_of(self, batch):
-        """How many images the latest pass has in a batch, those of all ranks together."""
+        """How many images a batch of the latest pass has on all ranks."""
         return min(self.batch_size, self.total - batch * self.batch_size)
 
     def _batches(self, size):
