@@ -1,7 +1,7 @@
 """CoOp: Zhou et al., "Learning to Prompt for Vision-Language Models", arXiv 2109.01134.
 
-Learned: context vectors in front of, around or behind the class name. All classes share them (unified context), or each
-class has its own (class-specific context, CSC), section 3.2.
+Learned: context vectors in front of, around or behind the class name, one set for all classes (unified context) or one
+per class (class-specific context, CSC), section 3.2.
 """
 import torch
 from yacs.config import CfgNode as CN

@@ -77,34 +77,35 @@ class PromptSRC(IVLP):
         super().before_train()
         done = self.start_epoch
         if self.average and self.averaged_for not in (None, self.max_epoch) and done < self.max_epoch:
-            # Their weights have summed up to 1 over another number of epochs.
+            # The weights sum to 1 over another number of epochs.
             now, then = self.epoch_weight(done), self.epoch_weight(done, self.averaged_for)
-            self.average = {name: prompts * (now / then) for name, prompts in self.average.items()}
+            self.average = {name: tensor * (now / then) for name, tensor in self.average.items()}
         if self.went_on_from_finished and done < self.max_epoch and self.last:
-            self.put(self.last)  # what the average had taken the place of
+            self.put(self.last)  # which the average had replaced
 
     @torch.no_grad()
     def after_epoch(self):
-        """Add the epoch's prompts to the average; after the last epoch the average takes their place."""
+        """Add the prompts of this epoch to the average; after the last epoch the average replaces them."""
         weight, now = self.epoch_weight(self.epoch + 1), self.trained_state()
-        before = self.average or {name: torch.zeros_like(prompts) for name, prompts in now.items()}
-        self.average = {name: before[name] + weight * prompts for name, prompts in now.items()}
+        before = self.average or {name: torch.zeros_like(tensor) for name, tensor in now.items()}
+        self.average = {name: before[name] + weight * tensor for name, tensor in now.items()}
         self.last, self.averaged_for = None, self.max_epoch
         if self.epoch + 1 == self.max_epoch:
             self.finish()
         super().after_epoch()
 
     def finish(self):
-        """The average takes the prompts' place; of fewer epochs than planned it is that of those."""
+        """The average replaces the prompts; after fewer epochs than planned it is the average over those."""
         self.last = self.trained_state()
         done = self.epoch + 1
         whole = 1 if done == self.max_epoch else sum(self.epoch_weight(epoch + 1) for epoch in range(done))
-        self.put(self.average if whole == 1 else {name: prompts / whole for name, prompts in self.average.items()})
+        self.put(self.average if whole == 1 else {name: tensor / whole for name, tensor in self.average.items()})
 
     @torch.no_grad()
-    def put(self, prompts):
+    def put(self, trained):
+        """Set the prompts to `trained`, {name: tensor}."""
         for name, parameter in self.model.named_parameters():
-            parameter.copy_(prompts[name])
+            parameter.copy_(trained[name])
 
     def extra_state(self):
         if not self.average:

@@ -2,7 +2,7 @@
 Classification", arXiv 2207.09519.
 
 A cache of the few-shot images: their features are the keys, their labels the values. The logits of an image are the sum
-of zero-shot CLIP's logits and those of the cache. Tip-Adapter learns nothing. Tip-Adapter-F starts from it; learned are
+of zero-shot CLIP's logits and those of the cache. Tip-Adapter learns nothing, Tip-Adapter-F starts from it. Learned:
 the keys of the cache. The sharpness beta and the weight alpha of the cache are searched on validation images, on which
 Tip-Adapter-F's best epoch is chosen, too. Test images are used for neither.
 """
