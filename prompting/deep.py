@@ -116,7 +116,7 @@ class CoupledPrompts(Prompt):
 
     def visual(self) -> Tensor:
         """The visual prompts (J, n, W')."""
-        return torch.stack([layer(prompts) for layer, prompts in zip(self.proj, self.ctx)])
+        return torch.stack([layer(ctx) for layer, ctx in zip(self.proj, self.ctx)])
 
 
 class CoupledCLIP(DeepPromptedCLIP):

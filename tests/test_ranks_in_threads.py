@@ -131,7 +131,7 @@ def test_the_mean_is_over_the_ranks(group):
     assert Ranks().all_gather(tensors[0][0], 2) is tensors[0][0]
 
 
-def test_apart_a_rank_works_alone_and_then_together_again():
+def test_without_sync_a_rank_works_alone():
     ranks = Ranks(1, 3)
     with contextlib.suppress(KeyError), ranks.no_sync():
         assert (ranks.rank, ranks.world_size) == (0, 1)
@@ -177,8 +177,8 @@ def test_scaled_gradients_stay_as_large_as_those_of_one_process():
 # ---- the towers ----
 FORMS = {  # name: (context, deep prompts of all classes, of each class's own, what the ranks divide the pass by)
     "shared": ((2, 128), None, None, "classes"), "deep": ((2, 128), (2, 128), None, "classes"),
-    "a class's own": ((5, 1, 2, 128), None, None, "classes"),
-    "a class's own deep": ((5, 1, 2, 128), None, (5, 2, 128), "classes"), "an image's own": ((6, 2, 128), None, None,
+    "per class": ((5, 1, 2, 128), None, None, "classes"),
+    "deep per class": ((5, 1, 2, 128), None, (5, 2, 128), "classes"), "per image": ((6, 2, 128), None, None,
                                                                                             "groups"),
 }
 
@@ -206,7 +206,7 @@ def test_a_text_pass_is_that_of_one_rank(form, group, clip_model, monkeypatch):
         return divided, passes, features.detach(), ranks.all_reduce_mean(list(torch.autograd.grad(loss, learned)))
 
     _, whole, features, gradients = encoded(Ranks())
-    groups = len(ctx) if form == "an image's own" else 1
+    groups = len(ctx) if form == "per image" else 1
     assert whole == [(groups, len(NAMES))]
     found = group.run(lambda rank: encoded(Ranks(rank, group.size)))
     shares = [share_of(groups if by == "groups" else len(NAMES), rank, group.size) for rank in range(group.size)]
