@@ -120,6 +120,8 @@ class TextTower:
         groups, shared = prompts.prefix.shape[:2]
         lengths = [end - shared + 1 for end in prompts.eot.tolist()]
         divided = self._divided_by(groups, shared, lengths)
+        if divided is None:
+            return self._encode_share(prompts, deep, lengths)
 
         def some_groups(rows: slice) -> Tensor:
             suffix = prompts.suffix[rows] if len(prompts.suffix) > 1 else prompts.suffix
@@ -132,9 +134,7 @@ class TextTower:
 
         if divided == "groups":
             return self.ranks.divide(groups, some_groups)
-        if divided == "classes":
-            return self.ranks.divide(len(lengths), some_classes, dim=1)
-        return self._encode_share(prompts, deep, lengths)
+        return self.ranks.divide(len(lengths), some_classes, dim=1)
 
     def _divided_by(self, groups: int, shared: int, lengths: Sequence[int]) -> str | None:
         """What the ranks divide a pass by: "groups", "classes", or None where every rank runs all of it."""
