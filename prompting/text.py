@@ -24,8 +24,8 @@ from prompting.passes import Passes
 if TYPE_CHECKING:
     from clip.model import CLIP
 
-# Method files import the first two from here.
-__all__ = ["ClassPrompts", "readable", "TextTower"]
+# Method files import ClassPrompts and readable from here, tools the tokenizer.
+__all__ = ["ClassPrompts", "TextTower", "readable", "tokenizer"]
 
 # What a layer keeps for the backward pass, in vectors of the tower's width: so many per token, and so many more per key
 # of a class (its own tokens and a copy of the prefix).

@@ -37,7 +37,7 @@ from dassl.utils import (
     write_atomically,
 )
 from datasets.files import read_lines
-from prompting import PromptingError, load_clip, weights
+from prompting import PromptingError, backbone, load_clip
 from tools import cluster, plot, protocol
 from trainers.coprompt import read_sentences
 from training import PromptTrainer
@@ -251,10 +251,10 @@ def test_no_figures_are_drawn_into_a_linked_folder(victim, one_line, tmp_path, m
 
 
 def test_the_cache_of_weights_is_written_through_no_link(victim, tmp_path):
-    shipped = weights.SHIPPED["tiny"]
-    digest = weights.weights_digest("tiny")
+    shipped = backbone.SHIPPED["tiny"]
+    digest = backbone.weights_digest("tiny")
     plant("link", tmp_path / f"{digest}.pt.tmp{os.getpid()}", victim)
-    path = weights.whole_file(shipped, str(tmp_path))
+    path = backbone.whole_file(shipped, str(tmp_path))
     assert torch.load(path, weights_only=True) and sorted(os.listdir(tmp_path)) == sorted(
         [f"{digest}.pt", f"{digest}.pt.tmp{os.getpid()}", "elsewhere"])
 
