@@ -191,7 +191,7 @@ class EpochBatchSampler(Sampler):
             yield whole[share_of(len(whole), self.rank, self.world_size)] or whole[:1]
 
     def size_of(self, batch):
-        """How many images a batch of the latest pass has on all ranks."""
+        """The number of images of a batch of the latest pass, on all ranks together."""
         return min(self.batch_size, self.total - batch * self.batch_size)
 
     def _batches(self, size):
