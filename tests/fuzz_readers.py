@@ -36,7 +36,7 @@ from dassl.utils.images import bombs_are_errors, fault_of, is_picture, read_imag
 from datasets.files import read_mat
 from prompting import Towers, load_clip
 from prompting.backbone import describe_weights, weights_digest
-from tools import cluster, predict, report, sources, status
+from tools import cluster, layouts, predict, report, sources, status
 from tools.archives import Bounds, unpack
 from tools.plans import Place, Run
 from tools.significance import read_predictions
@@ -845,11 +845,11 @@ class Lists(DataFile):
             read_mat(str(scratch / "a.mat"), "labels", "fetch it again")
         elif name == self.TERRA:
             folder = scratch / "terra_incognita"
-            (folder / sources.TERRA_IMAGES).mkdir(parents=True)
+            (folder / layouts.TERRA_IMAGES).mkdir(parents=True)
             (scratch / self.TERRA).write_bytes(content)
             for number in range(8):
-                (folder / sources.TERRA_IMAGES / f"{number}.jpg").write_bytes(b"")
-            sources.arrange_terra_incognita(str(scratch))
+                (folder / layouts.TERRA_IMAGES / f"{number}.jpg").write_bytes(b"")
+            layouts.arrange_terra_incognita(str(scratch), sources.SOURCES["terra_incognita"].bounds)
         else:
             self.built(self.cfgs[self.FILES[name]], name, content, self.root)
 

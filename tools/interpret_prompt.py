@@ -22,7 +22,7 @@ from dassl.utils.stored import problem_of_values  # noqa: E402
 from prompting import load_clip  # noqa: E402
 from prompting.backbone import weights_digest  # noqa: E402
 from prompting.text import tokenizer  # noqa: E402
-from tools.predict import add_run_flags, newest_checkpoint, run_config  # noqa: E402
+from tools.loaded_run import add_run_flags, newest_checkpoint, run_config  # noqa: E402
 
 CONTEXT = ("prompt_learner.ctx", "ctx")  # where methods of this project, and CoOp's own files, keep the text context
 

@@ -13,7 +13,7 @@ import pytest
 from dassl.engine.run_folder import read_results, require_results, stored_config
 from dassl.engine.run_record import COLUMNS
 from dassl.utils import InputError
-from tools import plot, predict, report
+from tools import loaded_run, plot, report
 from tools.significance import read_predictions
 from written_runs import base2new, share, write_run
 
@@ -83,7 +83,7 @@ def test_a_report_names_file_and_field(field, change, run, tmp_path, one_line):
                                                for field, changes in FIELDS.items()])
 def test_figures_and_predictions_name_the_file(field, change, run, one_line):
     folder = run(change)
-    for read in (lambda: plot.main([str(folder)]), lambda: predict.trained_classes(str(folder))):
+    for read in (lambda: plot.main([str(folder)]), lambda: loaded_run.trained_classes(str(folder))):
         assert "results.json" in one_line(read, results=True)
 
 
@@ -207,4 +207,4 @@ def test_a_checkpoint_that_does_not_say_its_classes(tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "prompt_learner" / "model.pth.tar-1")
     (tmp_path / "prompt_learner" / "checkpoint").write_text("model.pth.tar-1\n")
     with pytest.raises(InputError, match="model.pth.tar-1 does not say its classes"):
-        predict.trained_classes(str(tmp_path))
+        loaded_run.trained_classes(str(tmp_path))
