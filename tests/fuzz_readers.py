@@ -19,6 +19,7 @@ import warnings
 import zipfile
 import zlib
 from pathlib import Path
+from unittest import mock
 
 import drawn
 import numpy as np
@@ -549,15 +550,12 @@ class Jobs(Reader):
         folder = scratch / self.place.folder
         if not name.startswith("sweep"):
             shutil.copy(self.world.run / "prompt_learner" / "model.pth.tar-2", folder / "prompt_learner")
-        queue, which = status.Queue, shutil.which
-        status.Queue = lambda: types.SimpleNamespace(state=lambda job: ("", ""))
-        status.ended_as = lambda job: "FAILED"
-        status.shutil = types.SimpleNamespace(which=lambda name: name)
-        try:
-            status.describe(status.states([Run(self.place, str(folder), tuple(self.world.words(folder)))],
+        idle = types.SimpleNamespace(state=lambda job: ("", ""))
+        with (mock.patch.object(status, "Queue", return_value=idle),
+              mock.patch.object(status, "ended_as", return_value="FAILED"),
+              mock.patch.object(status, "shutil", types.SimpleNamespace(which=lambda name: name))):
+            status.describe(status.states([Run(self.place, train.parse_arguments(self.world.words(folder)))],
                                           str(scratch)))
-        finally:
-            status.Queue, status.shutil = queue, types.SimpleNamespace(which=which)
 
 
 # ---- configs and words -------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from dassl.utils import InputError
 from tools import execution, plans, plot, protocol, report
 from tools.plans import Planner
 from tools.tables import xd_groups
-from trainers import base as trainers_base
+from training import prompt_trainer as trainers_base
 
 ROOT = Path(__file__).resolve().parents[1]
 DOMAINS = ["art_painting", "cartoon", "photo", "sketch"]
@@ -186,7 +186,7 @@ def test_each_method_runs_with_the_config_it_is_given(tiny_config, drawn_root, t
 
     def configs(words, trainers=("CoOp", "MetaPrompt", "CoCoOp")):
         runs = Planner(str(drawn_root), "out", [1], words, "tiny").plan("fewshot", trainers, ["caltech101"], [1])
-        return [(run.place.config, Path(run.argv[run.argv.index("--config-file") + 1]).parent.name) for run in runs]
+        return [(run.place.config, Path(run.spec.config_file).parent.name) for run in runs]
 
     assert configs([f"CoOp={own}", "MetaPrompt=clip64"]) == [
         ("mine", tmp_path.name), ("clip64", "MetaPrompt"), ("tiny", "CoCoOp")]

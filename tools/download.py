@@ -53,7 +53,7 @@ def download(url, path, md5="", size=0, most=sys.maxsize):
                 raise InputError(f"{url} answers {shown(reason)}; its place may have changed, see "
                                  "docs/DATASETS.md") from None
         except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError, ssl.SSLError) as error:
-            reason = getattr(error, "reason", None) or error
+            reason = str(getattr(error, "reason", None) or error)
         grown = size_of(part) - reached
         idle = 0 if grown > 0 else idle + 1
         small = 0 if grown >= CHUNK else small + 1

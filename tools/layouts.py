@@ -143,7 +143,8 @@ def arrange_terra_incognita(root: str, bounds_of: Callable[[int], Bounds]) -> No
     names = {category.id: category.name for category in listing.categories}
     animals = defaultdict(set)
     for note in listing.annotations:
-        animals[note.image_id].add(names.get(note.category_id))
+        if note.category_id in names:
+            animals[note.image_id].add(names[note.category_id])
     with unfinished_folder(folder) as unfinished:
         for image in listing.images:
             place = f"location_{image.location}"

@@ -30,8 +30,8 @@ class Prediction:
     """path: the image; top: [(class name, probability)], the most probable first. A name that several classes of the
     run have (ImageNet has two "missile") comes with its label: "missile (label 657)"."""
 
-    path: str
-    top: list
+    path: str | os.PathLike
+    top: list[tuple[str, float]]
 
 
 def load_run(folder, epoch=None, backbone="", plugins=(), clips=None, exif=True):

@@ -68,7 +68,8 @@ def image_files(paths):
     """(files, [names of other files]): files as they are given, folders with all images below them, sorted.
 
     Files in a folder whose ending is not an image's are not asked for and are named apart."""
-    files, others = [], []
+    files: list[str] = []
+    others: list[str] = []
     for path in paths:
         if not os.path.isdir(path):
             files.append(path)
