@@ -43,8 +43,13 @@ class RunFacts:
         return DATASET_REGISTRY.get(self.cfg.DATASET.NAME)
 
     @property
+    def learned(self):
+        """Whether what is evaluated was trained, in this run or before it."""
+        return bool(getattr(self.trainer, "trains", True))
+
+    @property
     def trains(self):
-        return not self.eval_only and bool(getattr(self.trainer, "trains", True))
+        return not self.eval_only and self.learned
 
     @property
     def tests(self):
@@ -170,8 +175,9 @@ STAGES = "the optimizer is made from tensors, not from named layers"
 # key: (why it may act nowhere, whether it acts in a run)
 EFFECTS = {
     "VERSION": NOTHING, "OUTPUT_DIR": ACTS, "RESUME": TRAINING, "SEED": ACTS, "USE_CUDA": ACTS, "VERBOSE": ACTS,
-    "INPUT.SIZE": ACTS, "INPUT.INTERPOLATION": ACTS, "INPUT.EXIF": ACTS, "INPUT.TRANSFORMS": ACTS,
-    "INPUT.NO_TRANSFORM": ACTS,
+    "INPUT.SIZE": ACTS, "INPUT.INTERPOLATION": ACTS, "INPUT.EXIF": ACTS, "INPUT.NO_TRANSFORM": ACTS,
+    "INPUT.TRANSFORMS": ("no picture is augmented, and test pictures are read in one way", lambda run: (
+        not run.cfg.INPUT.NO_TRANSFORM and (run.trains_on_pictures or "normalize" not in run.cfg.INPUT.TRANSFORMS))),
     **dict.fromkeys(("INPUT.PIXEL_MEAN", "INPUT.PIXEL_STD"), (
         "without normalize among INPUT.TRANSFORMS",
         lambda run: not run.cfg.INPUT.NO_TRANSFORM and "normalize" in run.cfg.INPUT.TRANSFORMS)),
@@ -234,7 +240,7 @@ EFFECTS = {
     "TEST.SAVE_LOGITS": TESTING, "TEST.SPLIT": TESTING,
     "TEST.ALLOW_CHANGED": ("only --eval-only compares with a training", lambda run: run.eval_only),
     "TEST.NO_TEST": ("--eval-only tests", lambda run: not run.eval_only),
-    "TEST.FINAL_MODEL": TESTING,
+    "TEST.FINAL_MODEL": ("nothing is trained and tested", lambda run: run.tests and run.learned),
     "TRAINER.NAME": ACTS,
 }
 # What is told of a config file also where nothing is trained: it acts in no other run with that dataset, either.
@@ -246,6 +252,15 @@ def leaf_of(cfg, key):
     for name in key.split("."):
         cfg = cfg.get(name) if isinstance(cfg, dict) else None
     return cfg
+
+
+def _leaves(node, prefix):
+    """The dotted keys of a config tree."""
+    for name, value in node.items():
+        if isinstance(value, CN):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
 
 
 def without_effect(run, defaults, given):
@@ -268,6 +283,9 @@ def without_effect(run, defaults, given):
         name = key.split(".")[-2 if key.startswith("MODEL.HEAD.") else -1]
         if told and not run.plugin_mentions(name):
             silent[key] = why
+    for key in _leaves(run.cfg.TRAINER, "TRAINER."):  # a plugin that declares no keys may be given any
+        if leaf_of(defaults, key) is None and not run.mentions(key.split(".")[-1], type(run.trainer)):
+            silent[key] = "its name is nowhere in the plugin"
     for key, why in getattr(run.trainer, "overruled", {}).items():
         if leaf_of(run.cfg, key) != leaf_of(defaults, key):
             silent[key] = why
