@@ -98,7 +98,7 @@ def parameters(build, method):
     if rest:
         raise AssertionError(f"{method}: {counts} parameters do not grow evenly with the classes")
     fixed = less - each * few
-    return " + ".join(part for part in (f"{fixed:,}" if fixed or not each else "", f"{each:,} a class" if each else "")
+    return " + ".join(part for part in (f"{fixed:,}" if fixed or not each else "", f"{each:,} per class" if each else "")
                       if part)
 
 

@@ -73,7 +73,7 @@ def _defaults():
     cfg.DATASET.TARGET_DOMAINS = ()
     cfg.DATASET.TARGET_PART = ""  # test or all: what of a target domain is tested; empty: the dataset's own default
     cfg.DATASET.NUM_LABELED = -1
-    cfg.DATASET.NUM_SHOTS = -1  # images a class (in DG: a class of a domain); below 1: all
+    cfg.DATASET.NUM_SHOTS = -1  # images per class (in DG: per class and domain); below 1: all
     cfg.DATASET.SUBSAMPLE_CLASSES = "all"  # all, base or new
     cfg.DATASET.VAL_PERCENT = 0.1
     cfg.DATASET.STL10_FOLD = -1
