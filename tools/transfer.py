@@ -1,4 +1,4 @@
-"""One request to a server that ends whatever the server does: it has a clock, and its redirects are counted."""
+"""One HTTP request that ends whatever the server does: its time and its redirects are limited."""
 import io
 import string
 import time

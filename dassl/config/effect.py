@@ -1,7 +1,7 @@
-"""Options without effect: what is set away from its default and acts nowhere in this run.
+"""Options without effect: keys that differ from their default and act nowhere in this run.
 
-EFFECTS says of every key of the engine what makes it act; a key that is new must be entered. A foreign trainer or
-dataset may read any key, so that for those a key is silent only where its name is nowhere in their source, either.
+EFFECTS says for every key of the engine when it acts. Enter each new key there. A trainer or dataset of a plugin may
+read any key; with one, a key counts as without effect only if the plugin's source does not contain its name.
 """
 import contextlib
 import inspect
@@ -17,7 +17,7 @@ from dassl.data.datasets import DATASET_REGISTRY
 from dassl.data.samplers import SAMPLER_REGISTRY
 from dassl.optim import EpochSchedule
 
-OWN_PACKAGES = ("dassl", "datasets", "prompting", "trainers", "training")  # whose use of the keys is known
+OWN_PACKAGES = ("dassl", "datasets", "prompting", "trainers", "training")  # EFFECTS knows how these use the keys
 ADAMS = ("adam", "amsgrad", "radam", "adamw")
 
 
@@ -264,10 +264,10 @@ def _leaves(node, prefix):
 
 
 def without_effect(run, defaults, given):
-    """{key: why} of what is set away from its default and acts nowhere in a run.
+    """{key: why} of the keys that differ from their default and act nowhere in a run.
 
-    Where nothing is trained, a config file's training settings are not among them, but those given on the command line
-    are; so are settings of other methods.
+    Where nothing is trained, training settings of a config file are left out, because the same file also serves
+    trainings. Those given on the command line are named, and so are settings of other methods.
 
     Args:
         run: RunFacts.

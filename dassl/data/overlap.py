@@ -24,8 +24,8 @@ MOST_IMAGES, MOST_RECORD_BYTES = 3 * 10**6, 2**28  # of such a list; ImageNet ha
 DIGITS = 16  # of a SHA-256 that are kept
 ENDS = 4096  # first and last bytes of a file that are compared before the rest
 THREADS = 8
-CHUNK = 64  # files a thread is given together
-REMEMBERED = 2**16  # files whose digests a process keeps
+CHUNK = 64  # files that one thread is given together
+REMEMBERED = 2**16  # number of files whose digests a process keeps
 NAMES = {"train": "training", "val": "validation", "test": "test"}
 
 

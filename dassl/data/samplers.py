@@ -1,4 +1,4 @@
-"""Orders of an epoch. Each is a function of (seed, epoch): `set_epoch(e)`, then iterate."""
+"""The order of images in an epoch, a function of (seed, epoch): call `set_epoch(e)`, then iterate."""
 import random
 from collections import defaultdict
 
@@ -191,7 +191,7 @@ class EpochBatchSampler(Sampler):
             yield whole[share_of(len(whole), self.rank, self.ranks)] or whole[:1]
 
     def size_of(self, batch):
-        """How many images the latest pass has in a batch, those of all ranks together."""
+        """The number of images of a batch of the latest pass, on all ranks together."""
         return min(self.batch_size, self.total - batch * self.batch_size)
 
     def _batches(self, size):
