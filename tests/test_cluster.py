@@ -20,7 +20,7 @@ from dassl.utils import FolderLock, InputError, Terminated
 from tools import cluster, protocol, status
 from tools.execution import finished
 from tools.plans import Planner
-from trainers import base as trainers_base
+from training import prompt_trainer as trainers_base
 
 ROOT = Path(__file__).resolve().parents[1]
 SLURM = ("--launcher", "slurm", "--gpus", "0", "--cpus", "1")
@@ -173,7 +173,7 @@ def test_submitits_signal_stops_at_the_batch_and_requeues(one_run, clips, out, m
             in_task(cluster.Task((one_run,)), requeued)
     assert requeued == [signal.SIGUSR2]
     stopped = torch.load(Path(one_run.folder) / "prompt_learner" / "model-interrupted.pth.tar", weights_only=True)
-    assert (stopped["epoch"], stopped["step"]) == (1, 1)  # the drawn images are one batch an epoch
+    assert (stopped["epoch"], stopped["step"]) == (1, 1)  # the drawn images are one batch per epoch
     in_task(cluster.Task((one_run,)).checkpoint().function, requeued)
     assert len(requeued) == 1
     numbers = finished(one_run)["metrics"]

@@ -17,7 +17,7 @@ from dassl.utils import InputError
 from prompting.openai import tokenizer
 from tools import interpret_prompt, predict
 from tools.predict import load_run
-from trainers import base as trainers_base
+from training import prompt_trainer as trainers_base
 
 BOUND = str(Path(__file__).parent / "plugins" / "bound.py")
 

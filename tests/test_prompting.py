@@ -24,7 +24,7 @@ NAMES = ["dog", "alarm_clock", "Boeing 737-200", "a"]
 
 # ---- plain formulations, written down once more ----
 def plain_text(model, ctx, names, position, deep=None):
-    """77 tokens a class through OpenAI's own blocks; ctx (C, n, W)."""
+    """77 tokens per class through OpenAI's own blocks; ctx (C, n, W)."""
     n, rows, eots = ctx.shape[1], [], []
     for context, name in zip(ctx, names):
         name = name.replace("_", " ")

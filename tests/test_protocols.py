@@ -14,7 +14,7 @@ from dassl.utils import InputError
 from tools import execution, plans, plot, protocol, report
 from tools.plans import Planner
 from tools.tables import xd_groups
-from trainers import base as trainers_base
+from training import prompt_trainer as trainers_base
 
 ROOT = Path(__file__).resolve().parents[1]
 DOMAINS = ["art_painting", "cartoon", "photo", "sketch"]
@@ -199,7 +199,7 @@ def test_each_method_runs_with_the_config_it_is_given(tiny_config, drawn_root, t
 
 def test_a_plugin_without_configs_runs_with_another_methods_and_that_is_said(words, tmp_path, capsys):
     """README's example, with a bare file and with a pair."""
-    (tmp_path / "lent.yaml").write_text((ROOT / "configs" / "trainers" / "CoOp" / "tiny.yaml").read_text())
+    (tmp_path / "lent.yaml").write_text(f"BASE: {ROOT / 'configs' / 'trainers' / 'CoOp' / 'tiny.yaml'}\n")
     plugin = ("--plugin", str(ROOT / "tests" / "plugins" / "bound.py"))
     lent = str(tmp_path / "lent.yaml")
     for configs in ([lent], [f"LinearOnly={lent}", f"CoOp={lent}"]):

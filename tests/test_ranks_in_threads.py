@@ -14,7 +14,7 @@ from harness import make_trainer
 from prompting import ClassPrompts, PromptingError, Towers
 from prompting.precision import Precision
 from prompting.text import WORTH_DIVIDING, TextTower
-from trainers import base
+from training import prompt_trainer as base
 
 NAMES = ["dog", "alarm clock", "Boeing 737-200", "a", "house"]
 

@@ -1,4 +1,4 @@
-"""Orders of an epoch. Each is a function of (seed, epoch): `set_epoch(e)`, then iterate."""
+"""The order of images in an epoch, a function of (seed, epoch): call `set_epoch(e)`, then iterate."""
 import random
 from collections import defaultdict
 
@@ -132,7 +132,7 @@ class RandomClassSampler(EpochSampler):
         for index, item in enumerate(data_source):
             self.by_class[item.label].append(index)
         if len(self.by_class) < self.n_cls:
-            raise InputError(f"RandomClassSampler: {self.n_cls} classes a batch wanted, the data has "
+            raise InputError(f"RandomClassSampler: {self.n_cls} classes per batch wanted, the data has "
                              f"{len(self.by_class)}; raise N_INS or make the batch smaller")
         self.length = len(self.order(random.Random(0)))
 
