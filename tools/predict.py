@@ -37,9 +37,10 @@ from dassl.engine.run_folder import read_results  # noqa: E402
 from dassl.metrics import require_finite  # noqa: E402
 from dassl.utils import (  # noqa: E402
     InputError,
+    is_class_bound,
     is_text,
     load_checkpoint,
-    noted_checkpoint,
+    newest_checkpoint,
     open_regular,
     printable,
 )
@@ -101,20 +102,13 @@ def trained_classes(folder):
     finished = os.path.isfile(os.path.join(folder, "results.json"))
     if classes := finished and read_results(folder).get("classes"):
         return classes["name"]
-    path = newest_checkpoint(folder)
+    path = newest_checkpoint(os.path.join(folder, "prompt_learner"))
     if path is None:
         raise InputError(f"{folder} does not say its classes: it is not finished and has no checkpoint; "
                          "finish the run or give --classes")
     if not (names := load_checkpoint(path).get("classnames")):
         raise InputError(f"{path} does not say its classes; give --classes")
     return names
-
-
-def newest_checkpoint(folder):
-    """The file of a run's newest checkpoint; None without one."""
-    models = os.path.join(folder, "prompt_learner")
-    noted = noted_checkpoint(models)
-    return os.path.join(models, noted) if noted else None
 
 
 class LoadedRun:
@@ -233,7 +227,7 @@ class LoadedRun:
             trainer = self.kind(self.cfg, clips=self.clips, classnames=classes)
             if self.built is None and (note := unpublished_note(trainer.backbone_facts)):
                 print(note, file=sys.stderr)
-            if trainer.class_bound:
+            if is_class_bound(trainer, trainer.cfg):
                 self._require_own(classes)
             return trainer
         except NeedsImages as error:

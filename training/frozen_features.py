@@ -52,5 +52,5 @@ class FrozenFeatures(PromptTrainer):
             print(f"Note: {self.cfg.DATASET.NAME} has no validation images apart from its test and training images: "
                   f"{type(self).__name__} keeps {'its last epoch and ' if self.trains else ''}its initial settings")
             return None
-        with self._budget.apart():
+        with self._budget.paused():
             return self.image_features(self.val_loader)

@@ -1,6 +1,7 @@
 """What a training spends. Methods that see the same pictures do not see equally many."""
 import contextlib
 import re
+from typing import Any
 
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -31,8 +32,10 @@ class Budget:
     """
 
     def __init__(self):
-        self.updates = self.images = self.views = 0
-        self.passes = None
+        self.updates = 0
+        self.images: int | None = 0
+        self.views: int | None = 0
+        self.passes: Any = None
         self.counting = self.begun = self.went_on = False
         self.lost = False  # a part of the training was made by a run that kept no counts
 
@@ -65,7 +68,7 @@ class Budget:
                 loader.on_batch = None
 
     @contextlib.contextmanager
-    def apart(self):
+    def paused(self):
         """Within it, in an evaluation, nothing is counted."""
         before = self.counting
         self._count(False)
