@@ -277,12 +277,13 @@ def test_every_rank_gets_the_batch_of_one_process(images, group, clip_model, mon
             own = slice(0, 1)
         read = {"img": [view[own] for view in whole["img"]], "label": whole["label"][own],
                 "impath": whole["impath"][own]}
-        return batches.all_gather_batch(read, ranks, trainer.train_loader_x.batch_sampler.size_of(trainer.batch_idx))
+        return make_view(trainer, ranks).all_gather_batch(read)
 
     for found in group.run(batch):
         for one, other in zip(found["img"], whole["img"], strict=True):
             assert torch.equal(one, other)
         assert torch.equal(found["label"], whole["label"]) and found["impath"] == whole["impath"]
+    assert trainer.all_gather_batch(whole) is whole
 
 
 def make_view(trainer, ranks):

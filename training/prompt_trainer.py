@@ -16,14 +16,7 @@ from dassl.engine.checkpointer import Contents, State
 from dassl.engine.identity import note_other_origin
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
-from dassl.utils import (
-    InputError,
-    NonFiniteError,
-    count_num_param,
-    derive_seed,
-    isolated_rng,
-    load_pretrained_weights,
-)
+from dassl.utils import InputError, NonFiniteError, count_num_param, derive_seed, isolated_rng, load_pretrained_weights
 from prompting.backbone import Towers, describe_backbone, unpublished_note
 from prompting.precision import GradientOverflow, Precision, all_finite
 from prompting.ranks import Ranks
@@ -54,8 +47,7 @@ class PromptTrainer(TrainerX):
     """
 
     trains = True  # False: training-free, only evaluated
-    # False, said by a training-free class itself: its numbers follow from class names, backbone and test images alone,
-    # so that a protocol makes one run for all seeds and shots
+    # False, said by a training-free class itself: its numbers follow from class names, backbone and test images alone.
     learns_from_images = True
     class_tensors: tuple[str, ...] = ()  # prefixes of parameters tied to the training classes
     min_batch = 1  # images a training batch needs at least
@@ -153,15 +145,14 @@ class PromptTrainer(TrainerX):
     def initial_context(self, towers: Towers) -> Tensor:
         """The start of a context of text prompts, (n_ctx, W): the vectors of the words CTX_INIT of the method's config,
         else N_CTX vectors from N(0, 0.02^2). W is the width of the text tower."""
-        node = self.node
+        node, key = self.node, f"TRAINER.{type(self).__name__.upper()}.N_CTX"
         if node.get("CTX_INIT", ""):
             words = towers.text.embed_words(node.CTX_INIT)
             if node.N_CTX != len(words):
-                self.overruled[f"TRAINER.{type(self).__name__.upper()}.N_CTX"] = \
-                    f"the {len(words)} tokens of CTX_INIT are the context"
+                self.overruled[key] = f"the {len(words)} tokens of CTX_INIT are the context"
             return words
         if node.N_CTX < 1:
-            raise InputError(f"TRAINER.{type(self).__name__.upper()}.N_CTX must be at least 1, not {node.N_CTX}")
+            raise InputError(f"{key} must be at least 1, not {node.N_CTX}")
         return torch.randn(node.N_CTX, towers.text.width) * 0.02
 
     def own_templates(self) -> list[str]:
@@ -263,10 +254,7 @@ class PromptTrainer(TrainerX):
         super().train()
 
     def forward_backward(self, batch: Batch) -> dict[str, float]:
-        batch = {key: to_device(value, self.device) for key, value in batch.items()}
-        if self.ranks.size > 1:
-            batch = all_gather_batch(batch, self.ranks, self.train_loader_x.batch_sampler.size_of(self.batch_idx))
-        self.batch = batch
+        batch = self.batch = self.all_gather_batch({key: to_device(value, self.device) for key, value in batch.items()})
         try:
             with self.precision.autocast():
                 summary = self.training_step(batch)
@@ -276,6 +264,12 @@ class PromptTrainer(TrainerX):
         if self.batch_idx + 1 == self.num_batches:
             self.update_lr()
         return summary
+
+    def all_gather_batch(self, batch: Batch) -> Batch:
+        """The batch of one process from the parts that the ranks have read."""
+        if self.ranks.size == 1:
+            return batch
+        return all_gather_batch(batch, self.ranks, self.train_loader_x.batch_sampler.size_of(self.batch_idx))
 
     @torch.no_grad()
     def test(self, split=None):
