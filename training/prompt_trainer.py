@@ -115,16 +115,16 @@ class PromptTrainer(TrainerX):
         return [(optim, build_lr_scheduler(optim, self.cfg.OPTIM))]
 
     def finish(self) -> None:
-        """What is made of the trained tensors at the end of a training. A method that has such an end calls it after
-        its last epoch; it is called, too, where TRAIN.PATIENCE makes an epoch the last."""
+        """Make of the trained tensors what a training ends with, such as an average over the epochs. A method that has
+        such an end calls this after its last epoch; the engine calls it where TRAIN.PATIENCE ends the training."""
 
     def extra_state(self) -> dict[str, Any]:
-        """What is not a trained tensor and must survive in a checkpoint: plain data and tensors."""
+        """What a checkpoint must keep besides the trained tensors: plain data and tensors by name."""
         return {}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        """Take back what `extra_state` gave, in place of all that was taken back before: while a run looks for a whole
-        checkpoint it may be called with that of one that is not taken then."""
+        """Restore what `extra_state` gave, in place of what was restored before: a run that looks for a whole
+        checkpoint may call this with the state of one that it then passes over."""
 
     # ---- what a method is given ----
     @property
@@ -138,7 +138,7 @@ class PromptTrainer(TrainerX):
         return F.cross_entropy(logits, labels, reduction=reduction, label_smoothing=self.cfg.OPTIM.LABEL_SMOOTHING)
 
     def note(self, line: str) -> None:
-        """Print a line for the run's log; nothing where no run is made (`classnames` are given, to predict with)."""
+        """Print a line for the log of the run; nothing where the trainer only predicts."""
         if not self.predicts_only:
             print(line)
 
@@ -156,12 +156,13 @@ class PromptTrainer(TrainerX):
         return torch.randn(node.N_CTX, towers.text.width) * 0.02
 
     def own_templates(self) -> list[str]:
-        """DATASET.TEMPLATES, a list that may be empty; a method that asks for them is one that they act on."""
+        """DATASET.TEMPLATES, a list that may be empty. For a method that never asks, the run notes that they do
+        nothing."""
         self.templates_taken = True
         return list(self.cfg.DATASET.TEMPLATES)
 
     def frozen_templates(self, *published: str) -> list[str]:
-        """The templates of a method's frozen prompts: DATASET.TEMPLATES where they are given, else the `published`."""
+        """The templates of a method's frozen prompts: DATASET.TEMPLATES if given, else the `published` ones."""
         return self.own_templates() or list(published)
 
     def step_rng(self, purpose: str) -> random.Random:
