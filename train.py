@@ -79,6 +79,7 @@ from prompting.backbone import describe_weights, serve_foreign_code, unpublished
 from prompting.templates import check_templates
 from training import PromptTrainer
 from training.options import options_set
+from training.run_spec import RunSpec
 
 REGISTRIES = (TRAINER_REGISTRY, DATASET_REGISTRY, SAMPLER_REGISTRY, EVALUATOR_REGISTRY)
 CONFIGS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "configs")
@@ -145,8 +146,11 @@ def add_options(parser, help="config options: KEY VALUE or KEY=VALUE ..."):
     parser.add_argument("opts", nargs="*", default=[], metavar="OPTION", help=help)
 
 
-def parse_arguments(argv):
-    return parse_words(_parser(), sys.argv[1:] if argv is None else argv)
+def parse_arguments(argv) -> RunSpec:
+    """The RunSpec of a command line."""
+    given = vars(parse_words(_parser(), sys.argv[1:] if argv is None else argv))
+    return RunSpec(**{{"plugin": "plugins", "opts": "options"}.get(name, name):
+                      tuple(value) if isinstance(value, list) else value for name, value in given.items()})
 
 
 @functools.cache
@@ -158,9 +162,9 @@ def _parser():
     parser.add_argument("--output-dir", default="", help="run folder (OUTPUT_DIR)")
     parser.add_argument("--resume", default="", help="run folder to go on from, when it is not --output-dir")
     parser.add_argument("--seed", type=int, default=-1, help="seed of every draw; negative: drawn and printed")
-    parser.add_argument("--source-domains", nargs="+", help="training domains")
-    parser.add_argument("--target-domains", nargs="+", help="test domains")
-    parser.add_argument("--transforms", nargs="+", help="transforms of training images (INPUT.TRANSFORMS)")
+    parser.add_argument("--source-domains", nargs="+", default=[], help="training domains")
+    parser.add_argument("--target-domains", nargs="+", default=[], help="test domains")
+    parser.add_argument("--transforms", nargs="+", default=[], help="transforms of training images (INPUT.TRANSFORMS)")
     parser.add_argument("--config-file", default="", help="the method's YAML config")
     parser.add_argument("--dataset-config-file", default="", help="the dataset's YAML config")
     parser.add_argument("--trainer", default="", help="name of the method")
@@ -228,11 +232,10 @@ def _with_files(extensions, files, open_trainer):
     return cfg
 
 
-def named_trainer(args):
+def named_trainer(spec):
     """The method's name: an option, the flag, or what a config file says."""
-    options = dict(zip(args.opts[::2], args.opts[1::2]))
-    name = options.get("TRAINER.NAME") or args.trainer
-    for path in (args.config_file, args.dataset_config_file):
+    name = spec.settings().get("TRAINER.NAME") or spec.trainer
+    for path in (spec.config_file, spec.dataset_config_file):
         if path and not name:
             peek = get_cfg_default()
             merge_file(peek, path, open_trainer=True)
@@ -263,27 +266,27 @@ def owner_of_config(path, name):
     return owner
 
 
-def build_config(args):
+def build_config(spec):
     """The frozen config of a run: defaults, dataset file, method file, flags, options, in this order."""
-    name = named_trainer(args)
+    name = named_trainer(spec)
     if not name:
         raise InputError(f"no method is named; give --trainer, one of {', '.join(TRAINER_REGISTRY.registered_names())}")
     # A plugin that declares no keys of its own may bring any under TRAINER.
     trainer = TRAINER_REGISTRY.get(name)
     open_trainer = not declares_config(trainer)
-    if args.config_file:
-        owner_of_config(args.config_file, name)
-    files = tuple((path, config_text(path)) for path in (args.dataset_config_file, args.config_file) if path)
+    if spec.config_file:
+        owner_of_config(spec.config_file, name)
+    files = tuple((path, config_text(path)) for path in (spec.dataset_config_file, spec.config_file) if path)
     cfg = copied(_with_files(_extensions(), files, open_trainer))
-    for flag, key, value in flag_settings(args):
+    for flag, key, value in flag_settings(spec):
         merge_flag(cfg, key, value, flag)
-    merge_options(cfg, args.opts, open_trainer)
+    merge_options(cfg, spec.options, open_trainer)
     check_config(cfg)
     check_templates(cfg.DATASET.TEMPLATES, "DATASET.TEMPLATES")
-    if "USE_CUDA" in args.opts[::2] and cfg.USE_CUDA and not torch.cuda.is_available():
+    if "USE_CUDA" in spec.options[::2] and cfg.USE_CUDA and not torch.cuda.is_available():
         raise InputError("option: USE_CUDA True asks for a GPU, but torch sees none; leave it out to run on the CPU")
-    if args.seed >= 0:
-        cfg.SEED = args.seed
+    if spec.seed >= 0:
+        cfg.SEED = spec.seed
     if cfg.SEED >= 2**63:
         raise InputError(f"the seed must be below 2^63, not {cfg.SEED}")
     if cfg.SEED < 0:
@@ -304,19 +307,19 @@ def build_config(args):
             raise InputError(f"{', '.join(options)}: {cfg.TRAINER.NAME} is no PromptTrainer and makes its training "
                              "steps itself, so that nothing would come of it; leave it out")
     allowed_changes(cfg)
-    if args.eval_only and issubclass(trainer, PromptTrainer) and trainer.trains and not args.model_dir:
+    if spec.eval_only and issubclass(trainer, PromptTrainer) and trainer.trains and not spec.model_dir:
         raise InputError(f"--eval-only needs --model-dir, the run folder that holds what {cfg.TRAINER.NAME} trained")
     cfg.freeze()
     return cfg
 
 
-def flag_settings(args):
+def flag_settings(spec):
     """[(flag, key, value)] of the flags that were given and stand for a config key."""
     keys = {"root": "DATASET.ROOT", "output_dir": "OUTPUT_DIR", "resume": "RESUME", "trainer": "TRAINER.NAME",
             "backbone": "MODEL.BACKBONE.NAME", "head": "MODEL.HEAD.NAME", "source_domains": "DATASET.SOURCE_DOMAINS",
             "target_domains": "DATASET.TARGET_DOMAINS", "transforms": "INPUT.TRANSFORMS",
             "skip_bad_images": "DATASET.SKIP_BAD_IMAGES"}
-    return [(f"--{name.replace('_', '-')}", key, value) for name, key in keys.items() if (value := getattr(args, name))]
+    return [(f"--{name.replace('_', '-')}", key, value) for name, key in keys.items() if (value := getattr(spec, name))]
 
 
 def resolve_precision(cfg):
@@ -330,7 +333,7 @@ def main(argv=None, clips=None, seen=None):
     """Run as the command line does and return the results.
 
     Args:
-        argv: the words of the command line.
+        argv: the words of the command line, or a RunSpec.
         clips: {backbone name: loaded CLIP}, filled and shared between calls in one process.
         seen: {}, filled and shared between the calls of one protocol: what its runs' datasets list.
     Returns:
@@ -338,18 +341,18 @@ def main(argv=None, clips=None, seen=None):
     Raises:
         InputError, PromptingError: something given is wrong (exit status 2 on the command line).
     """
-    args = parse_arguments(argv)
-    discover(args.plugin)
-    cfg = build_config(args)
-    evaluation = what_is_evaluated(args)
+    spec = argv if isinstance(argv, RunSpec) else parse_arguments(argv)
+    discover(spec.plugins)
+    cfg = build_config(spec)
+    evaluation = what_is_evaluated(spec)
     results = broadcast(lambda: finished(cfg, evaluation, seen))
-    if results is None or args.no_train:
+    if results is None or spec.no_train:
         with sigterm_raises(), rank_zero_within(lambda: FolderLock(cfg.OUTPUT_DIR)):
             # Asked again: the process that held the lock before may just have finished this very run.
             results = broadcast(lambda: finished(cfg, evaluation, seen))
-            if results is None or args.no_train:
+            if results is None or spec.no_train:
                 with rank_zero_within(lambda: logged(cfg.OUTPUT_DIR)):
-                    return run(args, cfg, evaluation, {} if clips is None else clips)
+                    return run(spec, cfg, evaluation, {} if clips is None else clips)
     print(f"Finished before: {cfg.OUTPUT_DIR}")
     return results
 
@@ -370,44 +373,44 @@ def logged(folder):
         logger.close()
 
 
-def what_is_evaluated(args):
+def what_is_evaluated(spec):
     """What tells two evaluations of one config apart: the epoch and the digest of the checkpoints."""
-    return {"eval_only": args.eval_only, "load_epoch": args.load_epoch,
-            "checkpoint": checkpoint_digest(args.model_dir, args.load_epoch) if args.eval_only else None}
+    return {"eval_only": spec.eval_only, "load_epoch": spec.load_epoch,
+            "checkpoint": checkpoint_digest(spec.model_dir, spec.load_epoch) if spec.eval_only else None}
 
 
-def run(args, cfg, evaluation, clips):
+def run(spec, cfg, evaluation, clips):
     """Build the trainer of a config, train or evaluate, store the results."""
     started = time.time()
     if torch.cuda.is_initialized():  # by an earlier run of this process
         torch.cuda.reset_peak_memory_stats()
     print(f"** {cfg.TRAINER.NAME} on {cfg.DATASET.NAME}, seed {cfg.SEED} **\n{collect_env_info()}")
-    if args.config_file and (owner := owner_of_config(args.config_file, cfg.TRAINER.NAME)):
-        print(f"Note: {cfg.TRAINER.NAME} has no config of its own and runs with {owner}'s, {args.config_file}")
+    if spec.config_file and (owner := owner_of_config(spec.config_file, cfg.TRAINER.NAME)):
+        print(f"Note: {cfg.TRAINER.NAME} has no config of its own and runs with {owner}'s, {spec.config_file}")
     set_random_seed(cfg.SEED)
     if issubclass(TRAINER_REGISTRY.get(cfg.TRAINER.NAME), PromptTrainer):
         trainer = build_trainer(cfg, clips=clips)
     else:
         trainer = build_foreign(cfg)
-    facts = RunFacts(cfg, trainer, args.eval_only, isinstance(trainer, PromptTrainer))
+    facts = RunFacts(cfg, trainer, spec.eval_only, isinstance(trainer, PromptTrainer))
     for note in notes_on(cfg.OPTIM) if facts.scheduled else ():
         print(f"Note: {note}")
-    silent, stored = settings_without_effect(args, facts), own_cfg(cfg, default_config(cfg))
+    silent, stored = settings_without_effect(spec, facts), own_cfg(cfg, default_config(cfg))
     if silent:
         print(note_of(silent))
-    overlap = broadcast(lambda: begin_folder(args, stored, trainer))
-    if args.no_train:
+    overlap = broadcast(lambda: begin_folder(spec, stored, trainer))
+    if spec.no_train:
         return {}
     broadcast(lambda: keep_draws(getattr(getattr(trainer, "dm", None), "dataset", None), cfg.OUTPUT_DIR))
-    if args.eval_only:
-        epoch = args.load_epoch
+    if spec.eval_only:
+        epoch = spec.load_epoch
         if epoch is None and not isinstance(trainer, PromptTrainer):
-            epoch = newest_epoch(args.model_dir)  # a Dassl trainer by itself looks for the best epoch only
+            epoch = newest_epoch(spec.model_dir)  # a Dassl trainer by itself looks for the best epoch only
         if not isinstance(trainer, PromptTrainer):  # some load without the engine's help
-            for path in checkpoint_files(args.model_dir, epoch):
+            for path in checkpoint_files(spec.model_dir, epoch):
                 trainer.changed = check_evaluated(trainer, path, load_checkpoint(path))
         if isinstance(trainer, PromptTrainer) or learns(type(trainer)) or evaluation["checkpoint"]:
-            trainer.load_model(args.model_dir, epoch=epoch)
+            trainer.load_model(spec.model_dir, epoch=epoch)
         trainer.test()
     else:
         if not (isinstance(trainer, PromptTrainer) or learns(type(trainer))):
@@ -457,31 +460,31 @@ def build_foreign(cfg):
     return trainer
 
 
-def settings_without_effect(args, facts):
+def settings_without_effect(spec, facts):
     """{key or flag: why} of what was set and acts nowhere in the run of some RunFacts."""
-    given = {*args.opts[::2], *(key for _, key, _ in flag_settings(args))}
+    given = {*spec.options[::2], *(key for _, key, _ in flag_settings(spec))}
     silent = without_effect(facts, default_config(), given)
-    if args.eval_only and args.model_dir:  # what the evaluated run was trained with did act, there
-        here, there = plain(facts.cfg), stored_config(args.model_dir)
+    if spec.eval_only and spec.model_dir:  # what the evaluated run was trained with did act, there
+        here, there = plain(facts.cfg), stored_config(spec.model_dir)
         silent = {key: why for key, why in silent.items()
                   if leaf_of(here, key) is None or leaf_of(here, key) != leaf_of(there, key)}
-    for flag, value in (("--model-dir", args.model_dir), ("--load-epoch", args.load_epoch)):
-        if value and not args.eval_only:
+    for flag, value in (("--model-dir", spec.model_dir), ("--load-epoch", spec.load_epoch)):
+        if value and not spec.eval_only:
             silent[flag] = "without --eval-only"
     return silent
 
 
-def begin_folder(args, stored, trainer):
+def begin_folder(spec, stored, trainer):
     """Write what a run folder holds from the start: its config, and the list of the images it learns from. Returns what
     `count_overlap` gives, or raises as it does, before anything is written.
 
     stored: the config as the folder keeps it."""
-    images = learned_from(trainer, args.eval_only, args.model_dir)
-    overlap = count_overlap(trainer, images, args.eval_only)
-    for name in () if args.eval_only or args.no_train else ("tensorboard", *trainer.get_model_names()):
+    images = learned_from(trainer, spec.eval_only, spec.model_dir)
+    overlap = count_overlap(trainer, images, spec.eval_only)
+    for name in () if spec.eval_only or spec.no_train else ("tensorboard", *trainer.get_model_names()):
         require_own_folder(os.path.join(stored.OUTPUT_DIR, name))
     write_config(stored, stored.OUTPUT_DIR)
-    if images is not None and not args.eval_only and not args.no_train:
+    if images is not None and not spec.eval_only and not spec.no_train:
         images.write(stored.OUTPUT_DIR)
     return overlap
 

@@ -554,7 +554,7 @@ class Jobs(Reader):
         status.ended_as = lambda job: "FAILED"
         status.shutil = types.SimpleNamespace(which=lambda name: name)
         try:
-            status.describe(status.states([Run(self.place, str(folder), tuple(self.world.words(folder)))],
+            status.describe(status.states([Run(self.place, train.parse_arguments(self.world.words(folder)))],
                                           str(scratch)))
         finally:
             status.Queue, status.shutil = queue, types.SimpleNamespace(which=which)

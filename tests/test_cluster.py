@@ -177,7 +177,7 @@ def test_submitits_signal_stops_at_the_batch_and_requeues(one_run, clips, out, m
     assert len(requeued) == 1
     numbers = finished(one_run)["metrics"]
     out.rename(out.parent / "stopped")
-    assert train.main(list(one_run.argv), clips=clips)["metrics"] == numbers
+    assert train.main(one_run.spec.argv(), clips=clips)["metrics"] == numbers
 
 
 @pytest.mark.parametrize(("state", "goes_on"), [("RUNNING", True), ("COMPLETING", False), ("CANCELLED", False)])
@@ -198,7 +198,7 @@ def test_after_sigterm_only_a_job_that_slurm_still_wants_is_requeued(state, goes
 def test_a_task_goes_on_through_submitits_local_executor(one_run, clips, out, tmp_path, monkeypatch):
     """The same task object in processes of its own: submitit's signal, requeue, next start, success."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    longer = type(one_run)(one_run.place, one_run.folder, (*one_run.argv, "OPTIM.MAX_EPOCH", "60"))
+    longer = type(one_run)(one_run.place, one_run.spec.with_options("OPTIM.MAX_EPOCH", "60"))
     executor = submitit.LocalExecutor(tmp_path / "jobs")
     executor.update_parameters(timeout_min=5)
     job = executor.submit(cluster.Task((longer,)))
@@ -213,7 +213,7 @@ def test_a_task_goes_on_through_submitits_local_executor(one_run, clips, out, tm
     assert "Requeued job" in job.stdout()
     numbers = finished(longer)["metrics"]
     out.rename(tmp_path / "stopped")
-    assert train.main(list(longer.argv), clips=clips)["metrics"] == numbers
+    assert train.main(longer.spec.argv(), clips=clips)["metrics"] == numbers
 
 
 # ---- locks ----

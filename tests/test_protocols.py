@@ -185,7 +185,7 @@ def test_each_method_runs_with_the_config_it_is_given(tiny_config, drawn_root, t
 
     def configs(words, trainers=("CoOp", "MetaPrompt", "CoCoOp")):
         runs = Planner(str(drawn_root), "out", [1], words, "tiny").plan("fewshot", trainers, ["caltech101"], [1])
-        return [(run.place.config, Path(run.argv[run.argv.index("--config-file") + 1]).parent.name) for run in runs]
+        return [(run.place.config, Path(run.spec.config_file).parent.name) for run in runs]
 
     assert configs([f"CoOp={own}", "MetaPrompt=clip64"]) == [
         ("mine", tmp_path.name), ("clip64", "MetaPrompt"), ("tiny", "CoCoOp")]

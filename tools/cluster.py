@@ -225,7 +225,7 @@ class Task:
         signal.signal(signal.SIGTERM, stop)  # submitit's passes over it
         signal.signal(ending, end)
         try:
-            train.discover(train.parse_arguments(list(self.runs[0].argv)).plugin)
+            train.discover(self.runs[0].spec.plugins)
             execute(self.runs, clips={}).require_all()
         except Terminated:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it often comes more than once

@@ -38,10 +38,9 @@ def finished(run, seen=None):
     Raises:
         InputError: its folder holds another run, finished or interrupted, or one of other data or weights.
     """
-    args = train.parse_arguments(list(run.argv))
-    cfg = train.build_config(args)
-    results = train.finished(cfg, train.what_is_evaluated(args), seen)
-    if results is None and not args.eval_only:
+    cfg = train.build_config(run.spec)
+    results = train.finished(cfg, train.what_is_evaluated(run.spec), seen)
+    if results is None and not run.spec.eval_only:
         require_goes_on(cfg, Sources(cfg, weights_digest, seen))
     return results
 
@@ -188,7 +187,7 @@ def _one_by_one(outcome, clips):
         if outcome.ready(run):
             try:
                 results = broadcast(lambda run=run: wait_for_ending(run.folder) or taken_over(run, outcome, seen))
-                outcome.results[run.folder] = results or train.main(list(run.argv), clips=clips, seen=seen)
+                outcome.results[run.folder] = results or train.main(run.spec, clips=clips, seen=seen)
             except Exception as error:
                 reason = train.mendable(error)
                 if reason is None or world_size() > 1:  # then the other processes may not know of it
@@ -219,7 +218,7 @@ class Worker:
 
     def give(self, run):
         self.run = run
-        self._send(list(run.argv))
+        self._send(run.spec)
 
     def _send(self, what):
         with contextlib.suppress(OSError):  # it has ended, which `take` tells

@@ -14,6 +14,7 @@ import train
 from dassl.config import methods_of
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import InputError
+from training.run_spec import stem
 
 # What the protocol itself says of a run: its folders and tables would lie about a run with other values.
 OF_THE_PROTOCOL = {
@@ -104,10 +105,6 @@ class MethodConfigs:
 
 def is_file(config):
     return config.endswith((".yaml", ".yml"))
-
-
-def stem(path):
-    return os.path.splitext(os.path.basename(path))[0]
 
 
 def fits(file, method):

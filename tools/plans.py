@@ -1,6 +1,6 @@
 """What a protocol consists of, as an explicit list of runs.
 
-A `Run` says where it writes (`folder`), the words for train.py (`argv`) and which run must be finished before
+A `Run` says where it writes (`folder`), what it is (`spec`) and which run must be finished before
 (`needs`). Dry runs, execution on one or several processes, and tables all follow from this list. `Place` is what a
 folder says of the run in it, so that the folders alone are enough to make the tables again.
 """
@@ -19,7 +19,8 @@ from dassl.utils import InputError, is_class_bound, require_own_folder
 from dassl.utils.registry import nearest
 from prompting import load_clip
 from prompting.backbone import SHIPPED
-from tools.method_configs import MARK, MethodConfigs, differ, is_file, read_variants, require_free, stem
+from tools.method_configs import MARK, MethodConfigs, differ, is_file, read_variants, require_free
+from training.run_spec import RunSpec, stem
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -90,23 +91,28 @@ class Place:
 
 @dataclass(frozen=True)
 class Run:
-    """One call of train.main.
+    """A run of a plan.
 
+    spec: what train.main is given.
     needs: the folder of the run whose prompts this one evaluates, or "". same: the folder of an earlier run of the plan
     that has this one's numbers, because the method reads no image that seed or shots choose; or "".
     """
 
     place: Place
-    folder: str
-    argv: tuple
+    spec: RunSpec
     needs: str = ""
     same: str = ""
+
+    @property
+    def folder(self):
+        """The run folder."""
+        return self.spec.output_dir
 
     def check(self):
         """Raise InputError for a config that cannot give a table, and for a folder that a link below the output folder
         leads to; nothing is run and no data are read."""
         require_own_folder(self.folder, below=self.folder.removesuffix(os.path.join(*self.place.folder.split("/"))))
-        cfg = train.build_config(train.parse_arguments(list(self.argv)))
+        cfg = train.build_config(self.spec)
         if cfg.TEST.NO_TEST or cfg.TEST.SPLIT != "test":
             raise InputError("a protocol's table needs test accuracies; leave out TEST.NO_TEST and TEST.SPLIT")
         return cfg
@@ -271,7 +277,7 @@ class Planner:
         for target in domains:
             sources = [domain for domain in domains if domain != target]
             yield self._run(self._place("dg", trainer, dataset, shots, seed, target, variant), dataset,
-                            "--source-domains", *sources, "--target-domains", target)
+                            source_domains=tuple(sources), target_domains=(target,))
 
     def _xd(self, trainer, source, shots, seed, variant, targets):
         place = self._place("xd", trainer, source, shots, seed, source.name, variant)
@@ -279,14 +285,14 @@ class Planner:
         yield trained
         if not class_bound(trained):
             for target in targets:
-                yield self._evaluation(replace(place, part=target.name), target, trained, *self._all_domains(target))
+                yield self._evaluation(replace(place, part=target.name), target, trained, **self._all_domains(target))
 
     def _fewshot(self, trainer, dataset, shots, seed, variant):
         yield self._run(self._place("fewshot", trainer, dataset, shots, seed, "all", variant), dataset)
 
     def _zeroshot(self, trainer, dataset, shots, seed, variant):
-        run = self._run(self._place("zeroshot", trainer, dataset, shots, seed, "all", variant), dataset, "--eval-only",
-                        *self._all_domains(dataset))
+        run = self._run(self._place("zeroshot", trainer, dataset, shots, seed, "all", variant), dataset, eval_only=True,
+                        **self._all_domains(dataset))
         registered = TRAINER_REGISTRY.get(trainer)
         if not learns(registered) and not class_bound(run):
             yield run
@@ -299,10 +305,10 @@ class Planner:
 
     # ---- what they share ----
     def _all_domains(self, dataset):
-        """The words that test a dataset on all its domains; its training part, which says the classes, is all of them,
-        too."""
-        names = dataset.domains(self.root)
-        return ("--source-domains", *names, "--target-domains", *names) if names else ()
+        """The fields of a RunSpec that test a dataset on all its domains; its training part, which says the classes, is
+        all of them, too."""
+        names = tuple(dataset.domains(self.root))
+        return {"source_domains": names, "target_domains": names} if names else {}
 
     @classmethod
     def _targets(cls, sources, targets):
@@ -344,30 +350,26 @@ class Planner:
         size = self.clips[backbone].visual.input_resolution
         return "vit_b16" if size == 224 else f"clip{size}"
 
-    def _run(self, place, dataset, *words, options=(), needs=""):
-        folder = os.path.join(self.output, *place.folder.split("/"))
+    def _run(self, place, dataset, options=(), needs=None, **fields):
+        """A Run. fields: what its RunSpec has besides."""
         # An xd's target is evaluated with the config and the backbone that its source was trained with.
-        source = Dataset.of(needs.argv[needs.argv.index("--dataset-config-file") + 1]) if needs else dataset
+        source = Dataset.of(needs.spec.dataset_config_file) if needs else dataset
         _, config = self.method_config(place.protocol, place.trainer, source)
-        argv = ["--root", dataset.root or self.root, "--seed", str(place.seed), "--trainer", place.trainer,
-                "--dataset-config-file", dataset.file, "--config-file", config, "--output-dir", folder, *words]
-        if self.backbone or source.backbone:
-            argv += ["--backbone", self.backbone or source.backbone]
-        for plugin in self.plugins:
-            argv += ["--plugin", plugin]
-        if place.shots is not None:
-            argv += ["DATASET.NUM_SHOTS", str(place.shots)]
-        options = (*options, *self.options, *self.variants.get((place.trainer, place.variant), ()))
-        return Run(place, folder, (*argv, *options), needs.folder if needs else "")
+        shots = () if place.shots is None else ("DATASET.NUM_SHOTS", str(place.shots))
+        variant = self.variants.get((place.trainer, place.variant), ())
+        spec = RunSpec(trainer=place.trainer, dataset_config_file=dataset.file, config_file=config,
+                       output_dir=os.path.join(self.output, *place.folder.split("/")),
+                       root=dataset.root or self.root, backbone=self.backbone or source.backbone, seed=place.seed,
+                       plugins=tuple(self.plugins), options=(*shots, *options, *self.options, *variant), **fields)
+        return Run(place, spec, needs.folder if needs else "")
 
-    def _evaluation(self, place, dataset, trained, *words, options=()):
-        return self._run(place, dataset, "--eval-only", "--model-dir", trained.folder, *words, options=options,
-                         needs=trained)
+    def _evaluation(self, place, dataset, trained, options=(), **fields):
+        return self._run(place, dataset, options, trained, eval_only=True, model_dir=trained.folder, **fields)
 
 
 def _settings(run, options):
     """The flat config of a run with more options, as two runs are compared by."""
-    return flat(plain(replace(run, argv=(*run.argv, *options)).check()))
+    return flat(plain(replace(run, spec=run.spec.with_options(*options)).check()))
 
 
 def _with_same(runs):

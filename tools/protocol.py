@@ -237,9 +237,7 @@ def conditions(args, runs):
     """Shots, seeds and backbone of all runs, in words."""
     shots = sorted({run.place.shots for run in runs if run.place.shots is not None})
     told = f"{', '.join(map(str, shots))} shots a class{' and domain' if args.of == 'dg' else ''}, " if shots else ""
-    argv = runs[0].argv
-    backbone = argv[argv.index("--backbone") + 1] if "--backbone" in argv else "of the config"
-    return f"{told}seeds {', '.join(map(str, args.seeds))}, backbone {backbone}"
+    return f"{told}seeds {', '.join(map(str, args.seeds))}, backbone {runs[0].spec.backbone or 'of the config'}"
 
 
 def make_tables(args, runs, outcome):

@@ -35,8 +35,7 @@ def filled(run, finished):
         run: a Run with `same`.
         finished: the results in `run.same`, as `execution.finished` takes them over.
     """
-    args = train.parse_arguments(list(run.argv))
-    cfg, evaluation = train.build_config(args), train.what_is_evaluated(args)
+    cfg, evaluation = train.build_config(run.spec), train.what_is_evaluated(run.spec)
     now, there = plain(cfg), flat(finished["config"])
     here = flat(now)
     if any(here.get(key) != there[key] for key in there.keys() - FREE):

@@ -1,5 +1,5 @@
 """A process of --jobs: it is given runs and makes them, one at a time. tools/execution.py starts it, with its own
-process id and the handle of a pipe, through which come the settings, then words of command lines, and go results.
+process id and the handle of a pipe, through which come the settings, then RunSpecs, and go results.
 """
 import contextlib
 import multiprocessing
@@ -27,9 +27,9 @@ def work(pipe):
     sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")
     clips, seen = {}, {}
     while True:
-        argv = pipe.recv()
+        spec = pipe.recv()
         try:
-            answer = "results", train.main(argv, clips=clips, seen=seen)
+            answer = "results", train.main(spec, clips=clips, seen=seen)
         except Exception as error:
             reason = train.mendable(error)
             answer = ("broken", traceback.format_exc()) if reason is None else ("failed", reason)

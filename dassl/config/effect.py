@@ -14,7 +14,7 @@ from dassl.data.datasets import DATASET_REGISTRY
 from dassl.data.samplers import SAMPLER_REGISTRY
 from dassl.optim import EpochSchedule
 
-OWN_PACKAGES = ("dassl", "datasets", "trainers", "prompting")  # whose use of the keys is known
+OWN_PACKAGES = ("dassl", "datasets", "prompting", "trainers", "training")  # whose use of the keys is known
 ADAMS = ("adam", "amsgrad", "radam", "adamw")
 
 
