@@ -164,7 +164,11 @@ def reads_no_image(trainer):
 
 def class_bound(run):
     """Whether the method of a run belongs to its training classes with this config, and so cannot score new ones."""
-    return is_class_bound(TRAINER_REGISTRY.get(run.place.trainer), run.check())
+    try:
+        cfg = run.check()
+    except InputError:  # told when all runs of the plan are checked
+        return False
+    return is_class_bound(TRAINER_REGISTRY.get(run.place.trainer), cfg)
 
 
 class Planner:
