@@ -77,7 +77,7 @@ def equality_rows(device):
 
 
 def compared_run(name, device, folder):
-    place = folder / name.replace(" ", "_")  # one folder a run: a finished one is not run again
+    place = folder / name.replace(" ", "_")  # one folder per run: a finished one is not run again
     on_cpu = made_run(name, "cpu", "fp32", place.with_name(f"{place.name}_cpu"))
     exact = made_run(name, device, "fp32", place.with_name(f"{place.name}_fp32"))
     assert sorted(on_cpu["learned"]) == sorted(exact["learned"])
@@ -126,7 +126,8 @@ def made_run(name, device, prec, folder, more=()):
     """What `ranks.make_run` gives, and the gradients that the first batch applied."""
     ranks, *_ = helpers()
     trainer, options = ranks.cases()[name]
-    apply_gradients, init, gradients = PromptTrainer.apply_gradients, precision.Precision.__init__, []
+    apply_gradients, init = PromptTrainer.apply_gradients, precision.Precision.__init__
+    gradients: list[torch.Tensor] = []
 
     def noted(self, found, *args, **kwargs):
         found = list(found)

@@ -61,7 +61,7 @@ def speed_rows(device):
         "ok": None, "peaks": peaks, "cells": [f"{name}: {peak / 1e12:.1f} TFLOP/s" for name, peak in peaks.items()]}
     rows = rows_for(device)
     model = random_clip(rows[0].work.backbone).to(device)
-    exact = {}  # what the plain side gave in float32, which amp is compared with, too
+    exact: dict[str, list] = {}  # what the plain side gave in float32, which amp is compared with, too
     for row in rows:
         for prec in ("fp32", "amp"):
             work = replace(row.work, prec=prec)
@@ -148,15 +148,16 @@ def launches(run, device):
 
 # ---- input ----
 def input_rows(device):
-    """Images a second of the loader, of a step, and of both together."""
+    """Images per second of the loader, of a step, and of both together."""
     torch.set_num_threads(1)
     workers, listed = (WORKERS, LISTED) if device != "cpu" else ((0, 2), 2)
     folder = tempfile.TemporaryDirectory()
     items = draw_pictures(folder.name) * listed
     model = random_clip("ViT-B/16" if device != "cpu" else "tiny").to(device)
-    takes = {}
+    takes: dict[str, float] = {}
     for title, work in STEPS.items():
-        work = replace(work, device=device, prec="amp", **({"backbone": "tiny"} if device == "cpu" else {}))
+        backbone = "tiny" if device == "cpu" else work.backbone
+        work = replace(work, device=device, prec="amp", backbone=backbone)
         yield f"the step takes: {title}, amp", partial(step_takes, title, work, model, takes)
     for megabytes in (0, 8192):
         for number in workers:
@@ -195,7 +196,7 @@ def loader_gives(items, workers, megabytes, device, takes):
 
 
 def together(items, workers, work, model):
-    """Images a second of steps that wait for the loader's batches, from the second epoch on."""
+    """Images per second of steps that wait for the loader's batches, from the second epoch on."""
     ours, loader = Ours(work, model), loader_of(items, workers, 0)
     settle(work, ours)
     for epoch in range(2):

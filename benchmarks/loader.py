@@ -21,7 +21,7 @@ def draw_pictures(folder):
     for number in range(PICTURES):
         coarse = Image.fromarray(rng.randint(0, 256, (SIZE[1] // 8, SIZE[0] // 8, 3), dtype=np.uint8))
         fine = rng.randint(0, 24, (SIZE[1], SIZE[0], 3))
-        pixels = np.asarray(coarse.resize(SIZE, Image.BICUBIC)) * 0.9 + fine
+        pixels = np.asarray(coarse.resize(SIZE, Image.Resampling.BICUBIC)) * 0.9 + fine
         path = os.path.join(folder, f"{number:03d}.jpg")
         Image.fromarray(pixels.astype(np.uint8)).save(path, quality=90)
         items.append(Datum(path, number % 10, 0, str(number % 10)))
@@ -37,7 +37,7 @@ def loader_of(items, workers, megabytes):
 
 
 def measure_loader(step=1.0):
-    """{"without" and "with" the cache: seconds of processor time a batch, one an epoch, in the process itself;
+    """{"without" and "with" the cache: seconds of processor time per batch, one per epoch, in the process itself;
     "waits": seconds on the clock that a step of `step` seconds waits for a worker's batch, after the first}."""
     found = {"pictures": PICTURES, "size": list(SIZE), "batch": BATCH, "step": step, "waits": []}
     with tempfile.TemporaryDirectory() as folder:

@@ -120,7 +120,7 @@ def without_data(cls, classnames):
     def all_gather_batch(self, batch):
         """Of several processes each has read its share of the images; here they have all, and exchange them alike."""
         share = self.ranks.share(len(batch["img"]))
-        return {**batch, "img": self.ranks.gather(batch["img"][share], len(batch["img"]))}
+        return {**batch, "img": self.ranks.all_gather(batch["img"][share], len(batch["img"]))}
 
     def apply_gradients(self, gradients, *args, **kwargs):
         self.applied.extend(gradient.detach().clone() for gradient in gradients)
@@ -141,8 +141,8 @@ class Plain:
                 order = torch.tensor(ours.trainer.class_order(batch["label"]), device=batch["label"].device)
                 return order.split((len(order) + 1) // 2)
 
-            self.method = PlainMetaPrompt(model, names, self.state, ours.trainer.split, halves,
-                                          ours.trainer.node.META_STEP)
+            self.method: PlainMetaPrompt | PlainCoOp = PlainMetaPrompt(
+                model, names, self.state, ours.trainer.split, halves, ours.trainer.node.META_STEP)
         else:
             self.method = {"CoOp": PlainCoOp, "CoCoOp": PlainCoCoOp}[work.method](model, names, self.state)
 

@@ -9,7 +9,7 @@ from harness import make_trainer
 class ContextCase(Case):
     """A context that starts from the record's tensors: only its length matters, and what `numbers` names."""
 
-    numbers = {}  # our key: the authors'
+    numbers: dict[str, str] = {}  # our key: the authors'
 
     def options(self):
         return {"N_CTX": int(self.theirs["N_CTX"]),
@@ -23,7 +23,7 @@ class KgCoOp(ContextCase):
         return {**super().options(), "CTX_INIT": ""}
 
     def extras(self, trainer):
-        return [("frozen text features", trainer.frozen_text, self.record["extra/frozen_text_features"])]
+        return [("frozen text features", trainer.frozen_text_features, self.record["extra/frozen_text_features"])]
 
 
 class TCP(ContextCase):
@@ -34,7 +34,7 @@ class TCP(ContextCase):
         return {**super().options(), "LAYER": 2}
 
     def extras(self, trainer):
-        return [("frozen text features", trainer.model.frozen_text, self.record["extra/frozen_text_features"])]
+        return [("frozen text features", trainer.model.frozen_text_features, self.record["extra/frozen_text_features"])]
 
 
 class ProGrad(ContextCase):

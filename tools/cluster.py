@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import yaml
 
 import train
-from dassl.config.merge import MOST_BYTES
+from dassl.config.reading import MOST_CONFIG_BYTES
 from dassl.utils import (
     LOCK_NAME,
     FolderLock,
@@ -163,7 +163,7 @@ def require_plain_folder(folder):
 def read_cluster_file(path):
     """The settings of a YAML file: words, with `slurm` a dict of words and `setup` a list of shell lines."""
     try:
-        with open_regular(path, "r", MOST_BYTES, encoding="utf-8-sig") as file:
+        with open_regular(path, "r", MOST_CONFIG_BYTES, encoding="utf-8-sig") as file:
             # Words as they stand: YAML would make 480 of 8:00 and 5400 of 1:30:00.
             found = yaml.load(file.read(), yaml.BaseLoader) or {}
     except OSError as error:

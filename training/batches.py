@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from dassl.utils import all_gather
-from prompting.ranks import Ranks
+from dassl.utils.distributed import Ranks
 
 Batch = dict[str, Any]
 
@@ -24,7 +24,7 @@ def all_gather_batch(batch: Batch, ranks: Ranks, size: int) -> Batch:
 
     def gathered(value):
         if torch.is_tensor(value):
-            return ranks.gather(value[:own], size)
+            return ranks.all_gather(value[:own], size)
         if value and torch.is_tensor(value[0]):
             return [gathered(view) for view in value]
         return [entry for part in all_gather(value[:own]) for entry in part]

@@ -17,9 +17,10 @@ from dassl.engine.identity import note_other_origin
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import InputError, NonFiniteError, count_num_param, derive_seed, isolated_rng, load_pretrained_weights
-from prompting.backbone import Towers, describe_backbone, unpublished_note
+from dassl.utils.distributed import Ranks
+from prompting.backbone import BackboneFacts, describe_backbone, unpublished_note
 from prompting.precision import GradientOverflow, Precision, all_finite
-from prompting.ranks import Ranks
+from prompting.towers import Towers
 from training.batches import Batch, all_gather_batch, to_device
 from training.options import CLIP_GRAD_NORM, LABEL_SMOOTHING, require_honoured
 from training.towers import build_towers, loaded_clip
@@ -53,6 +54,7 @@ class PromptTrainer(TrainerX):
     min_batch = 1  # images a training batch needs at least
     sampler: str | None = None  # the registered sampler the method's batches need, when not any will do
 
+    backbone_facts: BackboneFacts
     towers: Towers
     precision: Precision
     ranks: Ranks
@@ -84,7 +86,7 @@ class PromptTrainer(TrainerX):
         """Whether what is learned with this config belongs to the training classes and cannot score new ones."""
         return False
 
-    def build_model(self, towers: Towers, classnames: list[str]) -> nn.Module:  # type: ignore[override]
+    def build_model(self, towers: Towers, classnames: list[str]) -> nn.Module:
         """The method's module.
 
         Args:
@@ -199,7 +201,7 @@ class PromptTrainer(TrainerX):
         self.towers = build_towers(clip_model, cfg, self.device, self.precision, self.ranks)
         self._budget.passes = self.towers.passes
         if self.train_loader_x is not None:
-            self.train_loader_x.batch_sampler.divide(self.ranks.rank, self.ranks.size)
+            self.train_loader_x.batch_sampler.divide(self.ranks.rank, self.ranks.world_size)
         with isolated_rng(derive_seed("init", cfg.SEED)):
             self.model = self.build_model(self.towers, self.dm.dataset.classnames).to(self.device)
         if cfg.DATASET.TEMPLATES and not self.templates_taken:
@@ -268,13 +270,13 @@ class PromptTrainer(TrainerX):
 
     def all_gather_batch(self, batch: Batch) -> Batch:
         """The batch of one process from the parts that the ranks have read."""
-        if self.ranks.size == 1:
+        if self.ranks.world_size == 1:
             return batch
         return all_gather_batch(batch, self.ranks, self.train_loader_x.batch_sampler.size_of(self.batch_idx))
 
     @torch.no_grad()
     def test(self, split=None):
-        with self.ranks.apart():  # each rank has test images of its own
+        with self.ranks.no_sync():  # each rank has test images of its own
             return super().test(split)
 
     def model_inference(self, images: Tensor) -> Tensor:
@@ -333,7 +335,8 @@ class PromptTrainer(TrainerX):
         """For methods that are written with `loss.backward()`: what it leaves is the mean over the ranks."""
         super().model_backward(loss)
         tensors = [tensor for tensor in self.trainables if tensor.grad is not None]
-        for tensor, gradient in zip(tensors, self.ranks.mean([tensor.grad for tensor in tensors])):
+        own = [tensor.grad for tensor in tensors if tensor.grad is not None]
+        for tensor, gradient in zip(tensors, self.ranks.all_reduce_mean(own)):
             tensor.grad = gradient
 
     def update_lr(self, names=None):

@@ -3,11 +3,12 @@ from typing import Any
 
 import torch
 
-from dassl.utils import InputError, isolated_rng, main_process_first, processes_here
-from prompting.backbone import Towers, load_clip, weights_digest
+from dassl.utils import InputError, isolated_rng, local_world_size, main_process_first
+from dassl.utils.distributed import Ranks
+from prompting.backbone import load_clip, weights_digest
 from prompting.memory import activation_budget
 from prompting.precision import Precision
-from prompting.ranks import Ranks
+from prompting.towers import Towers
 
 
 def loaded_clip(name: str, clips: dict[str, Any]) -> Any:
@@ -22,7 +23,7 @@ def loaded_clip(name: str, clips: dict[str, Any]) -> Any:
 def build_towers(clip_model: Any, cfg: Any, device: torch.device, precision: Precision, ranks: Ranks) -> Towers:
     """The promptable towers of a CLIP. Raises InputError where they take images of another size than INPUT.SIZE."""
     towers = Towers(clip_model, device, half=precision.half, ranks=ranks)
-    towers.text.activation_bytes = cfg.TRAIN.TEXT_MEMORY_MB * 2**20 or activation_budget(device, processes_here())
+    towers.text.activation_bytes = cfg.TRAIN.TEXT_MEMORY_MB * 2**20 or activation_budget(device, local_world_size())
     size = towers.resolution
     if tuple(cfg.INPUT.SIZE) != (size, size):
         raise InputError(f"INPUT.SIZE is {tuple(cfg.INPUT.SIZE)}, but the backbone {cfg.MODEL.BACKBONE.NAME} takes "

@@ -78,8 +78,8 @@ class SimpleTrainer(TrainerBase):
         """Called once the data is there; a kind of trainer whose `build_model` takes arguments overrides it."""
         self.build_model()
 
-    def build_model(self):
-        """Build the model and register it with its optimizer and schedule."""
+    def build_model(self, *args: Any, **kwargs: Any) -> Any:
+        """Build the model and register it with its optimizer and schedule; takes what `prepare_model` gives it."""
         raise NotImplementedError
 
     def finish(self) -> None:

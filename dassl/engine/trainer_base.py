@@ -1,6 +1,7 @@
 """TrainerBase: registered models with their optimizers, the epoch loop with its hooks, and the parts that it holds."""
 import math
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -63,7 +64,7 @@ class TrainerBase:
         self.best_result, self.best_epoch = -math.inf, 0
         self.went_on_from_finished = False  # whether the run goes on from a training that had come to its end
         self.results = self.evaluation.results
-        self.backbone_facts: dict[str, Any] | None = None  # {"name", "digest", ...} of its frozen weights
+        self.backbone_facts: Mapping[str, Any] | None = None  # {"name", "digest", ...} of its frozen weights
         # {setting: [trained with, evaluated with]} of a model that is evaluated under others
         self.changed: dict[str, list] = {}
 

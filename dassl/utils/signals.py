@@ -7,8 +7,8 @@ import threading
 import time
 from typing import Any
 
-from dassl.utils.processes import LOOK
-from dassl.utils.ranks import all_reduce_max
+from dassl.utils.distributed import all_reduce_max
+from dassl.utils.processes import PARENT_POLL
 
 TWICE = 1.0  # seconds within which a signal that comes again is the same one: scancel and srun both deliver it
 
@@ -85,7 +85,7 @@ class StopRequest:
     def asked(self) -> bool:
         """Whether a signal has come to any process of the run; all of them ask together, and then all have noted it.
         False outside the `with` block, where signals are not noted."""
-        number = all_reduce_max(self.number or 0) if self._entered else 0
+        number = int(all_reduce_max(self.number or 0)) if self._entered else 0
         if number and self.number is None:
             self.take(number)
         return bool(number)  # what has come just now, to this process only, is seen by all the next time
@@ -115,7 +115,7 @@ def _end_at_the_parents_word(parent):
     lives = (lambda: os.getppid() == parent.pid) if os.getppid() == parent.pid else parent.is_alive
     while lives():
         if not hasattr(signal, "sigtimedwait"):
-            time.sleep(LOOK)
-        elif (word := signal.sigtimedwait({signal.SIGTERM}, LOOK)) and word.si_pid == parent.pid:
+            time.sleep(PARENT_POLL)
+        elif (word := signal.sigtimedwait({signal.SIGTERM}, PARENT_POLL)) and word.si_pid == parent.pid:
             break
     os._exit(0)

@@ -21,12 +21,12 @@ def _escape(found):
 
 
 def escaped(text):
-    """A text of lines as it may be printed: what a terminal would obey is written out."""
+    """A text of several lines, safe to print: characters that a terminal would obey are written out."""
     return UNSAFE.sub(_escape, text)
 
 
 def printable(text):
-    """A name, or anything else that belongs into one line, as it may be printed: line breaks are written out, too."""
+    """A name, or any other text of one line, safe to print: line breaks are written out, too."""
     return IN_ONE_LINE.sub(_escape, str(text))
 
 
@@ -55,7 +55,8 @@ class EscapedStream:
         return getattr(self.__dict__["stream"], name)
 
     def write(self, text):
-        moves = BARS.match(text)[0] if self.bars else ""
+        found = BARS.match(text) if self.bars else None
+        moves = found[0] if found else ""
         if moves:
             self.stream.write(moves)
         for number, part in enumerate(COLOURS.split(text[len(moves):]) if self.colours else [text[len(moves):]]):

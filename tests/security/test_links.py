@@ -252,7 +252,7 @@ def test_the_cache_of_weights_is_written_through_no_link(victim, tmp_path):
     shipped = backbone.SHIPPED["tiny"]
     digest = backbone.weights_digest("tiny")
     plant("link", tmp_path / f"{digest}.pt.tmp{os.getpid()}", victim)
-    path = backbone._whole_file(shipped, str(tmp_path))
+    path = backbone.whole_file(shipped, str(tmp_path))
     assert torch.load(path, weights_only=True) and sorted(os.listdir(tmp_path)) == sorted(
         [f"{digest}.pt", f"{digest}.pt.tmp{os.getpid()}", "elsewhere"])
 
@@ -505,7 +505,7 @@ def test_a_text_of_a_terabyte_is_not_read(reader, tmp_path):
 
 
 def test_a_training_list_that_unpacks_to_much_more_is_not_unpacked(tmp_path, monkeypatch):
-    monkeypatch.setattr("dassl.data.overlap.MOST_BYTES", 1000)
+    monkeypatch.setattr("dassl.data.overlap.MOST_RECORD_BYTES", 1000)
     (tmp_path / RECORD).write_bytes(gzip.compress(b"0" * 2000))
     with pytest.raises(InputError, match="unpacks to more than 1,000 bytes"):
         ImageSet().add_noted(str(tmp_path))
