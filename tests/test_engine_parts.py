@@ -377,7 +377,7 @@ class ByMethod(PromptTrainer):
 
 
 class ByAttribute(PromptTrainer):
-    class_bound = True
+    class_bound = True  # type: ignore[assignment]
 
 
 class ByProperty(PromptTrainer):
