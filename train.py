@@ -42,14 +42,7 @@ from dassl.data.overlap import count_overlap, evaluated_part, learned_from
 from dassl.data.samplers import SAMPLER_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, build_trainer, learns
 from dassl.engine.identity import allowed_changes, check_evaluated, plain
-from dassl.engine.run_folder import (
-    Sources,
-    checkpoint_digest,
-    checkpoint_files,
-    finished_results,
-    newest_epoch,
-    stored_config,
-)
+from dassl.engine.run_folder import Sources, checkpoint_digest, finished_results, stored_config
 from dassl.engine.run_record import describe_run, predictions_of, write_logits, write_predictions
 from dassl.evaluation import EVALUATOR_REGISTRY
 from dassl.metrics import deciding
@@ -59,15 +52,18 @@ from dassl.utils import (
     InputError,
     Terminated,
     broadcast,
+    checkpoint_files,
     collect_env_info,
     escaped_streams,
     first_to_tell,
     import_package_modules,
+    is_class_bound,
     joined,
     load_checkpoint,
     load_entry_points,
     load_plugin,
     lost_another,
+    newest_epoch,
     rank_zero_within,
     remove_torn_files,
     require_own_folder,
@@ -81,7 +77,8 @@ from dassl.utils.streams import ReaderGone, end_quietly, go_on, watched_streams
 from prompting import PromptingError
 from prompting.backbone import describe_weights, serve_foreign_code, unpublished_note, weights_digest
 from prompting.templates import check_templates
-from training.prompt_trainer import PromptTrainer, options_set
+from training import PromptTrainer
+from training.options import options_set
 from training.run_spec import RunSpec
 
 REGISTRIES = (TRAINER_REGISTRY, DATASET_REGISTRY, SAMPLER_REGISTRY, EVALUATOR_REGISTRY)
@@ -430,7 +427,7 @@ def run(spec, cfg, evaluation, clips):
         "evaluation": evaluation,
         "changed": trainer.changed,
         "stopped": trainer.stopped,
-        "class_bound": bool(getattr(trainer, "class_bound", False)),
+        "class_bound": is_class_bound(trainer, cfg),
         "seconds": round(time.time() - started, 2),
         **describe_run(trainer),
         "config": plain(stored),

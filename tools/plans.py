@@ -15,7 +15,7 @@ from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, learns
 from dassl.engine.identity import plain
 from dassl.engine.run_folder import flat
-from dassl.utils import InputError, require_own_folder
+from dassl.utils import InputError, is_class_bound, require_own_folder
 from dassl.utils.registry import nearest
 from prompting import load_clip
 from prompting.backbone import SHIPPED
@@ -164,12 +164,11 @@ def reads_no_image(trainer):
 
 def class_bound(run):
     """Whether the method of a run belongs to its training classes with this config, and so cannot score new ones."""
-    trainer = TRAINER_REGISTRY.get(run.place.trainer)
-    if not isinstance(getattr(trainer, "class_bound", False), property):
-        return bool(getattr(trainer, "class_bound", False))
-    bare = trainer.__new__(trainer)  # the property asks the config only
-    bare.cfg = run.check()
-    return bool(bare.class_bound)
+    try:
+        cfg = run.check()
+    except InputError:  # told when all runs of the plan are checked
+        return False
+    return is_class_bound(TRAINER_REGISTRY.get(run.place.trainer), cfg)
 
 
 class Planner:

@@ -17,7 +17,7 @@ from dassl.utils import count_num_param, csv_text, world_size, write_atomically
 try:
     import resource
 except ImportError:  # on Windows
-    resource = None
+    resource = None  # type: ignore[assignment]
 
 PREDICTIONS = "predictions.csv.gz"
 LOGITS = "logits.npz"
@@ -144,6 +144,6 @@ def write_logits(trainer, folder):
         "logits": logits.numpy(),
         "labels": np.array(found[1], np.int64),
         "paths": np.array([relative_path(impath, cfg.DATASET.ROOT) for impath in found[0]]),
-        "classnames": np.array([str(name) for name in dataset.classnames]),
+        "classnames": np.array([str(name) for name in trainer.dm.dataset.classnames]),
     }
     write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
