@@ -24,7 +24,7 @@ import trainers
 from dassl.config import (
     check_config,
     clean_cfg,
-    config_text,
+    config_layers,
     copied,
     get_cfg_default,
     merge_file,
@@ -228,7 +228,7 @@ def _extended(extensions):
 @functools.lru_cache(maxsize=64)
 def _with_files(extensions, files, open_trainer):
     """The defaults with config files merged into them, not to be changed: runs of a sweep share them, and a file that
-    changes is another text. files: ((path, its text), ...)."""
+    changes is another text. files: `config_layers` of each."""
     cfg = copied(_extended(extensions))
     for path, text in files:
         merge_text(cfg, text, path, open_trainer)
@@ -279,7 +279,8 @@ def build_config(spec):
     open_trainer = not declares_config(trainer)
     if spec.config_file:
         owner_of_config(spec.config_file, name)
-    files = tuple((path, config_text(path)) for path in (spec.dataset_config_file, spec.config_file) if path)
+    files = tuple(layer for path in (spec.dataset_config_file, spec.config_file) if path
+                  for layer in config_layers(path))
     cfg = copied(_with_files(_extensions(), files, open_trainer))
     for flag, key, value in flag_settings(spec):
         merge_flag(cfg, key, value, flag)

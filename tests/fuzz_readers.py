@@ -571,7 +571,7 @@ class Configs(Reader):
     def prepare(self):
         files = [self.world.folder / "tiny.yaml", *sorted((CONFIGS / "datasets").glob("*.yaml"))[:4],
                  *sorted((CONFIGS / "trainers" / "CoOp").glob("*.yaml"))[:3]]
-        self.texts = [path.read_bytes() for path in files]
+        self.texts = [path.read_bytes().replace(b"../../inputs/", b"inputs/") for path in files]
         self.texts.append(self.world.portable((self.world.run / "config.yaml").read_bytes()))
         self.trees = [yaml.safe_load(text) for text in self.texts]
 
@@ -589,6 +589,7 @@ class Configs(Reader):
         content = self.world.local(content)
         if way in ("method", "dataset"):
             (scratch / "own.yaml").write_bytes(content)
+            shutil.copytree(CONFIGS / "inputs", scratch / "inputs")
             words = self.world.words(scratch / "out")
             words[words.index("--config-file" if way == "method" else "--dataset-config-file") + 1] = "own.yaml"
             train.build_config(train.parse_arguments(words))

@@ -199,7 +199,7 @@ def test_each_method_runs_with_the_config_it_is_given(tiny_config, drawn_root, t
 
 def test_a_plugin_without_configs_runs_with_another_methods_and_that_is_said(words, tmp_path, capsys):
     """README's example, with a bare file and with a pair."""
-    (tmp_path / "lent.yaml").write_text((ROOT / "configs" / "trainers" / "CoOp" / "tiny.yaml").read_text())
+    (tmp_path / "lent.yaml").write_text(f"BASE: {ROOT / 'configs' / 'trainers' / 'CoOp' / 'tiny.yaml'}\n")
     plugin = ("--plugin", str(ROOT / "tests" / "plugins" / "bound.py"))
     lent = str(tmp_path / "lent.yaml")
     for configs in ([lent], [f"LinearOnly={lent}", f"CoOp={lent}"]):

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import yaml
 
 import train
-from dassl.config.merge import MOST_BYTES
+from dassl.config.reading import MOST_BYTES
 from dassl.utils import (
     LOCK_NAME,
     FolderLock,

@@ -7,7 +7,7 @@ import types
 
 import yaml
 
-from dassl.config.merge import MOST_BYTES, parse
+from dassl.config.reading import MOST_BYTES, parse
 from dassl.data.datasets import build_dataset, dataset_digest, keep_lists, relative_path
 from dassl.engine.identity import leaves, plain, require_same_data, same_backbone, shown
 from dassl.utils import (
