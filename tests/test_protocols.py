@@ -11,7 +11,7 @@ import yaml
 
 import train
 from dassl.utils import InputError
-from tools import execution, plans, plot, protocol, report
+from tools import execution, plans, plot, protocol, report, side_by_side
 from tools.plans import Planner
 from tools.tables import xd_groups
 from trainers import base as trainers_base
@@ -386,13 +386,13 @@ def test_runs_on_two_processes(words, call, tmp_path, capsys):
 
 
 def test_gpus_are_taken_in_turn(monkeypatch):
-    monkeypatch.setattr(execution.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(execution.torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(side_by_side.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(side_by_side.torch.cuda, "device_count", lambda: 3)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert execution._devices() == ["0", "1", "2"]
+    assert side_by_side._devices() == ["0", "1", "2"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    assert execution._devices() == ["5", "7"]
-    with execution._environment({"CUDA_VISIBLE_DEVICES": "7", "NOT_SET": None}):
+    assert side_by_side._devices() == ["5", "7"]
+    with side_by_side._environment({"CUDA_VISIBLE_DEVICES": "7", "NOT_SET": None}):
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "7" and "NOT_SET" not in os.environ
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "5,7"
 

@@ -10,10 +10,11 @@ import os
 import re
 from dataclasses import dataclass
 
-import train
 from dassl.config import methods_of
+from dassl.config.words import is_key, is_option
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import InputError
+from training.build_config import owner_of_config, registered_name
 from training.run_spec import stem
 
 # What the protocol itself says of a run: its folders and tables would lie about a run with other values.
@@ -115,12 +116,12 @@ def fits(file, method):
 def note_on(file, method):
     """A line where a method runs with a file that is not written for it, else "". Raises InputError where it must not.
     """
-    owner = train.owner_of_config(file, method)
+    owner = owner_of_config(file, method)
     if owner:
         return f"Note: {method} has no config of its own and runs with {owner}'s, {file}"
     owners = methods_of(file)
     if owners and method.upper() not in owners and getattr(TRAINER_REGISTRY.get(method), "trains", True):
-        names = ", ".join(sorted(map(train.registered_name, owners)))
+        names = ", ".join(sorted(map(registered_name, owners)))
         return f"Note: {file} is for {names}; {method} takes only what is not under TRAINER"
     return ""
 
@@ -150,7 +151,7 @@ def take_variants(argv):
             others.append(word)
             continue
         group = [word.partition("=")[2] or (words.pop(0) if words else "")]
-        while words and train.is_key(words[0].partition("=")[0]):
+        while words and is_option(words[0]):
             key, mark, value = words.pop(0).partition("=")
             group += [key, value] if mark else [key, *words[:1]]
             del words[:0 if mark else 1]
@@ -173,7 +174,7 @@ def read_variants(groups, methods):
         if not re.fullmatch(r"\w[\w.-]*", name) or (mark and not method):
             raise InputError(f"--variant: '{word}' is no name; give NAME or METHOD:NAME of letters, digits, '.', '_' "
                              "and '-', then KEY VALUE ...")
-        if train.is_key(name) or not options or len(options) % 2:
+        if is_key(name) or not options or len(options) % 2:
             raise InputError(f"--variant {word}: give a name, then options in pairs: --variant NAME KEY VALUE ...")
         if method:
             TRAINER_REGISTRY.get(method)
