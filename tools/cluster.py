@@ -64,7 +64,8 @@ class Task:
         import submitit
 
         ending = getattr(signal, f"SIG{submitit.JobEnvironment.USR_SIG}")
-        requeue = signal.getsignal(ending)  # submitit's: count the time limits, store the task, scontrol requeue, exit
+        # submitit's: count the time limits, store the task, scontrol requeue, exit
+        requeue: Any = signal.getsignal(ending)
         came: list[int] = []
 
         def stop(number: int, frame: Any) -> None:

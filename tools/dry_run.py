@@ -62,8 +62,9 @@ def _check_once(checked: Checked, what: tuple, check: Callable[[], None]) -> Non
             check()
         except InputError as error:
             checked[what] = error
-    if (error := checked[what]) is not None:
-        raise error
+    wrong = checked[what]
+    if wrong is not None:
+        raise wrong
 
 
 def require_backbone(name: str) -> None:

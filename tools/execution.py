@@ -122,10 +122,17 @@ def _one_by_one(outcome: Outcome, clips: dict[str, Any]) -> None:
         if not outcome.ready(run):
             continue
         try:
-            known = broadcast(lambda run=run: wait_for_ending(run.folder) or taken_over(run, outcome.results, seen))
+            known = broadcast(lambda run=run: _known(run, outcome, seen))
             outcome.results[run.folder] = known or train.main(run.spec, clips, seen, run.configs)
         except Exception as error:
             reason = mendable(error)
             if reason is None or world_size() > 1:  # then the other processes may not know of it
                 raise
             outcome.fail(run, reason)
+
+
+def _known(run: Run, outcome: Outcome, seen: dict[str, Any]) -> dict[str, Any] | None:
+    """The results of a run that another run of the plan has made, as `taken_over`; the folder is no longer in use then.
+    """
+    wait_for_ending(run.folder)
+    return taken_over(run, outcome.results, seen)

@@ -113,11 +113,11 @@ def make_side_by_side(outcome: Outcome, jobs: int) -> None:
     try:
         while left or any(worker.run for worker in workers):
             _hand_out(left, workers, outcome)
-            busy = {worker.pipe: worker for worker in workers if worker.run}
+            busy = [worker for worker in workers if worker.run]
             if not busy:  # all that is left needs a run that failed
                 break
-            for pipe in connection.wait(list(busy)):
-                worker = busy[pipe]
+            answered = connection.wait([worker.pipe for worker in busy])
+            for worker in (worker for worker in busy if worker.pipe in answered):
                 _take_back(worker, outcome)
                 if worker.ended():
                     workers[workers.index(worker)] = Worker(worker.device, threads)
@@ -142,6 +142,7 @@ def _hand_out(left: list[Run], workers: list[Worker], outcome: Outcome) -> None:
 def _take_back(worker: Worker, outcome: Outcome) -> None:
     """Note what a worker answers. Raises RuntimeError for a bug in it."""
     run, (kind, content) = worker.run, worker.take()
+    assert run is not None
     worker.run = None
     if kind == "broken":
         raise RuntimeError(f"{run.folder}:\n{content}")

@@ -2,6 +2,7 @@
 import functools
 import sys
 from collections.abc import Iterable
+from typing import Any
 
 from dassl.config.words import ArgumentParser, add_options, parse_words
 from training.run_spec import RunSpec
@@ -15,8 +16,9 @@ def parse_arguments(argv: Iterable[str] | None = None) -> RunSpec:
     """
     given = vars(parse_words(_parser(), sys.argv[1:] if argv is None else argv))
     names = {"plugin": "plugins", "opts": "options"}
-    return RunSpec(**{names.get(name, name): tuple(value) if isinstance(value, list) else value
-                      for name, value in given.items()})
+    fields: dict[str, Any] = {names.get(name, name): tuple(value) if isinstance(value, list) else value
+                              for name, value in given.items()}
+    return RunSpec(**fields)
 
 
 @functools.cache

@@ -108,7 +108,7 @@ def _complete_foreign(cfg: CfgNode) -> None:
 def resolve_precision(cfg: CfgNode) -> None:
     """PREC auto is this project's word; a foreign trainer gets the precision that it stands for."""
     for node in cfg.TRAINER.values():
-        if isinstance(node, dict) and node.get("PREC") == "auto":
+        if isinstance(node, CfgNode) and node.get("PREC") == "auto":
             node.PREC = "amp" if torch.cuda.is_available() and cfg.USE_CUDA else "fp32"
 
 

@@ -19,7 +19,7 @@ from dassl.utils.streams import ReaderGone, end_quietly, watched_streams
 from prompting import PromptingError
 
 
-def mendable(error: BaseException) -> str | None:
+def mendable(error: BaseException | None) -> str | None:
     """One line for an error that the user can mend, None for a bug."""
     if isinstance(error, (InputError, PromptingError)):
         return " ".join(str(error).split())
@@ -43,7 +43,7 @@ def command_line(function: Callable[[], Any], unread: Callable[[OSError], None] 
         with watched_streams(unread), escaped_streams(), threads_told():
             return _status_of(function)
     except ReaderGone as gone:
-        return gone.code
+        return _status(gone)
 
 
 def _status_of(function: Callable[[], Any]) -> int:
@@ -56,7 +56,7 @@ def _status_of(function: Callable[[], Any]) -> int:
         if lost := lost_another(stop.__context__):  # torchrun's signal, while this process was ending for that reason
             return tell_lost(lost)
         tell("interrupted; the same command goes on from the last checkpoint")
-        return 130 if isinstance(stop, KeyboardInterrupt) else stop.code
+        return 130 if isinstance(stop, KeyboardInterrupt) else _status(stop)
     except Exception as error:
         if lost := lost_another(error):
             return tell_lost(lost)
@@ -68,6 +68,10 @@ def _status_of(function: Callable[[], Any]) -> int:
         tell(f"error: {line}")
         return 2
     return 0
+
+
+def _status(stop: SystemExit) -> int:
+    return stop.code if isinstance(stop.code, int) else 1
 
 
 @contextlib.contextmanager
