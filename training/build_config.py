@@ -11,15 +11,15 @@ from yacs.config import CfgNode
 from dassl.config import (
     check_config,
     clean_cfg,
-    config_layers,
     copied,
     get_cfg_default,
     merge_file,
     merge_flag,
     merge_options,
     merge_text,
-    methods_of,
 )
+from dassl.config.belongs import methods_of_file
+from dassl.config.reading import ConfigFile, read_config
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.identity import allowed_changes
 from dassl.utils import InputError, broadcast
@@ -36,16 +36,18 @@ FLAG_KEYS = {"root": "DATASET.ROOT", "output_dir": "OUTPUT_DIR", "resume": "RESU
 Extension = Callable[[CfgNode], None]  # a trainer's extend_cfg
 
 
-def build_config(spec: RunSpec) -> CfgNode:
+def build_config(spec: RunSpec, read: Callable[[str], ConfigFile] = read_config) -> CfgNode:
     """The frozen config of a run.
 
     A seed that is not given is drawn, the same on all processes.
 
+    Args:
+        read: path -> the config file there; `Configs` reads the files that many runs share once.
     Raises:
         InputError: no method is named, or a file, a flag or an option is not what the config takes.
     """
-    trainer = _trainer_of(spec)
-    cfg = _merged(spec, trainer)
+    trainer = _trainer_of(spec, read)
+    cfg = _merged(spec, trainer, read)
     check_config(cfg)
     check_templates(cfg.DATASET.TEMPLATES, "DATASET.TEMPLATES")
     if "USE_CUDA" in spec.options[::2] and cfg.USE_CUDA and not torch.cuda.is_available():
@@ -66,12 +68,12 @@ def build_config(spec: RunSpec) -> CfgNode:
     return cfg
 
 
-def _merged(spec: RunSpec, trainer: type) -> CfgNode:
+def _merged(spec: RunSpec, trainer: type, read: Callable[[str], ConfigFile]) -> CfgNode:
     """The defaults with the files, the flags and the options of a run merged into them."""
     # A plugin that declares no keys of its own may bring any under TRAINER.
     open_trainer = not declares_config(trainer)
     files = tuple(layer for path in (spec.dataset_config_file, spec.config_file) if path
-                  for layer in config_layers(path))
+                  for layer in read(path).layers())
     cfg = copied(_with_files(_extensions(), files, open_trainer))
     for flag, key, value in flag_settings(spec):
         merge_flag(cfg, key, value, flag)
@@ -153,7 +155,7 @@ def _extended(extensions: tuple[Extension, ...]) -> CfgNode:
 @functools.lru_cache(maxsize=64)
 def _with_files(extensions: tuple[Extension, ...], files: tuple, open_trainer: bool) -> CfgNode:
     """The defaults with config files merged into them, not to be changed: runs of a sweep share them, and a file that
-    changes is another text. files: `config_layers` of each."""
+    changes is another text. files: the layers of each."""
     cfg = copied(_extended(extensions))
     for path, text in files:
         merge_text(cfg, text, path, open_trainer)
@@ -161,14 +163,14 @@ def _with_files(extensions: tuple[Extension, ...], files: tuple, open_trainer: b
 
 
 # ---- which method ----
-def _trainer_of(spec: RunSpec) -> type:
+def _trainer_of(spec: RunSpec, read: Callable[[str], ConfigFile]) -> type:
     """The class of a run's method. Raises InputError where none is named, or the config file is another method's."""
     name = named_trainer(spec)
     if not name:
         raise InputError(f"no method is named; give --trainer, one of {', '.join(TRAINER_REGISTRY.registered_names())}")
     trainer = TRAINER_REGISTRY.get(name)
     if spec.config_file:
-        owner_of_config(spec.config_file, name)
+        owner_of_config(spec.config_file, name, read)
     return trainer
 
 
@@ -188,13 +190,13 @@ def registered_name(method: str) -> str:
     return next((name for name in TRAINER_REGISTRY.registered_names() if name.upper() == method), method)
 
 
-def owner_of_config(path: str, name: str) -> str:
+def owner_of_config(path: str, name: str, read: Callable[[str], ConfigFile] = read_config) -> str:
     """The one other method that a config file is for where the method `name`, which has no folder of configs, may run
     with it all the same; else "".
 
     Raises:
         InputError: the file is another method's, and `name` has configs of its own."""
-    owners = methods_of(path)
+    owners = methods_of_file(read(path))
     if len(owners) != 1 or name.upper() in owners:
         return ""
     owner = registered_name(*owners)

@@ -1,26 +1,29 @@
 """The configs of the runs of one command: each is built once."""
 import contextlib
+import functools
 import pickle
 from collections.abc import Iterable
 
 from yacs.config import CfgNode
 
+from dassl.config.reading import read_config
 from training.build_config import build_config
 from training.run_spec import RunSpec
 
 
 class Configs:
-    """What one command has built. It is made with the command and handed down, so that a config file or a plugin that
-    changes between two commands of one process is seen.
+    """What one command has built, and the config files that it has read, each once. It is made with the command and
+    handed down, so that a file or a plugin that changes between two commands of one process is seen.
 
-    A config is kept as bytes, and a part that many runs have in common (OPTIM, INPUT, ...) is kept once, so that a plan
-    of 10,000 runs takes a few MB. A run whose seed is to be drawn is not kept. A copy that is sent to another process
-    is empty.
+    A config is kept as bytes, which never leave this process. A part that many runs have in common (OPTIM, INPUT, ...) is
+    kept once, so that a plan of 10,000 runs takes some 10 MB. A run whose seed is to be drawn is not kept. A copy that is
+    sent to another process is empty.
     """
 
     def __init__(self) -> None:
         self._kept: dict[RunSpec, tuple[bytes, ...]] = {}
         self._parts: dict[bytes, bytes] = {}
+        self._read = functools.cache(read_config)
 
     def __reduce__(self):
         return Configs, ()
@@ -30,7 +33,7 @@ class Configs:
         kept = self._kept.get(spec)
         if kept is not None:
             return _unpacked(kept)
-        cfg = build_config(spec)
+        cfg = build_config(spec, self._read)
         if spec.seed >= 0:
             # a plugin may have set what is no plain value; such a config is built again
             with contextlib.suppress(pickle.PicklingError, AttributeError, TypeError):

@@ -25,6 +25,7 @@ from dassl.data.loader import EpochLoader, possible_workers
 from dassl.engine.trainer import end_workers
 from dassl.utils import InputError, orphaned, surroundings
 from tools import before_run, cluster, protocol, side_by_side, slurm_settings, status
+from training.run_spec import RunSpec
 
 NAMES = ("torch", "yaml", "submitit", "multiprocessing", "runpy", "signal", "train", "numpy", "cloudpickle", "tools",
          "sitecustomize", "contextlib", "random")
@@ -67,7 +68,7 @@ def test_planted_files_do_speak(planted):
 def test_a_process_of_jobs_takes_no_module_from_the_working_folder(planted):
     worker = side_by_side.Worker(None, 1)
     try:
-        worker.give(types.SimpleNamespace(argv=["--trainer", "NoSuchMethod"]))
+        worker.give(types.SimpleNamespace(spec=RunSpec(trainer="NoSuchMethod")))
         kind, told = worker.take()
     finally:
         worker.run = None
