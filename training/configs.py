@@ -15,9 +15,9 @@ class Configs:
     """What one command has built, and the config files that it has read, each once. It is made with the command and
     handed down, so that a file or a plugin that changes between two commands of one process is seen.
 
-    A config is kept as bytes, which never leave this process. A part that many runs have in common (OPTIM, INPUT, ...) is
-    kept once, so that a plan of 10,000 runs takes some 10 MB. A run whose seed is to be drawn is not kept. A copy that is
-    sent to another process is empty.
+    A config is kept as bytes, which never leave this process. A part that many runs have in common (OPTIM, INPUT, ...)
+    is kept once, so that a plan of 10,000 runs takes some 10 MB. A run whose seed is to be drawn is not kept. A copy
+    that is sent to another process is empty.
     """
 
     def __init__(self) -> None:
