@@ -19,6 +19,7 @@ import warnings
 import zipfile
 import zlib
 from pathlib import Path
+from unittest import mock
 
 import drawn
 import numpy as np
@@ -36,7 +37,7 @@ from dassl.utils.images import bombs_are_errors, fault_of, is_picture, read_imag
 from datasets.files import read_mat
 from prompting import Towers, load_clip
 from prompting.backbone import describe_weights, weights_digest
-from tools import predict, report, slurm_settings, sources, status
+from tools import layouts, predict, report, slurm_settings, sources, status
 from tools.archives import Bounds, unpack
 from tools.plans import Place, Run
 from tools.significance import read_predictions
@@ -550,15 +551,12 @@ class Jobs(Reader):
         folder = scratch / self.place.folder
         if not name.startswith("sweep"):
             shutil.copy(self.world.run / "prompt_learner" / "model.pth.tar-2", folder / "prompt_learner")
-        queue, which = status.Queue, shutil.which
-        status.Queue = lambda: types.SimpleNamespace(state=lambda job: ("", ""))
-        status.ended_as = lambda job: "FAILED"
-        status.shutil = types.SimpleNamespace(which=lambda name: name)
-        try:
+        idle = types.SimpleNamespace(state=lambda job: ("", ""))
+        with (mock.patch.object(status, "Queue", return_value=idle),
+              mock.patch.object(status, "ended_as", return_value="FAILED"),
+              mock.patch.object(status, "shutil", types.SimpleNamespace(which=lambda name: name))):
             status.describe(status.states([Run(self.place, train.parse_arguments(self.world.words(folder)))],
                                           str(scratch)))
-        finally:
-            status.Queue, status.shutil = queue, types.SimpleNamespace(which=which)
 
 
 # ---- configs and words -------------------------------------------------------------------------------------------
@@ -846,11 +844,11 @@ class Lists(DataFile):
             read_mat(str(scratch / "a.mat"), "labels", "fetch it again")
         elif name == self.TERRA:
             folder = scratch / "terra_incognita"
-            (folder / sources.TERRA_IMAGES).mkdir(parents=True)
+            (folder / layouts.TERRA_IMAGES).mkdir(parents=True)
             (scratch / self.TERRA).write_bytes(content)
             for number in range(8):
-                (folder / sources.TERRA_IMAGES / f"{number}.jpg").write_bytes(b"")
-            sources.arrange_terra_incognita(str(scratch))
+                (folder / layouts.TERRA_IMAGES / f"{number}.jpg").write_bytes(b"")
+            layouts.arrange_terra_incognita(str(scratch), sources.SOURCES["terra_incognita"].bounds)
         else:
             self.built(self.cfgs[self.FILES[name]], name, content, self.root)
 

@@ -20,7 +20,7 @@ from dassl.utils import FolderLock, InputError, Terminated
 from tools import cluster, protocol, slurm_settings, status
 from tools.before_run import finished
 from tools.plans import Planner
-from trainers import base as trainers_base
+from training import prompt_trainer as trainers_base
 
 ROOT = Path(__file__).resolve().parents[1]
 SLURM = ("--launcher", "slurm", "--gpus", "0", "--cpus", "1")

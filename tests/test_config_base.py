@@ -8,7 +8,7 @@ import yaml
 
 import train
 from dassl.config import get_cfg_default, merge_file, methods_of, write_config
-from dassl.config.reading import MOST_BYTES, MOST_DEEP, MOST_FILES, config_layers
+from dassl.config.reading import MOST_CONFIG_BYTES, MOST_DEEP, MOST_FILES, config_layers
 from dassl.utils import InputError
 from training.build_config import CONFIGS as CONFIG_FOLDER
 from training.build_config import owner_of_config
@@ -138,7 +138,7 @@ def test_a_base_that_is_no_name(value, write):
 
 @pytest.mark.parametrize(("name", "text", "why"), [
     ("base.txt", "SEED: 1", "configs are YAML files"), ("base.yaml", "[1, 2]", "holds no keys"),
-    ("base.yaml", "a: [", "is not valid YAML"), ("base.yaml", "#" * (MOST_BYTES + 1), "larger than"),
+    ("base.yaml", "a: [", "is not valid YAML"), ("base.yaml", "#" * (MOST_CONFIG_BYTES + 1), "larger than"),
     ("base.yaml", "SEED: 1\nSEED: 2", "comes twice"),
     ("base.yaml", "!!python/object/apply:os.getcwd []", "is not valid YAML")])
 def test_a_base_is_read_as_every_config(name, text, why, write):

@@ -19,7 +19,7 @@ from dassl.utils import InputError, NonFiniteError
 from harness import make_trainer
 from prompting import PromptingError
 from tools import interpret_prompt, plans, predict, protocol, report
-from trainers import base as trainers_base
+from training import prompt_trainer as trainers_base
 from written_runs import base2new, share, write_run
 
 NAN, INF = float("nan"), float("inf")

@@ -14,7 +14,7 @@ from dassl.utils import InputError
 from tools import execution, plans, plot, protocol, report, side_by_side
 from tools.plans import Planner
 from tools.tables import xd_groups
-from trainers import base as trainers_base
+from training import prompt_trainer as trainers_base
 
 ROOT = Path(__file__).resolve().parents[1]
 DOMAINS = ["art_painting", "cartoon", "photo", "sketch"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from dassl.config.reading import MOST_BYTES
+from dassl.config.reading import MOST_CONFIG_BYTES
 from dassl.utils import InputError, open_regular, printable
 from dassl.utils.registry import nearest
 from tools.plans import ROOT
@@ -138,7 +138,7 @@ def require_one_line(text: str, where: str) -> None:
 def read_cluster_file(path: str) -> dict[str, Any]:
     """The settings of a YAML file: words, with `slurm` a dict of words and `setup` a list of shell lines."""
     try:
-        with open_regular(path, "r", MOST_BYTES, encoding="utf-8-sig") as file:
+        with open_regular(path, "r", MOST_CONFIG_BYTES, encoding="utf-8-sig") as file:
             # Words as they stand: YAML would make 480 of 8:00 and 5400 of 1:30:00.
             found = yaml.load(file.read(), yaml.BaseLoader) or {}
     except OSError as error:

@@ -10,7 +10,7 @@ import yaml
 from dassl.utils.errors import InputError
 from dassl.utils.files import open_regular
 
-MOST_BYTES = 2**20  # of a config file
+MOST_CONFIG_BYTES = 2**20  # of a config file
 MOST_SHARED = 16  # entries of a list that an alias may stand for
 MOST_DEEP = 8  # files that include one another in a row
 MOST_FILES = 64  # files that one config consists of
@@ -157,9 +157,9 @@ def _text(path: str, told: str) -> str:
         raise InputError(f"config {told}: configs are YAML files (.yaml); other kinds are not read")
     try:
         with open_regular(path, "r", encoding="utf-8-sig") as file:  # some editors begin one with a byte-order mark
-            text = file.read(MOST_BYTES + 1)
+            text = file.read(MOST_CONFIG_BYTES + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the config {told}: {getattr(error, 'strerror', None) or error}") from None
-    if len(text) > MOST_BYTES:
-        raise InputError(f"config {told} is larger than {MOST_BYTES} characters; that is no config")
+    if len(text) > MOST_CONFIG_BYTES:
+        raise InputError(f"config {told} is larger than {MOST_CONFIG_BYTES} characters; that is no config")
     return text

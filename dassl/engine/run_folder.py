@@ -7,7 +7,7 @@ import types
 
 import yaml
 
-from dassl.config.reading import MOST_BYTES, parse
+from dassl.config.reading import MOST_CONFIG_BYTES, parse
 from dassl.data.datasets import build_dataset, dataset_digest, keep_lists, relative_path
 from dassl.engine.identity import leaves, plain, require_same_data, same_backbone, shown
 from dassl.utils import (
@@ -219,8 +219,8 @@ def stored_config(folder):
     """The config that a run folder keeps, nested dicts of plain values; {} where there is none or it is damaged."""
     try:
         with open_regular(os.path.join(folder, "config.yaml"), "r", encoding="utf-8-sig") as file:
-            text = file.read(MOST_BYTES + 1)
-        if len(text) > MOST_BYTES:  # no config, and a part of it would be another one
+            text = file.read(MOST_CONFIG_BYTES + 1)
+        if len(text) > MOST_CONFIG_BYTES:  # no config, and a part of it would be another one
             return {}
         stored = parse(text)
         require("config", stored, folder)

@@ -164,4 +164,4 @@ KINDS = {
     "sentences": dict[StrictStr, list[StrictStr]],
     "jobs": dict[StrictStr, Annotated[StrictStr, Field(pattern=r"^\w{1,64}$")]],  # run folder -> Slurm job
 }
-ADAPTERS = {kind: TypeAdapter(schema) for kind, schema in KINDS.items()}
+ADAPTERS: dict[str, TypeAdapter] = {kind: TypeAdapter(schema) for kind, schema in KINDS.items()}

@@ -347,8 +347,8 @@ def test_a_worker_that_cannot_hand_its_batch_over_ends_the_wait(function, settin
 
 
 def test_a_worker_that_does_not_answer_ends_in_one_line(monkeypatch, one_line):
-    monkeypatch.setattr(loaders, "PATIENCE", 1)
-    monkeypatch.setattr(loaders, "LOOK", 0.3)
+    monkeypatch.setattr(loaders, "BATCH_TIMEOUT", 1)
+    monkeypatch.setattr(loaders, "WORKER_POLL", 0.3)
     line = one_line(lambda: first_batch(lambda: time.sleep(60)))
     assert "no batch has come from the loader's workers for 1 s" in line
 
@@ -371,7 +371,7 @@ def test_a_death_that_torch_is_not_told_of_is_noticed():
 
 def test_a_slow_batch_and_kept_workers_are_no_fault(monkeypatch):
     """A batch may take many looks, in the second pass, too."""
-    monkeypatch.setattr(loaders, "LOOK", 0.2)
+    monkeypatch.setattr(loaders, "WORKER_POLL", 0.2)
     sampler = BatchSampler(SequentialSampler(range(2)), 1, False)
     loader = EpochLoader(Does(lambda: time.sleep(0.7) or 5), batch_sampler=sampler, num_workers=1,
                          persistent_workers=True)

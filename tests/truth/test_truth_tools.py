@@ -17,7 +17,7 @@ from dassl.utils import InputError
 from tools import plot, predict, protocol, report
 from tools.plans import Place
 from tools.predict import load_run
-from trainers import base as trainers_base
+from training import prompt_trainer as trainers_base
 from written_runs import base2new, share, write_run
 
 ROOT = Path(__file__).resolve().parents[2]
