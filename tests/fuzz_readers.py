@@ -37,13 +37,14 @@ from dassl.utils.images import bombs_are_errors, fault_of, is_picture, read_imag
 from datasets.files import read_mat
 from prompting import Towers, load_clip
 from prompting.backbone import describe_weights, weights_digest
-from tools import cluster, layouts, predict, report, sources, status
+from tools import layouts, predict, report, slurm_settings, sources, status
 from tools.archives import Bounds, unpack
 from tools.plans import Place, Run
 from tools.significance import read_predictions
 from trainers.coprompt import read_sentences
+from training.build_config import CONFIGS as OWN_CONFIGS
 
-CONFIGS = Path(train.CONFIGS)
+CONFIGS = Path(OWN_CONFIGS)
 MARK = b"/FUZZ/"  # stands in inputs for the folder that the fuzzer works in, which has another name each time
 BOMBS = [zlib.compress(bytes(size)) for size in (100, 10**6, 2**26)]
 
@@ -664,8 +665,8 @@ class Words(Reader):
             report.main([str(self.world.folder), *words])
         else:
             parser = train.ArgumentParser()
-            cluster.add_arguments(parser)
-            cluster.slurm_parameters(parser.parse_args(["--time", words[0], "--slurm", words[-1]]))
+            slurm_settings.add_arguments(parser)
+            slurm_settings.slurm_parameters(parser.parse_args(["--time", words[0], "--slurm", words[-1]]))
 
 
 def _leaves(node, prefix=""):
@@ -696,8 +697,8 @@ class Clusters(Reader):
     def read(self, data, scratch):
         (scratch / "cluster.yaml").write_bytes(data)
         parser = train.ArgumentParser()
-        cluster.add_arguments(parser)
-        cluster.slurm_parameters(parser.parse_args(["--cluster", "cluster.yaml"]))
+        slurm_settings.add_arguments(parser)
+        slurm_settings.slurm_parameters(parser.parse_args(["--cluster", "cluster.yaml"]))
 
 
 # ---- lists of data -----------------------------------------------------------------------------------------------

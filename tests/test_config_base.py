@@ -12,8 +12,10 @@ from dassl.config.effect import EFFECTS, RunFacts, without_effect
 from dassl.config.reading import MOST_CONFIG_BYTES, MOST_DEEP, MOST_FILES, config_layers
 from dassl.engine import build_trainer
 from dassl.utils import InputError
+from training.build_config import CONFIGS as CONFIG_FOLDER
+from training.build_config import owner_of_config
 
-CONFIGS = Path(train.CONFIGS)
+CONFIGS = Path(CONFIG_FOLDER)
 SHIPPED = sorted([*CONFIGS.glob("inputs/*.yaml"), *CONFIGS.glob("datasets/*.yaml"), *CONFIGS.glob("trainers/*/*.yaml")])
 
 
@@ -174,7 +176,7 @@ def test_a_file_is_for_the_methods_of_its_bases_unless_it_says_otherwise(write):
     assert methods_of(write("configs/trainers/MaPLe/own.yaml", f"BASE: {coop}\n")) == {"MAPLE"}
     assert methods_of(write("input.yaml", f"BASE: {CONFIGS / 'inputs' / 'tiny.yaml'}\n")) == set()
     with pytest.raises(InputError, match="is for CoOp, not for MaPLe"):
-        train.owner_of_config(write("other.yaml", f"BASE: {coop}\n"), "MaPLe")
+        owner_of_config(write("other.yaml", f"BASE: {coop}\n"), "MaPLe")
 
 
 # ---- the configs that ship ----

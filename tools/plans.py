@@ -7,9 +7,8 @@ folder says of the run in it, so that the folders alone are enough to make the t
 import functools
 import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-import train
 from dassl.config import get_cfg_default, merge_file
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY, learns
@@ -20,6 +19,7 @@ from dassl.utils.registry import nearest
 from prompting import load_clip
 from prompting.backbone import SHIPPED
 from tools.method_configs import MARK, MethodConfigs, differ, is_file, read_variants, require_free
+from training.configs import Configs
 from training.run_spec import RunSpec, stem
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -95,13 +95,15 @@ class Run:
 
     spec: what train.main is given.
     needs: the folder of the run whose prompts this one evaluates, or "". same: the folder of an earlier run of the plan
-    that has this one's numbers, because the method reads no image that seed or shots choose; or "".
+    that has this one's numbers, because the method reads no image that seed or shots choose; or "". configs: what the
+    command has built so far, one object for all runs of a plan.
     """
 
     place: Place
     spec: RunSpec
     needs: str = ""
     same: str = ""
+    configs: Configs = field(default_factory=Configs, compare=False, repr=False)
 
     @property
     def folder(self):
@@ -112,7 +114,7 @@ class Run:
         """Raise InputError for a config that cannot give a table, and for a folder that a link below the output folder
         leads to; nothing is run and no data are read."""
         require_own_folder(self.folder, below=self.folder.removesuffix(os.path.join(*self.place.folder.split("/"))))
-        cfg = train.build_config(self.spec)
+        cfg = self.configs.of(self.spec)
         if cfg.TEST.NO_TEST or cfg.TEST.SPLIT != "test":
             raise InputError("a protocol's table needs test accuracies; leave out TEST.NO_TEST and TEST.SPLIT")
         return cfg
@@ -194,7 +196,7 @@ class Planner:
         self.cfg, self.plugins, self.options = MethodConfigs(cfg), list(plugins), list(options)
         self.variant_words, self.variants, self.notes = list(variants), {}, []
         self.backbone = os.path.abspath(backbone) if os.path.isfile(backbone) else backbone
-        self.clips = {}
+        self.clips, self.configs = {}, Configs()
 
     def plan(self, protocol, trainers, datasets, shots=None, targets=None):
         """The runs of a protocol in the order to be made: a list of Run.
@@ -365,7 +367,7 @@ class Planner:
                        output_dir=os.path.join(self.output, *place.folder.split("/")),
                        root=dataset.root or self.root, backbone=self.backbone or source.backbone, seed=place.seed,
                        plugins=tuple(self.plugins), options=(*shots, *options, *self.options, *variant), **fields)
-        return Run(place, spec, needs.folder if needs else "")
+        return Run(place, spec, needs.folder if needs else "", configs=self.configs)
 
     def _evaluation(self, place, dataset, trained, options=(), **fields):
         return self._run(place, dataset, options, trained, eval_only=True, model_dir=trained.folder, **fields)

@@ -21,14 +21,16 @@ from dassl.engine import TRAINER_REGISTRY  # noqa: E402
 from dassl.engine.run_folder import Listings  # noqa: E402
 from dassl.utils import InputError, broadcast, printable, require_own_folder, world_size  # noqa: E402
 from dassl.utils.streams import go_on  # noqa: E402
-from tools import cluster, status  # noqa: E402
+from tools import cluster, report, slurm_settings, status  # noqa: E402
+from tools.before_run import finished, only_class  # noqa: E402
 from tools.dry_run import list_runs  # noqa: E402
-from tools.execution import Outcome, execute, finished, only_class  # noqa: E402
+from tools.execution import Outcome, execute  # noqa: E402
 from tools.method_configs import take_variants  # noqa: E402
 from tools.plans import SHOTS, Planner  # noqa: E402
 from tools.run_folders import for_tables, require_comparable, uncollected  # noqa: E402
 from tools.tables import COMPARED, Cells, method_tables, seed_tables  # noqa: E402
 
+PUBLISHED = ("ZeroshotCLIP", "MetaPrompt")  # compared with published averages by default
 PROTOCOLS = {
     "base2new": "train on the first half of the classes, test on both halves",
     "dg": "train on all domains of a dataset but one, test on that one",
@@ -41,7 +43,7 @@ PROTOCOLS = {
 
 def parse_arguments(argv):
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--trainer", nargs="+", help="the method, or for compare and zeroshot several (default "
+    shared.add_argument("--trainer", nargs="*", help="the method, or for compare and zeroshot several (default "
                                                      f"{' '.join(COMPARED)}; zeroshot: ZeroshotCLIP)")
     shared.add_argument("--seeds", nargs="+", help="default 1 2 3; zeroshot, where nothing is drawn: 1")
     shared.add_argument("--dataset", nargs="+", required=True,
@@ -69,7 +71,7 @@ def parse_arguments(argv):
     instead.add_argument("--status", action="store_true",
                          help="say which runs are done, running, queued or failed, with the last log line; run nothing")
     instead.add_argument("--table", action="store_true", help="print the table of what is done; run nothing")
-    cluster.add_arguments(shared)
+    slurm_settings.add_arguments(shared)
     train.add_options(shared, "config options for every run: KEY VALUE or KEY=VALUE ...")
     parser = train.ArgumentParser(description="Run a protocol over seeds and print its table.")
     protocols = parser.add_subparsers(dest="protocol", required=True, metavar="PROTOCOL")
@@ -79,6 +81,9 @@ def parse_arguments(argv):
         if name == "compare":
             own.add_argument("--protocol", dest="compared", choices=[*SHOTS], default="base2new",
                              help="which protocol (default base2new)")
+            own.add_argument("--published", action="store_true",
+                             help="afterwards print the tables with published averages beside the measured ones "
+                                  f"(default methods: {' '.join(PUBLISHED)})")
         if name in ("xd", "compare"):
             own.add_argument("--targets", nargs="+", help="xd: datasets to test on; default for imagenet: the ten "
                                                           "others and its four variants")
@@ -87,15 +92,16 @@ def parse_arguments(argv):
         parser.parse_args(argv)  # prints help, or says what the protocols are
     args = train.parse_words(kinds[argv[0]], argv[1:])
     args.protocol, args.variant = argv[0], variants
-    args.targets = getattr(args, "targets", None)
+    args.targets, args.published = getattr(args, "targets", None), getattr(args, "published", False)
     return args
 
 
 def check_arguments(args):
     """Fill in what follows from the protocol. Raises InputError for what does not go together."""
     args.of = getattr(args, "compared", args.protocol)
-    defaults = {"compare": COMPARED, "zeroshot": ("ZeroshotCLIP",)}
-    args.trainer = args.trainer or list(defaults.get(args.protocol, ()))
+    defaults = {"compare": PUBLISHED if args.published else COMPARED, "zeroshot": ("ZeroshotCLIP",)}
+    named = [name for word in args.trainer or () for name in word.split()]
+    args.trainer = named or list(defaults.get(args.protocol, ()))
     if not args.trainer or (args.protocol not in defaults and len(args.trainer) > 1):
         raise InputError(f"{args.protocol} needs one --trainer")
     args.seeds = numbers("--seeds", args.seeds or ([1] if args.of == "zeroshot" else [1, 2, 3]), least=0)
@@ -111,7 +117,7 @@ def check_arguments(args):
     if args.launcher == "slurm" and args.jobs > 1:
         raise InputError("--jobs is for --launcher local; with slurm each task makes one run, --array-parallelism says "
                          "how many at once")
-    flags = cluster.given_flags(args)
+    flags = slurm_settings.given_flags(args)
     if flags and args.launcher != "slurm":
         raise InputError(f"{', '.join(flags)} {'needs' if len(flags) == 1 else 'need'} --launcher slurm")
     for trainer in args.trainer:
@@ -180,7 +186,7 @@ def sweep_status(runs, output):
 
 def submitted(runs, args):
     """Submit what is not made yet and say so. Raises InputError for runs that cannot be made."""
-    jobs, before = cluster.submit(runs, args.output, cluster.slurm_parameters(args))
+    jobs, before = cluster.submit(runs, args.output, slurm_settings.slurm_parameters(args))
     words = [state.word for state in before]
     kept = f"{words.count('done')} done, {sum(state.in_hand for state in before)} queued or running already"
     lines = [f"Submitted {tasks} task{'s' if tasks > 1 else ''} as Slurm job {job}; of {len(runs)} runs: {kept}"
@@ -230,6 +236,9 @@ def show(args, runs, outcome, more):
     files = figures(args, runs, outcome) if args.protocol == "compare" and args.of == "base2new" else []
     if files:
         print(f"\nFigure: {', '.join(files)}")
+    if args.published and outcome.results:
+        report.main([args.output, "--protocol", args.of, "--trainer", *args.trainer, "--dataset",
+                     *dict.fromkeys(run.place.dataset for run in runs), "--published"])
     return text
 
 

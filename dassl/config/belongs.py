@@ -13,12 +13,13 @@ def methods_of(path: str) -> set[str]:
     A file in a folder `configs/trainers/<method>` is for that method. Any other file is for the method that it names as
     TRAINER.NAME, else for each method whose node of TRAINER it sets, else for the methods that its BASE files are for.
     Raises InputError as `merge_file` does."""
-    return _methods_of(read_config(path))
+    return methods_of_file(read_config(path))
 
 
-def _methods_of(file: ConfigFile) -> set[str]:
+def methods_of_file(file: ConfigFile) -> set[str]:
+    """As `methods_of`, of a file that was read."""
     said = _methods_in(file.text, file.told)  # also where the folder decides: it raises for a key that is unknown
-    below = [_methods_of(base) for base in file.bases]
+    below = [methods_of_file(base) for base in file.bases]
     folders = os.path.abspath(file.path).split(os.sep)[-4:-1]
     if folders[:2] == ["configs", "trainers"]:
         return {folders[2].upper()}

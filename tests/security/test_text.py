@@ -20,7 +20,7 @@ from dassl.data.overlap import ImageSet
 from dassl.utils import setup_logger
 from dassl.utils.text import EscapedStream, csv_text, escaped, printable
 from datasets import files
-from tools import cluster, plot, predict, protocol, report
+from tools import plot, predict, protocol, report, slurm_settings
 from tools.marks import Mark
 from tools.run_folders import find_runs
 from tools.significance import read_predictions
@@ -365,11 +365,11 @@ def test_a_figure_shows_names_as_they_are(name, tmp_path):
 # ---- the batch script ----
 def parameters(tmp_path, *words, file=None):
     parser = train.ArgumentParser()
-    cluster.add_arguments(parser)
+    slurm_settings.add_arguments(parser)
     if file is not None:
         (tmp_path / "cluster.yaml").write_text(file)
         words = (*words, "--cluster", str(tmp_path / "cluster.yaml"))
-    return cluster.slurm_parameters(parser.parse_args(list(words)))
+    return slurm_settings.slurm_parameters(parser.parse_args(list(words)))
 
 
 @pytest.mark.parametrize("key", ["partition", "account", "qos", "mem", "gpus", "time", "slurm"])
