@@ -16,7 +16,7 @@ from dassl.config.words import is_key, is_option
 from dassl.engine.run_folder import read_results
 from dassl.utils import InputError
 from tools import protocol
-from training import build_config, prompt_trainer
+from training import build_config, towers
 from training.configs import Configs
 from training.run_spec import RunSpec
 
@@ -100,7 +100,7 @@ def built(monkeypatch):
 @pytest.fixture
 def base2new(drawn_root, tiny_config, clip_file, tmp_path, monkeypatch, clip_model):
     """(*words) -> what a protocol of four runs tells."""
-    monkeypatch.setattr(prompt_trainer, "load_clip", lambda name: clip_model)
+    monkeypatch.setattr(towers, "load_clip", lambda name: clip_model)
     words = ["base2new", "--trainer", "CoOp", "--seeds", "1", "2", "--dataset", "caltech101", "--cfg", tiny_config,
              "--root", str(drawn_root), "--output", str(tmp_path / "out"), "--shots", "1", "--backbone", clip_file,
              "OPTIM.MAX_EPOCH", "1"]

@@ -10,7 +10,7 @@ from dassl.engine.identity import plain
 from dassl.engine.run_folder import read_results, stored_config
 from dassl.engine.run_record import describe_run, predictions_of
 from dassl.metrics import deciding
-from dassl.utils import InputError
+from dassl.utils import InputError, is_class_bound
 from prompting.backbone import weights_digest
 from training.run_spec import RunSpec
 
@@ -35,7 +35,7 @@ def results_of(spec: RunSpec, trainer: Any, stored: CfgNode, overlap: dict[str, 
         "evaluation": evaluation,
         "changed": trainer.changed,
         "stopped": trainer.stopped,
-        "class_bound": bool(getattr(trainer, "class_bound", False)),
+        "class_bound": is_class_bound(trainer, cfg),
         "seconds": round(seconds, 2),
         **describe_run(trainer),
         "config": plain(stored),
