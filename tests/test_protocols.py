@@ -11,9 +11,10 @@ import yaml
 
 import train
 from dassl.utils import InputError
+from protocols import base2new, xd
+from protocols.parts import plan
 from tools import execution, plans, plot, protocol, report
 from tools.plans import Planner
-from tools.tables import xd_groups
 from trainers import base as trainers_base
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -90,8 +91,8 @@ def test_xd_needs_other_targets(call):
 
 
 def test_xd_from_imagenet_is_tested_on_ten_datasets_and_four_variants():
-    assert len(plans.XD_TARGETS["imagenet"]) == 14 and len(set(plans.XD_TARGETS["imagenet"])) == 14
-    groups = xd_groups("imagenet", ["imagenet", *plans.XD_TARGETS["imagenet"]])
+    assert len(xd.TARGETS["imagenet"]) == 14 and len(set(xd.TARGETS["imagenet"])) == 14
+    groups = xd.groups("imagenet", ["imagenet", *xd.TARGETS["imagenet"]])
     assert [len(group) for group in groups.values()] == [10, 4]
 
 
@@ -172,7 +173,7 @@ def test_a_method_may_have_a_config_for_a_protocol(name, special, tmp_path, monk
     for config in ("tiny", f"tiny_{name}", "vit_b16"):
         (folder / f"{config}.yaml").write_text("VERBOSE: False\n")
     shapes = plans.Dataset.of("shapes")
-    monkeypatch.setattr(plans, "ROOT", str(tmp_path))
+    monkeypatch.setattr(plan, "ROOT", str(tmp_path))
     wanted = f"tiny_{name}" if special else "tiny"
     assert Planner().method_config(name, "CoOp", shapes) == (wanted, str(folder / f"{wanted}.yaml"))
     assert Planner(backbone="ViT-B/16").method_config(name, "CoOp", shapes)[0] == "vit_b16"
@@ -429,7 +430,7 @@ def test_every_method_folder_has_every_script():
 
 def test_reproduced_datasets_are_those_of_the_papers():
     text = (ROOT / "scripts" / "reproduce_table.sh").read_text().replace("\\\n", "")
-    assert tuple(re.search(r'base2new\) datasets="([^"]+)"', text)[1].split()) == plans.BASE2NEW_DATASETS
+    assert tuple(re.search(r'base2new\) datasets="([^"]+)"', text)[1].split()) == base2new.DATASETS
     known = yaml.safe_load((ROOT / "tools" / "published.yaml").read_text())["dg"]["MetaPrompt"]["1 shots"]
     assert set(re.search(r'dg\) datasets="([^"]+)"', text)[1].split()) == set(known) - {"source"}
 

@@ -1,6 +1,6 @@
 """What the trainings of finished runs spent (dassl/engine/budget.py): a table for tools/report.py."""
 from dassl.engine.budget import COUNTS
-from tools.tables import Number, Table, average
+from protocols import Number, Table, average
 
 HEADERS = tuple(name.replace("_", " ") for name in COUNTS)
 

@@ -24,6 +24,7 @@ from dassl.utils import (
     world_size,
 )
 from prompting.backbone import weights_digest
+from protocols import protocol_named
 from tools.same_numbers import filled
 
 WORKER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "worker.py")
@@ -73,16 +74,15 @@ def wait_for_ending(folder):
 
 
 def only_class(run):
-    """The name of the class of a base2new run whose half of the classes is that one, else ""."""
-    if run.place.protocol != "base2new":
+    """The name of the class of a run that is tested on that one only, else ""."""
+    protocol = protocol_named(run.place.protocol)
+    if not protocol.picks_classes:
         return ""
     with contextlib.suppress(InputError), contextlib.redirect_stdout(sys.stderr):
         cfg = run.check().clone()
         cfg.defrost()
         cfg.DATASET.SUBSAMPLE_CLASSES = "all"
-        names = build_dataset(cfg).classnames
-        half = (len(names) + 1) // 2
-        chosen = names[:half] if run.place.part == "train_base" else names[half:]
+        chosen = protocol.tested_classes(run.place.part, build_dataset(cfg).classnames)
         return chosen[0] if len(chosen) == 1 else ""
     return ""
 

@@ -14,6 +14,7 @@ import train
 from dassl.config import methods_of
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import InputError
+from protocols.parts.place import MARK
 from training.run_spec import stem
 
 # What the protocol itself says of a run: its folders and tables would lie about a run with other values.
@@ -24,7 +25,6 @@ OF_THE_PROTOCOL = {
 }
 OF_THE_TEST = ("DATASET.CLASSNAMES", "DATASET.TARGET_PART")  # rows of one table have one test set
 OF_THE_TRAINING = ("OPTIM.", "TRAIN.", "DATALOADER.TRAIN_")  # the same numbers for a method that is not trained
-MARK = "+"  # between a config's name and a variant's in a run's folder
 
 
 def require_free(options, where):

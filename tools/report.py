@@ -16,6 +16,9 @@ import train  # noqa: E402
 from dassl.engine.identity import same_backbone  # noqa: E402
 from dassl.utils import InputError  # noqa: E402
 from prompting.backbone import weights_digest  # noqa: E402
+from protocols import protocol_named  # noqa: E402
+from protocols.parts.formats import FORMATS, WORDS, comment  # noqa: E402
+from protocols.parts.tables import titled  # noqa: E402
 from tools.budgets import budget_tables  # noqa: E402
 from tools.published import published_table  # noqa: E402
 from tools.run_folders import (  # noqa: E402
@@ -26,7 +29,6 @@ from tools.run_folders import (  # noqa: E402
     uncollected,
     without_folder,
 )
-from tools.tables import FORMATS, WORDS, comment, method_tables, titled  # noqa: E402
 
 
 def parse_arguments(argv):
@@ -46,6 +48,8 @@ def parse_arguments(argv):
                         help="compare each other method (or those of --compare) with this one, chosen beforehand: far "
                              "fewer pairs to allow for than the best method has, which is found by looking")
     parser.add_argument("--budget", action="store_true", help="what the trainings spent: updates, images, passes")
+    parser.add_argument("--plugin", action="append", default=[], metavar="FILE_OR_MODULE",
+                        help="a file or module with more protocols (repeatable)")
     parser.add_argument("--published", action="store_true", help="published averages beside the measured ones")
     return parser.parse_args(argv)
 
@@ -100,12 +104,13 @@ def coverage(cells):
 def main(argv=None):
     """Print the tables. Returns them as a list of Table."""
     args = parse_arguments(argv)
+    train.discover(args.plugin)
     cells, where = chosen_runs(args)
     require_methods(args, cells)
     made = []
     for protocol in cells.values("protocol"):
         chosen = cells.where(protocol=protocol)
-        tables = method_tables(protocol, chosen)
+        tables = protocol_named(protocol).method_tables(chosen)
         if args.budget:
             tables += budget_tables(chosen)
         if args.published:

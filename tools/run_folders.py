@@ -8,8 +8,7 @@ import sys
 from dassl.engine.identity import same_backbone, shown
 from dassl.engine.run_folder import read_results
 from dassl.utils import InputError
-from tools.plans import Place
-from tools.tables import Cells
+from protocols import Cells, Place, protocol_named
 
 NOT_IN_TABLES = ("confusion", "domains", "skipped_images", "untested_classes", "versions", "without_effect")
 
@@ -65,9 +64,16 @@ def find_runs(folders):
     return Cells(sorted(cells.items(), key=lambda item: sort_key(item[0]))), where
 
 
+def places_below(folder):
+    """The Places of all finished runs below a folder; their results are not read."""
+    return [place for path, _, files in os.walk(folder) if "results.json" in files
+            for place in [Place.parse(path)] if place]
+
+
 def sort_key(place):
-    return place.protocol, place.dataset, place.trainer, place.config, place.shots or 0, place.part != "train_base", \
-        place.part, place.seed
+    """Runs of a protocol stand in its tables in this order."""
+    return (place.protocol, place.dataset, place.trainer, place.config, place.shots or 0,
+            *protocol_named(place.protocol).order(place), place.seed)
 
 
 def for_tables(results, shared):
@@ -96,14 +102,14 @@ def without_folder(backbone):
 def require_comparable(cells, where):
     """Raise InputError unless the runs may stand in one table.
 
-    Within a protocol all runs must have one backbone, known by the digest of its weights where that was kept, and, but
-    for few-shot curves, one number of shots. Runs that are tested on the same part of a dataset must have the same test
-    images, and those of one seed the same training images.
+    Within a protocol all runs must have one backbone, known by the digest of its weights where that was kept, and one
+    number of shots, unless it shows several (`several_shots`). Runs that are tested on the same part of a dataset must
+    have the same test images, and those of one seed the same training images.
     """
     for protocol in cells.values("protocol"):
         chosen = cells.where(protocol=protocol)
         _require_one_backbone(chosen, where, protocol)
-        if protocol != "fewshot":
+        if not protocol_named(protocol).several_shots:
             _require_one(chosen, where, lambda results: results["config"].get("DATASET", {}).get("NUM_SHOTS"),
                          f"{protocol}: number of shots", "--shots")
         for dataset in chosen.values("dataset"):
