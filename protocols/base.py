@@ -108,7 +108,7 @@ class Protocol:
 
     def seed_tables(self, cells: Cells) -> list[Table]:
         """The tables of one method's runs, the last one sums up."""
-        return [by_seed(own, self.title(name), averaged="{part}" in self.layout)
+        return [by_seed(own, self.title(name), averages=None if "{part}" in self.layout else {})
                 for name, own in by_dataset(cells).items()]
 
     def method_tables(self, cells: Cells, seconds: bool = False) -> list[Table]:

@@ -27,7 +27,7 @@ class FewShot(Protocol):
 
     def method_tables(self, cells: Cells, seconds: bool = False) -> list[Table]:
         names = cells.values("dataset")
-        tables = [by_method(own, f"{name}, all classes, by shots", "shots", {})
+        tables = [by_method(own, f"{name}, all classes, by shots", "shots", averages={})
                   for name, own in by_dataset(cells).items()]
         if len(names) > 1:
             shots = cells.values("shots")

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from protocols.parts.cells import Cells
+from protocols.parts.tables import Groups
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Look = dict[str, dict[str, str]]  # {method: its colour, marker, hatch and line}
-Groups = dict[str, list[str]]  # {name: parts of Places that are averaged}
 
 
 @dataclass(frozen=True)

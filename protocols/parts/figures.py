@@ -7,9 +7,10 @@ from matplotlib.figure import Figure
 
 from dassl.utils import printable
 from protocols.parts.cells import Cells
-from protocols.parts.drawing import Groups, Look
+from protocols.parts.drawing import Look
 from protocols.parts.numbers import average
 from protocols.parts.style import WIDTH, explained, labelled, legend, legend_below, looks
+from protocols.parts.tables import Groups
 
 
 def bars(cells: Cells, title: str, groups: Groups | None = None, averages: Groups | None = None,

@@ -19,6 +19,8 @@ from protocols.parts.cells import Cells
 from protocols.parts.marks import Mark, lines, signs
 from protocols.parts.numbers import Number, average
 
+Groups = dict[str, list[Any]]  # {name: values of a field that are averaged}
+
 
 @dataclass
 class Table:
@@ -109,43 +111,51 @@ def titled(table: Table, form: str = "text") -> str:
 
 
 # ---- tables that protocols share ----
-def by_seed(cells: Cells, title: str, field: str = "part", averaged: bool = True) -> Table:
-    """A row per seed and their mean, a column per value of a field of the places, and the average of these."""
+def by_seed(cells: Cells, title: str, field: str = "part", groups: Groups | None = None,
+            averages: Groups | None = None) -> Table:
+    """A row per seed and their mean; columns as of `by_method`."""
+    chosen = _groups(cells, field, groups, averages)
     columns = {value: cells.where(**{field: value}).by_seed() for value in cells.values(field)}
-    rows: list[list[Any]] = []
-    for seed in cells.values("seed"):
-        found = [column.at(seed) for column in columns.values()]
-        rows.append([f"seed {seed}", *(average([column]) for column in found), *([average(found)] if averaged else [])])
-    mean = [average([column]) for column in columns.values()]
-    rows.append(["mean", *mean, *([average(columns.values())] if averaged else [])])
-    return Table(title, ["", *map(str, columns), *(["average"] if averaged else [])], rows)
+    rows: list[list[Any]] = [[f"seed {seed}", *(average(columns[value].at(seed) for value in group)
+                                                for _, group in chosen)] for seed in cells.values("seed")]
+    rows.append(["mean", *(average(columns[value] for value in group) for _, group in chosen)])
+    return Table(title, ["", *(name for name, _ in chosen)], rows)
 
 
 def seeds_across(cells: Cells, title: str, field: str = "part", first: str = "",
-                 averages: dict[str, list[Any]] | None = None) -> Table:
+                 averages: Groups | None = None) -> Table:
     """A row per value of a field, a column per seed, and the mean over the seeds.
 
-    first: the header of the first column. averages: {name: values of the field}, rows that follow."""
+    first: the header of the first column. averages: {name: values of the field}, rows that follow; default none."""
     seeds = cells.values("seed")
     columns = {value: cells.where(**{field: value}).by_seed() for value in cells.values(field)}
-    groups = [(str(value), [column]) for value, column in columns.items()]
-    groups += [(name, [columns[value] for value in chosen]) for name, chosen in (averages or {}).items()]
-    rows = [[name, *(average(column.at(seed) for column in chosen) for seed in seeds), average(chosen)]
-            for name, chosen in groups]
+    rows = [[name, *(average(columns[value].at(seed) for value in group) for seed in seeds),
+             average(columns[value] for value in group)]
+            for name, group in _groups(cells, field, None, averages or {})]
     return Table(title, [first, *(f"seed {seed}" for seed in seeds), "mean"], rows)
 
 
-def by_method(cells: Cells, title: str, field: str = "part", averages: dict[str, list[Any]] | None = None) -> Table:
-    """A row per method, a column per value of a field of the places.
+def by_method(cells: Cells, title: str, field: str = "part", groups: Groups | None = None,
+              averages: Groups | None = None) -> Table:
+    """A row per method.
 
-    averages: {name: values of the field}, columns that follow; default one over all values, {} for none."""
-    values = cells.values(field)
-    groups = [(str(value), [value]) for value in values]
-    groups += ({"average": values} if averages is None else averages).items()
-    rows = [[method, *(average(chosen.where(**{field: value}).by_seed() for value in group) for _, group in groups)]
-            for method, chosen in cells.methods()]
-    headers = [name for name, _ in groups]
+    Args:
+        field: of the places; the columns are its values.
+        groups: {name: values of the field}, the columns if each is an average over several; default each value alone.
+        averages: the same, columns that follow; default one over all values, {} for none.
+    """
+    chosen = _groups(cells, field, groups, averages)
+    rows = [[method, *(average(own.where(**{field: value}).by_seed() for value in group) for _, group in chosen)]
+            for method, own in cells.methods()]
+    headers = [name for name, _ in chosen]
     return Table(title, ["method", *headers], rows, headers)
+
+
+def _groups(cells: Cells, field: str, groups: Groups | None, averages: Groups | None) -> list[tuple[str, list[Any]]]:
+    """[(name, values of a field that are averaged)]"""
+    values = cells.values(field)
+    first = [(str(value), [value]) for value in values] if groups is None else list(groups.items())
+    return [*first, *({"average": values} if averages is None else averages).items()]
 
 
 def seconds_per_seed(cells: Cells) -> str:
