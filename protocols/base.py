@@ -14,6 +14,7 @@ from protocols.parts.cells import Cells
 from protocols.parts.drawing import Drawing, bar_chart
 from protocols.parts.place import Place
 from protocols.parts.plan import Run, RunMaker
+from protocols.parts.stored_run import StoredRun
 from protocols.parts.tables import Table, by_method, by_seed
 
 
@@ -83,6 +84,11 @@ class Protocol:
             InputError: the dataset or the method does not fit.
         """
         raise NotImplementedError
+
+    def recognise(self, run: StoredRun) -> Place | None:
+        """The place of a run that was made outside of the protocol's folders, by train.py; None for one that is not
+        exactly what `plan` would make. Protocols are asked in the order of the registry, and the first one has it."""
+        return None
 
     def tested_classes(self, part: str, classnames: Sequence[str]) -> Sequence[str]:
         """Those of all classes that runs of a part are tested on."""

@@ -9,6 +9,7 @@ from protocols.parts.numbers import Column, Number, average, harmonic
 from protocols.parts.place import Place
 from protocols.parts.plan import Run, RunMaker, class_bound
 from protocols.parts.registry import PROTOCOL_REGISTRY
+from protocols.parts.stored_run import StoredRun
 from protocols.parts.tables import Table, seconds_per_seed
 
 # Those of the papers' averages.
@@ -31,6 +32,17 @@ class BaseToNew(Protocol):
         yield base
         if not class_bound(base):
             yield make.evaluation(base, NEW, options=("DATASET.SUBSAMPLE_CLASSES", "new"))
+
+    def recognise(self, run: StoredRun) -> Place | None:
+        if not run.tests_as_configured():
+            return None
+        if run.part == "base" and not run.eval_only:
+            return run.place(self.name, BASE)
+        untrained = run.eval_only and run.model is None  # such as zero-shot CLIP
+        if run.part == "new" and (untrained or run.model and (run.model.dataset, run.model.part) ==
+                                  (run.dataset, "base")):
+            return run.place(self.name, NEW)
+        return None
 
     def tested_classes(self, part: str, classnames: Sequence[str]) -> Sequence[str]:
         half = (len(classnames) + 1) // 2
@@ -126,4 +138,3 @@ def base_new_h(bases: Iterable[Column], news: Iterable[Column]) -> tuple[Number,
     bases, news: a Column per dataset."""
     base, new = average(bases), average(news)
     return base, new, Number(harmonic(base.mean, new.mean), marks=base.marks | new.marks)
-

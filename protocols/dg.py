@@ -6,8 +6,10 @@ from typing import Any
 from protocols.base import Protocol, TestSet, by_dataset
 from protocols.parts.cells import Cells
 from protocols.parts.numbers import Number, average
+from protocols.parts.place import Place
 from protocols.parts.plan import Run, RunMaker
 from protocols.parts.registry import PROTOCOL_REGISTRY
+from protocols.parts.stored_run import StoredRun
 from protocols.parts.tables import Table
 
 
@@ -24,6 +26,13 @@ class DomainGeneralisation(Protocol):
         for target in domains:
             sources = tuple(domain for domain in domains if domain != target)
             yield make.run(target, source_domains=sources, target_domains=(target,))
+
+    def recognise(self, run: StoredRun) -> Place | None:
+        if run.eval_only or run.part != "all" or len(run.target_domains) != 1 or len(run.source_domains) < 2:
+            return None
+        [target] = run.target_domains
+        others = run.all_domains() - {target}
+        return run.place(self.name, target) if set(run.source_domains) == others else None
 
     def title(self, dataset: str) -> str:
         return f"{dataset}, each domain left out in turn"

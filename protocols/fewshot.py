@@ -5,8 +5,10 @@ from protocols.base import Protocol, TestSet, by_dataset
 from protocols.parts.cells import Cells
 from protocols.parts.drawing import Drawing, shot_curves
 from protocols.parts.numbers import average
+from protocols.parts.place import Place
 from protocols.parts.plan import Run, RunMaker
 from protocols.parts.registry import PROTOCOL_REGISTRY
+from protocols.parts.stored_run import StoredRun
 from protocols.parts.tables import Table, by_method, seeds_across
 
 
@@ -20,6 +22,10 @@ class FewShot(Protocol):
 
     def plan(self, make: RunMaker) -> Iterator[Run]:
         yield make.run()
+
+    def recognise(self, run: StoredRun) -> Place | None:
+        trained = not run.eval_only and run.part == "all" and run.shots > 0
+        return run.place(self.name) if trained and run.tests_as_configured() else None
 
     def seed_tables(self, cells: Cells) -> list[Table]:
         return [seeds_across(own, f"{name}, all classes", "shots", first="shots")

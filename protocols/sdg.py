@@ -11,8 +11,10 @@ from protocols.base import Protocol, TestSet, by_dataset
 from protocols.parts.cells import Cells
 from protocols.parts.drawing import Drawing, bar_chart
 from protocols.parts.numbers import Number, average
+from protocols.parts.place import Place
 from protocols.parts.plan import Run, RunMaker
 from protocols.parts.registry import PROTOCOL_REGISTRY
+from protocols.parts.stored_run import StoredRun
 from protocols.parts.tables import Table, by_method, by_seed
 
 
@@ -32,6 +34,15 @@ class SingleDomain(Protocol):
             yield trained
             for target in others:
                 yield make.evaluation(trained, f"{source}/{target}", source_domains=(source,), target_domains=(target,))
+
+    def recognise(self, run: StoredRun) -> Place | None:
+        pair = run.source_domains, run.target_domains
+        if run.part != "all" or list(map(len, pair)) != [1, 1] or pair[0] == pair[1]:
+            return None
+        learned = (run.model.dataset, run.model.part, run.model.source_domains) if run.model else None
+        if run.eval_only and learned not in (None, (run.dataset, "all", run.source_domains)):
+            return None
+        return run.place(self.name, f"{run.source_domains[0]}/{run.target_domains[0]}")
 
     def part_words(self, part: str) -> str:
         return part.replace("/", " to ")

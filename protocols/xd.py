@@ -9,8 +9,10 @@ from protocols.base2new import DATASETS
 from protocols.parts.cells import Cells
 from protocols.parts.drawing import Drawing, bar_chart
 from protocols.parts.numbers import Number, average
+from protocols.parts.place import Place
 from protocols.parts.plan import Dataset, Run, RunMaker, class_bound
 from protocols.parts.registry import PROTOCOL_REGISTRY
+from protocols.parts.stored_run import StoredRun, of_dataset
 from protocols.parts.tables import Table, by_method, seeds_across
 
 IMAGENET_VARIANTS = ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r")
@@ -55,6 +57,15 @@ class CrossDataset(Protocol):
         if not class_bound(trained):
             for target in targets:
                 yield make.evaluation(trained, target.name, target, **make.all_domains(target))
+
+    def recognise(self, run: StoredRun) -> Place | None:
+        """The evaluations; a training on all classes of a dataset is taken for one of few-shot curves."""
+        if not run.eval_only or run.part != "all" or run.model is None or run.model.part != "all":
+            return None
+        if run.model.dataset in ("", run.dataset) or set(run.target_domains) != set(run.all_domains()):
+            return None
+        shots = run.model.shots if run.model.shots > 0 else run.shots
+        return of_dataset(run, run.model.dataset, shots).place(self.name, run.dataset)
 
     def notes(self, method: str, cells: Cells) -> list[str]:
         if cells.values("part") != cells.values("dataset"):

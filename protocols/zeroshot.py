@@ -6,8 +6,10 @@ from dassl.utils import InputError
 from protocols.base import Protocol, TestSet
 from protocols.parts.cells import Cells
 from protocols.parts.drawing import Drawing
+from protocols.parts.place import Place
 from protocols.parts.plan import Run, RunMaker, class_bound
 from protocols.parts.registry import PROTOCOL_REGISTRY
+from protocols.parts.stored_run import StoredRun
 from protocols.parts.tables import Table, by_method
 
 
@@ -34,6 +36,11 @@ class ZeroShot(Protocol):
                              "such as ZeroshotCLIP")
         raise InputError(f"{make.trainer} has a training step, and zeroshot is for methods that use no training image; "
                          "if it uses none, say `trains = False` in its class")
+
+    def recognise(self, run: StoredRun) -> Place | None:
+        untrained = run.eval_only and run.model is None and run.part == "all"
+        everything = set(run.target_domains) == run.all_domains()
+        return run.place(self.name, shots=False) if untrained and everything else None
 
     def seed_tables(self, cells: Cells) -> list[Table]:
         return self.method_tables(cells)

@@ -17,7 +17,7 @@ from protocols import PROTOCOL_REGISTRY, Number, Place, Table, average
 from protocols.parts import base_new_figures, figures, style
 from protocols.parts.marks import Mark
 from protocols.parts.tables import titled
-from tools import plot, report, training_curves
+from tools import plot, report, run_folders, training_curves
 from tools.published import published, sources
 from written_runs import base2new, share, write_run
 
@@ -319,7 +319,7 @@ def drawn_of(make, *args):
 def test_one_seed_has_no_error_bars(output):
     """Neither points nor bars: a deviation that is not known is not a deviation of 0."""
     for seeds, points, bars in (((1,), 0, 0), ((1, 2), 1, 2)):
-        chosen = report.find_runs([str(output)])[0]
+        chosen = run_folders.find_runs([str(output)])[0]
         chosen = type(chosen)({place: run for place, run in chosen.items() if place.seed in seeds})
         figure = drawn_of(base_new_figures.base_against_new, chosen.where(dataset="eurosat"), "")
         found = [line for container in figure.axes[0].containers for line in container.lines[2]]
@@ -345,7 +345,7 @@ def test_legends_lie_within_the_figure(names, make, tmp_path):
             write_run(tmp_path, Place("fewshot", "dtd", name, "c", "all", shots, 1), share(50 + shots),
                       train=str(shots), test="z")
     protocol = "fewshot" if make is figures.curves else "base2new"
-    chosen = report.find_runs([str(tmp_path)])[0].where(protocol=protocol)
+    chosen = run_folders.find_runs([str(tmp_path)])[0].where(protocol=protocol)
     if make is figures.bars:
         chosen = chosen.where(dataset="dtd")
     figure = drawn_of(make, chosen, *([] if make is base_new_figures.radar else ["a title"]))

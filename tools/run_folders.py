@@ -4,11 +4,13 @@ import gc
 import itertools
 import os
 import sys
+from dataclasses import dataclass
 
 from dassl.engine.identity import same_backbone, shown
 from dassl.engine.run_folder import read_results
 from dassl.utils import InputError
-from protocols import Cells, Place, protocol_named
+from protocols import PROTOCOL_REGISTRY, Cells, Place, protocol_named
+from protocols.parts.stored_run import StoredRun
 
 NOT_IN_TABLES = ("confusion", "domains", "skipped_images", "untested_classes", "versions", "without_effect")
 
@@ -26,17 +28,44 @@ def uncollected():
             gc.enable()
 
 
-@uncollected()
-def find_runs(folders):
-    """(cells, {Place: run folder}) of all finished protocol runs below `folders`.
+@dataclass
+class Found:
+    """Finished runs below some folders.
 
-    Run folders that are not where a protocol puts them have no place in its tables and are passed over. Folders that
-    cannot be read, and runs that are not finished, are named on stderr.
+    Attributes:
+        cells: Cells of those that are a protocol's.
+        where: {Place: run folder}
+        single: [(run folder, StoredRun, results)] of those that no protocol would make.
+    """
+
+    cells: Cells
+    where: dict[Place, str]
+    single: list[tuple[str, StoredRun, dict]]
+
+
+def find_runs(folders):
+    """(cells, {Place: run folder}) of all finished protocol runs below `folders`; see `collect`.
+
+    Raises:
+        InputError: as `collect`, and where no run is a protocol's."""
+    found = collect(folders)
+    if not found.cells:
+        raise InputError(f"no finished run of a protocol in {', '.join(folders)}; see docs/PROTOCOLS.md")
+    return found.cells, found.where
+
+
+@uncollected()
+def collect(folders):
+    """All finished runs below `folders`, Found.
+
+    Which run it is says its folder, where a protocol has put it; else its results.json (`StoredRun`), and the protocol
+    that would make this very run has it. Those that say neither are passed over. Folders that cannot be read, and runs
+    that are not finished, are named on stderr.
 
     Raises:
         InputError: a folder is not there, nothing is found, two folders hold the same run, or an accuracy is not one.
     """
-    cells, where, elsewhere, unread, unfinished, shared = Cells(), {}, 0, [], [], {}
+    found, elsewhere, unread, unfinished, shared = Found(Cells(), {}, []), 0, [], [], {}
     for folder in folders:
         if not os.path.isdir(folder):
             raise InputError(f"no folder at {folder}; give the output folder of a protocol")
@@ -47,21 +76,52 @@ def find_runs(folders):
                     unfinished.append(path)
                 continue
             place = Place.parse(path)
-            if place is None:
+            results = read_results(path) if place else results_or_none(path)
+            run = None if place else StoredRun.of(results)
+            place = place or run and recognised(run)
+            if place:
+                _add(found, place, path, for_tables(results, shared))
+            elif run:
+                found.single.append((path, run, for_tables(results, shared)))
+            else:
                 elsewhere += 1
-                continue
-            if place in where and not os.path.samefile(where[place], path):
-                raise InputError(f"{where[place]} and {path} hold the same run of two outputs; give one of them")
-            where[place] = path
-            cells[place] = for_tables(read_results(path), shared)
     told = [f"{error.filename} ({error.strerror})" for error in unread]
     for what, left in (("left out, they cannot be read", told), ("not finished, without a results.json", unfinished)):
         if left:
             print(f"Note: {len(left)} folder{'s' if len(left) > 1 else ''} {what}, first {left[0]}", file=sys.stderr)
-    if not cells:
+    if not found.cells and not found.single:
         hint = f" ({elsewhere} runs there are outside of a protocol's folders)" if elsewhere else ""
         raise InputError(f"no finished run of a protocol in {', '.join(folders)}{hint}; see docs/PROTOCOLS.md")
-    return Cells(sorted(cells.items(), key=lambda item: sort_key(item[0]))), where
+    found.cells = Cells(sorted(found.cells.items(), key=lambda item: sort_key(item[0])))
+    return found
+
+
+def _add(found, place, path, results):
+    """Raises InputError where another folder holds the same run."""
+    if place in found.where and not os.path.samefile(found.where[place], path):
+        both = f"{found.where[place]} and {path} hold the same run"
+        if Place.parse(path) == Place.parse(found.where[place]):
+            raise InputError(f"{both} of two outputs; give one of them")
+        raise InputError(f"{both} ({place.folder}), which would count twice; give the folders of one of them, or move "
+                         "the other away")
+    found.where[place] = path
+    found.cells[place] = results
+
+
+def results_or_none(path):
+    """The results in a folder that no protocol has made, None where they are no run's."""
+    with contextlib.suppress(InputError):
+        return read_results(path)
+    return None
+
+
+def recognised(run):
+    """The Place of a StoredRun: that of the first protocol that would make this very run, else None."""
+    for _, protocol in PROTOCOL_REGISTRY.items():
+        place = protocol().recognise(run)
+        if place is not None and (place.shots is None or place.shots > 0):
+            return place
+    return None
 
 
 def places_below(folder):

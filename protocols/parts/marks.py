@@ -33,17 +33,22 @@ def among_one_class(results: Mapping[str, Any]) -> bool:
 
 def marks_of(place: Place, results: Mapping[str, Any]) -> frozenset[Mark]:
     """The Marks of a run."""
-    found, overlap = set(), results.get("overlap") or {}
+    return frozenset(Mark(sign, said, place) for sign, said in said_of(results).items())
+
+
+def said_of(results: Mapping[str, Any]) -> dict[str, str]:
+    """{sign: sentence} of what a run's number must not be read without."""
+    found, overlap = {}, results.get("overlap") or {}
     if overlap.get("test"):
-        found.add(Mark("*", f"trained on {overlap['test']} of its {overlap.get('of', '?')} test images", place))
+        found["*"] = f"trained on {overlap['test']} of its {overlap.get('of', '?')} test images"
     if results.get("changed"):
         said = ", ".join(f"{key} {_word(now)} instead of {_word(trained)}"
                          for key, (trained, now) in sorted(results["changed"].items()))
-        found.add(Mark("!", f"evaluated with {said} of the training", place))
+        found["!"] = f"evaluated with {said} of the training"
     if among_one_class(results):
         [name] = results["classes"]["name"]
-        found.add(Mark("-", f"an accuracy among one class ('{name}') says nothing", place))
-    return frozenset(found)
+        found["-"] = f"an accuracy among one class ('{name}') says nothing"
+    return found
 
 
 def _word(value: Any) -> str:
