@@ -14,6 +14,7 @@ from protocols.parts.cells import Cells
 from protocols.parts.drawing import Drawing, bar_chart
 from protocols.parts.place import Place
 from protocols.parts.plan import Run, RunMaker
+from protocols.parts.registry import Naming
 from protocols.parts.stored_run import StoredRun
 from protocols.parts.tables import Table, by_method, by_seed
 
@@ -35,8 +36,9 @@ class TestSet:
     together: bool = False
 
 
-class Protocol:
-    """What every protocol says. An object is made of the class with the values of its own flags, if it has any.
+class Protocol(Naming):
+    """What every protocol says. An object is made of the class with the values of its own flags, if it has any; for
+    tables of finished runs without them.
 
     Attributes:
         name: the word for tools/protocol.py, also the first folder of `layout`.
@@ -56,13 +58,9 @@ class Protocol:
         kinds: the words for `tools/plot.py --only`; () stands for the protocol's name.
     """
 
-    name: ClassVar[str] = ""
     words: ClassVar[str] = ""
-    layout: ClassVar[str] = ""
-    part_pattern: ClassVar[str] = "[^/]+"
     seeds: ClassVar[tuple[int, ...]] = (1, 2, 3)
     shots: ClassVar[tuple[int, ...]] = (16,)
-    several_shots: ClassVar[bool] = False
     per: ClassVar[str] = "per class"
     methods: ClassVar[tuple[str, ...]] = ()
     several_methods: ClassVar[bool] = False
@@ -95,10 +93,6 @@ class Protocol:
         return classnames
 
     # ---- words ----
-    def part_words(self, part: str) -> str:
-        """A part in words; "" where there is nothing to say."""
-        return "" if part == "all" else part
-
     def order(self, place: Place) -> tuple[Any, ...]:
         """What the runs of a method on a dataset are sorted by, before their seed."""
         return (place.part,)

@@ -1,11 +1,12 @@
 """Base to new (CoCoOp, arXiv 2203.05557, section 4.1): train on the first half of the classes, test on both halves."""
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from protocols.base import Protocol, TestSet, by_dataset
+from protocols.parts.base_new import BASE, NEW, base_new_h, columns_of
 from protocols.parts.cells import Cells
 from protocols.parts.drawing import Drawing, plane, radar_chart
-from protocols.parts.numbers import Column, Number, average, harmonic
+from protocols.parts.numbers import Number
 from protocols.parts.place import Place
 from protocols.parts.plan import Run, RunMaker, class_bound
 from protocols.parts.registry import PROTOCOL_REGISTRY
@@ -15,7 +16,6 @@ from protocols.parts.tables import Table, seconds_per_seed
 # Those of the papers' averages.
 DATASETS = ("imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101", "fgvc_aircraft",
             "sun397", "dtd", "eurosat", "ucf101")
-BASE, NEW = "train_base", "test_new"
 
 
 @PROTOCOL_REGISTRY.register()
@@ -125,16 +125,3 @@ class BaseToNew(Protocol):
 
     def trainings(self, cells: Cells) -> list[tuple[str, str, Cells]]:
         return [("", self.name, cells.where(part=BASE))]
-
-
-def columns_of(cells: Cells) -> tuple[Column, Column]:
-    """(base, new), the Columns of one method's cells on one dataset."""
-    return cells.where(part=BASE).by_seed(), cells.where(part=NEW).by_seed()
-
-
-def base_new_h(bases: Iterable[Column], news: Iterable[Column]) -> tuple[Number, Number, Number]:
-    """(base, new, H) averaged over datasets; H is the H of the averaged base and new, as the papers have it.
-
-    bases, news: a Column per dataset."""
-    base, new = average(bases), average(news)
-    return base, new, Number(harmonic(base.mean, new.mean), marks=base.marks | new.marks)

@@ -1,14 +1,15 @@
 """Figures of base and new classes: base against new accuracy, H over datasets."""
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
 from dassl.utils import printable
-from protocols.base2new import base_new_h, columns_of
+from protocols.parts.base_new import base_new_h, columns_of
 from protocols.parts.cells import Cells
 from protocols.parts.drawing import Look
 from protocols.parts.numbers import Column, Number, average
@@ -39,13 +40,13 @@ def base_against_new(cells: Cells, title: str = "", look: Look | None = None) ->
     figure, axes = plt.subplots(figsize=(WIDTH, 0.86 * WIDTH))
     look = look or looks(points)
     for method, (base, new) in points.items():
-        axes.errorbar(base.mean, new.mean, xerr=base.std or None, yerr=new.std or None, fmt=look[method]["marker"],
+        axes.errorbar(base.value, new.value, xerr=base.std or None, yerr=new.std or None, fmt=look[method]["marker"],
                       color=look[method]["color"], elinewidth=0.8, label=labelled(method, (base, new)), zorder=3)
     axes.set_xlim(_room([point[0] for point in points.values()]))
     axes.set_ylim(_room([point[1] for point in points.values()]))
-    base, new = np.meshgrid(np.linspace(*axes.get_xlim(), 200), np.linspace(*axes.get_ylim(), 200))
-    h = 2 * base * new / np.maximum(base + new, 1e-9)
-    lines = axes.contour(base, new, h, levels=5, colors="0.8", linewidths=0.6, zorder=0)
+    x, y = np.meshgrid(np.linspace(*axes.get_xlim(), 200), np.linspace(*axes.get_ylim(), 200))
+    h = 2 * x * y / np.maximum(x + y, 1e-9)
+    lines = axes.contour(x, y, h, levels=5, colors="0.8", linewidths=0.6, zorder=0)
     axes.clabel(lines, fmt="H %g", fontsize=6, colors="0.45")
     axes.set(xlabel="accuracy on base classes (%)", ylabel="accuracy on new classes (%)")
     explained(axes, title, [number for point in points.values() for number in point])
@@ -53,10 +54,10 @@ def base_against_new(cells: Cells, title: str = "", look: Look | None = None) ->
     return figure
 
 
-def _room(numbers: Iterable[Number]) -> tuple[float, float]:
+def _room(numbers: Sequence[Number]) -> tuple[float, float]:
     """Limits around points and their bars, within 0 to 100 with a little room for a marker."""
-    low = min(number.mean - (number.std or 0) for number in numbers)
-    high = max(number.mean + (number.std or 0) for number in numbers)
+    low = min(number.value - (number.std or 0) for number in numbers)
+    high = max(number.value + (number.std or 0) for number in numbers)
     room = max(2.0, 0.15 * (high - low))
     return max(0.0, low - room), min(102.0, high + room)
 
@@ -75,10 +76,11 @@ def radar(cells: Cells, look: Look | None = None) -> Figure | None:
     if not values:
         return None
     angles = np.linspace(0, 2 * np.pi, len(names), endpoint=False)
+    axes: Any  # polar ones
     figure, axes = plt.subplots(figsize=(WIDTH, 1.1 * WIDTH), subplot_kw={"projection": "polar"})
     look = look or looks(values)
     for method, row in values.items():
-        ring = [number.mean for number in row]
+        ring = [number.value for number in row]
         axes.plot([*angles, angles[0]], [*ring, ring[0]], label=labelled(method, row), markersize=3,
                   color=look[method]["color"], marker=look[method]["marker"])
     axes.set_theta_offset(np.pi / 2)
@@ -88,7 +90,7 @@ def radar(cells: Cells, look: Look | None = None) -> Figure | None:
         side = np.sin(angle)
         label.set_horizontalalignment("center" if abs(side) < 0.1 else "left" if side > 0 else "right")
     axes.tick_params(axis="x", pad=0)
-    shown = [number.mean for row in values.values() for number in row]
+    shown = [number.value for row in values.values() for number in row]
     low, high = min(shown), max(shown)
     low, high = max(0, 10 * np.floor((low - 5) / 10)), min(100, 10 * np.ceil((high + 1) / 10))
     step = 10 if high - low <= 40 else 20

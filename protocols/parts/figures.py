@@ -35,12 +35,12 @@ def bars(cells: Cells, title: str, groups: Groups | None = None, averages: Group
     for i, (method, row) in enumerate(numbers.items()):
         places = [group + (i - (len(methods) - 1) / 2) * width for group in range(len(names))]
         shown = [(x, number) for x, number in zip(places, row) if number.mean is not None]
-        axes.bar([x for x, _ in shown], [number.mean for _, number in shown], width, color=look[method]["color"],
+        axes.bar([x for x, _ in shown], [number.value for _, number in shown], width, color=look[method]["color"],
                  hatch=look[method]["hatch"], edgecolor="white", linewidth=0, label=labelled(method, row))
         spread = [(x, number) for x, number in shown if number.std]
         if spread:
-            axes.errorbar([x for x, _ in spread], [number.mean for _, number in spread],
-                          yerr=[number.std for _, number in spread], fmt="none", ecolor="black", elinewidth=0.7,
+            axes.errorbar([x for x, _ in spread], [number.value for _, number in spread],
+                          yerr=[number.std or 0.0 for _, number in spread], fmt="none", ecolor="black", elinewidth=0.7,
                           capsize=1.5)
     short = sum(map(len, names)) < 42
     axes.set_xticks(range(len(names)), [printable(name).replace("_", " ") for name in names],
@@ -67,7 +67,7 @@ def curves(cells: Cells, title: str, look: Look | None = None) -> Figure | None:
         row = [(x, number) for x, number in row if number.mean is not None]
         if not row:
             continue
-        x, mean = [x for x, _ in row], np.array([number.mean for _, number in row])
+        x, mean = [x for x, _ in row], np.array([number.value for _, number in row])
         std = np.array([number.std or 0 for _, number in row])
         all_shown += [number for _, number in row]
         flat = len(set(mean.round(6))) == 1 and len(mean) > 1  # nothing is learned from the shots

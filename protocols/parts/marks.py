@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from protocols.parts.place import Place
-from protocols.parts.registry import protocol_named
+from protocols.parts.registry import Naming, protocol_named
 
 SHOWN = 4  # groups of runs that a line names
 SIGNS = ("*", "!", "-")  # in the order of their lines
@@ -87,8 +87,8 @@ def lines(marks: Iterable[Mark]) -> list[tuple[str, str]]:
 
 def _runs(place: Place) -> str:
     """A run in words, but for its seed."""
-    protocol = protocol_named(place.protocol)
+    naming: Naming = protocol_named(place.protocol)
     method = place.trainer + (f" ({place.variant})" if place.variant else "")
-    part = protocol.part_words(place.part)
-    shots = f"{place.shots} shots" if protocol.several_shots else ""
+    part = naming.part_words(place.part)
+    shots = f"{place.shots} shots" if naming.several_shots else ""
     return ", ".join(word for word in (method, place.dataset, part if part != place.dataset else "", shots) if word)

@@ -25,6 +25,12 @@ class Number:
     std: float | None = None
     marks: frozenset[Mark] = NO_MARKS
 
+    @property
+    def value(self) -> float:
+        """The mean of a number that exists."""
+        assert self.mean is not None
+        return self.mean
+
     @classmethod
     def stated(cls, value: Any) -> Number:
         """A number that is only quoted; None where it was not stated."""

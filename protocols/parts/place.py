@@ -6,7 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 
-from protocols.parts.registry import PROTOCOL_REGISTRY, protocol_named
+from protocols.parts.registry import PROTOCOL_REGISTRY, Naming, protocol_named
 
 MARK = "+"  # between a config's name and a variant's in a run's folder
 
@@ -45,7 +45,8 @@ class Place:
     @property
     def folder(self) -> str:
         """The run's folder below the output folder, with "/" between names."""
-        return protocol_named(self.protocol).layout.format(**vars(self))
+        naming: Naming = protocol_named(self.protocol)
+        return naming.layout.format(**vars(self))
 
     @property
     def variant(self) -> str:
@@ -59,7 +60,7 @@ class Place:
         for name, protocol in PROTOCOL_REGISTRY.items():
             found = _pattern(protocol.layout, protocol.part_pattern).search(path)
             if found:
-                words = {"part": "all", "shots": None} | found.groupdict()
+                words: dict[str, str] = {"part": "all", "shots": ""} | found.groupdict()
                 return cls(name, words["dataset"], words["trainer"], words["config"], words["part"],
                            int(words["shots"]) if words["shots"] else None, int(words["seed"]))
         return None

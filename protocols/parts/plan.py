@@ -180,7 +180,7 @@ class RunMaker:
         """The names of the domains of a dataset (default: that of --dataset); [] for one without domains."""
         return (dataset or self.dataset).domains(self.root)
 
-    def all_domains(self, dataset: Dataset | None = None) -> dict[str, tuple[str, ...]]:
+    def all_domains(self, dataset: Dataset | None = None) -> dict[str, Any]:
         """The fields of a RunSpec that test a dataset on all its domains; its training part, which says the classes, is
         all of them, too."""
         names = tuple(self.domains(dataset))

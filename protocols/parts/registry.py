@@ -2,16 +2,27 @@
 from __future__ import annotations
 
 import string
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 from dassl.utils import InputError
 from dassl.utils.registry import Registry
 
-if TYPE_CHECKING:
-    from protocols.base import Protocol
-
 FIELDS = {"dataset", "trainer", "config", "part", "shots", "seed"}  # what a layout may name
 NEEDED = {"dataset", "trainer", "config", "seed"}
+
+
+class Naming:
+    """How the runs of a protocol are told apart, in folders and in words; the part of `protocols.base.Protocol` that
+    finding a run's place needs."""
+
+    name: ClassVar[str] = ""
+    layout: ClassVar[str] = ""
+    part_pattern: ClassVar[str] = "[^/]+"
+    several_shots: ClassVar[bool] = False
+
+    def part_words(self, part: str) -> str:
+        """A part in words; "" where there is nothing to say."""
+        return "" if part == "all" else part
 
 
 class ProtocolRegistry(Registry):
@@ -22,7 +33,7 @@ class ProtocolRegistry(Registry):
         super().__init__("PROTOCOL")
         self._replacing = True
 
-    def name_of(self, obj: type[Protocol]) -> str:
+    def name_of(self, obj: type[Naming]) -> str:
         return obj.name
 
     def register(self, obj: Any = None, force: bool = False) -> Any:
@@ -32,7 +43,7 @@ class ProtocolRegistry(Registry):
         return super().register(obj, force)
 
 
-def require_layout(protocol: type[Protocol]) -> None:
+def require_layout(protocol: type[Naming]) -> None:
     """Raise InputError unless a protocol's name and layout can be a run's folder, and be read back from it."""
     if not protocol.name.isidentifier():
         raise InputError(f"protocol {protocol.__name__}: its name is '{protocol.name}'; give letters, digits and '_'")
@@ -46,7 +57,6 @@ def require_layout(protocol: type[Protocol]) -> None:
 PROTOCOL_REGISTRY = ProtocolRegistry()
 
 
-def protocol_named(name: str) -> Protocol:
-    """A protocol as it is without flags of its own. Raises InputError that lists the known names."""
-    protocol: Protocol = PROTOCOL_REGISTRY.get(name)()
-    return protocol
+def protocol_named(name: str) -> Any:
+    """A Protocol as it is without flags of its own. Raises InputError that lists the known names."""
+    return PROTOCOL_REGISTRY.get(name)()

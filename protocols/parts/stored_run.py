@@ -11,6 +11,8 @@ from dassl.utils import InputError
 from protocols.parts.place import Place
 from protocols.parts.plan import Dataset, config_file
 
+NOTHING: dict[str, Any] = {"dataset": "", "config": "", "part": "", "shots": -1}  # is known of a run
+
 
 @dataclass(frozen=True)
 class StoredRun:
@@ -44,15 +46,14 @@ class StoredRun:
         """The StoredRun of a results.json; None where that does not say, or what it says is no run's."""
         if not isinstance(results, Mapping) or not isinstance(results.get("run"), Mapping):
             return None
-        with contextlib.suppress(ValueError):
-            run = _fields(results["run"])
+        try:
+            common: dict[str, Any] = {"trainer": _name(results.get("trainer")), "seed": _number(results.get("seed"))}
             model = results["run"].get("model")
-            common = {"trainer": _name(results.get("trainer")), "seed": _number(results.get("seed"))}
-            before = cls(**common, **_fields({"dataset": "", "config": "", "part": "", "shots": -1} | dict(model))) \
-                if isinstance(model, Mapping) else None
-            found = cls(**common, **run, model=before)
-            return found if found.dataset and found.part and (found.shots > 0 or found.shots == -1) else None
-        return None
+            before = cls(**common, **_fields(NOTHING | dict(model))) if isinstance(model, Mapping) else None
+            found = cls(**common, **_fields(results["run"]), model=before)
+        except ValueError:
+            return None
+        return found if found.dataset and found.part and (found.shots > 0 or found.shots == -1) else None
 
     def place(self, protocol: str, part: str = "all", shots: bool = True) -> Place:
         """Its Place in a protocol. part: as in Place. shots: whether the protocol trains on some."""
