@@ -10,8 +10,7 @@ from matplotlib.figure import Figure
 
 from dassl.utils import printable
 from protocols.parts.base_new import base_new_h, columns_of
-from protocols.parts.cells import Cells
-from protocols.parts.drawing import Look
+from protocols.parts.cells import Cells, Look
 from protocols.parts.numbers import Column, Number, average
 from protocols.parts.style import WIDTH, explained, labelled, legend, legend_below, looks
 

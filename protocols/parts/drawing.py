@@ -5,13 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from protocols.parts.cells import Cells
+from protocols.parts.cells import Cells, Look
 from protocols.parts.tables import Groups
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Look = dict[str, dict[str, str]]  # {method: its colour, marker, hatch and line}
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from dassl.utils import printable
-from protocols.parts.cells import Cells
-from protocols.parts.drawing import Look
+from protocols.parts.cells import Cells, Look
 from protocols.parts.numbers import average
 from protocols.parts.style import WIDTH, explained, labelled, legend, legend_below, looks
 from protocols.parts.tables import Groups

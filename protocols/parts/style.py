@@ -13,8 +13,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.container import ErrorbarContainer  # noqa: E402
 
 from dassl.utils import printable, write_atomically  # noqa: E402
-from protocols.parts.cells import COMPARED, Cells  # noqa: E402
-from protocols.parts.drawing import Look  # noqa: E402
+from protocols.parts.cells import COMPARED, Cells, Look  # noqa: E402
 from protocols.parts.marks import signs  # noqa: E402
 from protocols.parts.numbers import Number  # noqa: E402
 from protocols.parts.place import Place  # noqa: E402
