@@ -171,6 +171,7 @@ def test_other_protocols(tmp_path):
 @pytest.mark.parametrize("protocol", PROTOCOL_REGISTRY.registered_names())
 def test_a_place_is_read_from_its_folder(protocol, tmp_path):
     fields = {"part": "test_new" if protocol == "base2new" else "art painting", "shots": 4}
+    fields |= {"part": "art painting/photo"} if protocol == "sdg" else {}
     fields |= {"part": "all"} if protocol in ("fewshot", "zeroshot") else {}
     fields |= {"shots": None} if protocol == "zeroshot" else {}
     place = Place(protocol=protocol, dataset="d.1", trainer="T+", config="vit_b16", seed=12, **fields)
