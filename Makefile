@@ -7,8 +7,8 @@ BIN := $(VENV)/bin
 help:
 	@echo "make install  set up $(VENV) from requirements.txt"
 	@echo "make demo     compare four methods on drawn pictures with the CLIP that comes along; nothing is downloaded"
-	@echo "make test     install, check the style, run the tests (TEST_DATA=folder adds those on real images)"
-	@echo "make lint     check the style"
+	@echo "make test     install, check style and types, run the tests (TEST_DATA=folder adds those on real images)"
+	@echo "make lint     check the style and the types"
 	@echo "make clean    remove $(VENV) and caches"
 
 install: $(VENV)/.installed
@@ -23,9 +23,10 @@ demo: install
 
 lint: install
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -8,8 +8,10 @@
 Each measurement is stored as JSON in the output folder, so that the command can be stopped and run again.
 """
 import argparse
+import functools
 import os
 import sys
+from collections.abc import Callable
 
 import torch
 
@@ -22,18 +24,18 @@ from dassl.utils import InputError, mkdir_if_missing, read_json, write_json
 from train import command_line
 
 
-def items():
+def items() -> dict[str, Callable]:
     """{name: function (stored, pairs) -> the measurement}, in the order they are made."""
-    found = {}
-    for row in ROWS:
-        found[row.name] = lambda stored, pairs, row=row: measured_row(row, stored, pairs)
+    found: dict[str, Callable] = {row.name: functools.partial(measured_row, row) for row in ROWS}
     for curve in CURVES:
         for value, work in curve.works.items():
-            found[f"{curve.name}_{value}"] = (
-                lambda stored, pairs, work=work, side=curve.side: stored or alone(work, side, repeats=1))
-    found["loader"] = lambda stored, pairs: stored or measure_loader()
-    found["rest"] = lambda stored, pairs: stored or measure_rest(2)
-    return found
+            found[f"{curve.name}_{value}"] = once(functools.partial(alone, work, curve.side, repeats=1))
+    return found | {"loader": once(measure_loader), "rest": once(functools.partial(measure_rest, 2))}
+
+
+def once(function: Callable) -> Callable:
+    """What a second measurement would not add to: measured where nothing is stored."""
+    return lambda stored, pairs: stored or function()
 
 
 def measured_row(row, stored, pairs):

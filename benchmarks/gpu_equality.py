@@ -126,7 +126,8 @@ def made_run(name, device, prec, folder, more=()):
     """What `ranks.make_run` gives, and the gradients that the first batch applied."""
     ranks, *_ = helpers()
     trainer, options = ranks.cases()[name]
-    apply_gradients, init, gradients = PromptTrainer.apply_gradients, precision.Precision.__init__, []
+    apply_gradients, init = PromptTrainer.apply_gradients, precision.Precision.__init__
+    gradients: list[torch.Tensor] = []
 
     def noted(self, found, *args, **kwargs):
         found = list(found)

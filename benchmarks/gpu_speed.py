@@ -61,7 +61,7 @@ def speed_rows(device):
         "ok": None, "peaks": peaks, "cells": [f"{name}: {peak / 1e12:.1f} TFLOP/s" for name, peak in peaks.items()]}
     rows = rows_for(device)
     model = random_clip(rows[0].work.backbone).to(device)
-    exact = {}  # what the plain side gave in float32, which amp is compared with, too
+    exact: dict[str, list] = {}  # what the plain side gave in float32, which amp is compared with, too
     for row in rows:
         for prec in ("fp32", "amp"):
             work = replace(row.work, prec=prec)
@@ -154,9 +154,10 @@ def input_rows(device):
     folder = tempfile.TemporaryDirectory()
     items = draw_pictures(folder.name) * listed
     model = random_clip("ViT-B/16" if device != "cpu" else "tiny").to(device)
-    takes = {}
+    takes: dict[str, float] = {}
     for title, work in STEPS.items():
-        work = replace(work, device=device, prec="amp", **({"backbone": "tiny"} if device == "cpu" else {}))
+        backbone = "tiny" if device == "cpu" else work.backbone
+        work = replace(work, device=device, prec="amp", backbone=backbone)
         yield f"the step takes: {title}, amp", partial(step_takes, title, work, model, takes)
     for megabytes in (0, 8192):
         for number in workers:

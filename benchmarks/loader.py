@@ -21,7 +21,7 @@ def draw_pictures(folder):
     for number in range(PICTURES):
         coarse = Image.fromarray(rng.randint(0, 256, (SIZE[1] // 8, SIZE[0] // 8, 3), dtype=np.uint8))
         fine = rng.randint(0, 24, (SIZE[1], SIZE[0], 3))
-        pixels = np.asarray(coarse.resize(SIZE, Image.BICUBIC)) * 0.9 + fine
+        pixels = np.asarray(coarse.resize(SIZE, Image.Resampling.BICUBIC)) * 0.9 + fine
         path = os.path.join(folder, f"{number:03d}.jpg")
         Image.fromarray(pixels.astype(np.uint8)).save(path, quality=90)
         items.append(Datum(path, number % 10, 0, str(number % 10)))

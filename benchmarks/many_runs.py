@@ -79,8 +79,8 @@ def write_runs(folder, seeds, datasets=DATASETS):
     train.discover()
     protocol.check_arguments(args)
     planner = Planner(args.root, args.output, args.seeds, backbone=args.backbone, variants=args.variant)
-    runs = planner.plan(args.protocol, args.trainer, args.dataset, args.shots)
-    draws, lists = np.random.default_rng(0), {}
+    runs, draws = planner.plan(args.protocol, args.trainer, args.dataset, args.shots), np.random.default_rng(0)
+    lists: dict[str, dict[str, str]] = {}
     for run in runs:
         write_run(run, draws, lists)
     return runs

@@ -87,7 +87,8 @@ def alternate(ours, plain, pairs, device):
     for pair in range(pairs):
         for name, function in (("plain", plain), ("ours", ours)):
             # Counting costs microseconds an operation; steps take seconds.
-            with CountOperations() if pair == 0 else contextlib.nullcontext() as counter:
+            counter = CountOperations()
+            with counter if pair == 0 else contextlib.nullcontext():
                 result, clock, processor = timed(function, device)
             if pair == 0:
                 results[name], found[name]["flop"] = result, counter.flop

@@ -127,14 +127,16 @@ class PlainMetaPrompt:
         """-> (image logits, text logits), (B, n_cls) each."""
         frozen = encode_image(self.model, images)
         prompted = encode_image(self.model, images, vision_ctx)
-        text = encode_text(self.model, *self.classes(ctx[0], classes), deep=ctx[1:])
+        embedded, tokens = self.classes(ctx[0], classes)
+        text = encode_text(self.model, embedded, tokens, deep=ctx[1:])
         return self.scale * prompted @ self.frozen_text[classes].t(), self.scale * frozen @ text.t()
 
     def train_step(self, batch, lr):
         images, label = batch["img"], batch["label"]
         image_logits, text_logits = self.forward(images, *self.prompts)
         mix = (image_logits + text_logits) / 2
-        loss = sum(F.cross_entropy(logits, label) for logits in (mix, image_logits, text_logits))
+        loss = (F.cross_entropy(mix, label) + F.cross_entropy(image_logits, label)
+                + F.cross_entropy(text_logits, label))
         gradients = torch.autograd.grad(loss, self.prompts)
         apply(torch.optim.SGD(self.prompts, lr, MOMENTUM, weight_decay=WEIGHT_DECAY), self.prompts, gradients)
 

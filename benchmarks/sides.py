@@ -141,8 +141,8 @@ class Plain:
                 order = torch.tensor(ours.trainer.class_order(batch["label"]), device=batch["label"].device)
                 return order.split((len(order) + 1) // 2)
 
-            self.method = PlainMetaPrompt(model, names, self.state, ours.trainer.split, halves,
-                                          ours.trainer.node.META_STEP)
+            self.method: PlainMetaPrompt | PlainCoOp = PlainMetaPrompt(
+                model, names, self.state, ours.trainer.split, halves, ours.trainer.node.META_STEP)
         else:
             self.method = {"CoOp": PlainCoOp, "CoCoOp": PlainCoCoOp}[work.method](model, names, self.state)
 

@@ -69,7 +69,8 @@ def measure(work, pairs=3, memory=True):
     remembers = work.stage == "eval" and work.method != "CoCoOp"
     if remembers:  # static prompts are encoded with the first batch of an evaluation
         first = dict(zip(("clock", "processor"), timed(ours.evaluate, work.device)[1:]))
-    found = alternate(*runs_of(work, ours, plain), pairs, work.device)
+    run_ours, run_plain = runs_of(work, ours, plain)
+    found = alternate(run_ours, run_plain, pairs, work.device)
     if remembers:
         found["once"] = {kind: first[kind] - median(found["ours"][kind]) for kind in first}
         for kind in first:  # and shared by all batches of a test set

@@ -12,17 +12,14 @@ Units: places and radii are in 1/16 pixel; the object's own frame is in 1/1024 o
 coverages and blending weights run from 0 to 256; angles are in 1/1024 of a turn.
 """
 
-import math
-
 import numpy as np
 
-SIZE = 64
-ONE = 1024  # the object's radius, in its own frame
+from datasets._hashing import SIZE, Draws, hash32, smooth_noise, white_noise
+from datasets._outlines import ONE, OUTLINES, PATTERNS, SHAPES, SINE, cover, length, pattern, turned, wave
 
-SHAPES = ("star", "circle", "cross", "square", "heart", "triangle", "diamond", "crescent")
-PATTERNS = ("striped", "dotted", "ringed", "checkered", "halved", "hollow", "plain", "zigzag", "bordered")
 DOMAINS = ("photo", "painting", "cartoon", "sketch")
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white", "black")
+__all__ = ["COLORS", "DOMAINS", "PATTERNS", "SHAPES", "SIZE", "draw", "hash32", "main_colors"]
 
 _RGB = np.array(
     [
@@ -72,7 +69,6 @@ _FLAT_RGB = np.array(
     ],
     np.int32,
 )
-_SINE = np.array([round(16384 * math.sin(math.tau * i / 1024)) for i in range(1024)], np.int32)
 
 
 def _distance(a, b):
@@ -98,178 +94,6 @@ def _partners(count=4):
 _SECOND, _GROUNDS = _partners()
 
 
-# ---- hashed draws ------------------------------------------------------------------------------------------------
-
-
-def hash32(x):
-    """A bijection of uint32 that leaves no visible structure (two multiply-xorshift rounds). Any shape."""
-    x = np.asarray(x, np.uint32)
-    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x21F0AAAD)
-    x = (x ^ (x >> np.uint32(15))) * np.uint32(0xD35A2D97)
-    return x ^ (x >> np.uint32(15))
-
-
-class Draws:
-    """Independent integer draws for a batch of keys, each named by a salt. keys: (B,) uint32."""
-
-    def __init__(self, keys):
-        self.keys = hash32(keys)
-
-    def raw(self, salt, shape=()):
-        """(B, *shape) uint32."""
-        count = int(np.prod(shape, dtype=np.int64))
-        stream = hash32(self.keys + np.uint32((salt * 0x9E3779B9) & 0xFFFFFFFF))
-        counter = np.arange(count, dtype=np.uint32) * np.uint32(0x85EBCA6B)
-        return hash32(stream[:, None] + counter[None]).reshape(len(self.keys), *shape)
-
-    def integers(self, salt, low, high, shape=()):
-        """(B, *shape) int32, uniform in low..high (both included)."""
-        low = np.asarray(low, np.int32)
-        span = (np.asarray(high, np.int32) - low + 1).astype(np.uint32)
-        return low + (((self.raw(salt, shape) >> np.uint32(16)) * span) >> np.uint32(16)).astype(np.int32)
-
-    def __getitem__(self, rows):
-        part = object.__new__(Draws)
-        part.keys = self.keys[rows]
-        return part
-
-
-def _lattice_weights(cells):
-    """(SIZE, cells + 1) float32: integer weights, summing to 64, that interpolate a row of lattice values."""
-    place = np.arange(SIZE) * cells  # in 1/64 of a cell
-    weights = np.zeros((SIZE, cells + 1), np.float32)
-    rows = np.arange(SIZE)
-    weights[rows, place // 64] = 64 - place % 64
-    weights[rows, place // 64 + 1] += place % 64
-    return weights
-
-
-_WEIGHTS = {cells: _lattice_weights(cells) for cells in (3, 4, 8, 16, 32)}
-
-
-def _noise(draws, salt, tall, wide):
-    """Smooth noise with tall x wide cells, (B, SIZE, SIZE) int32 in 0..255."""
-    lattice = (draws.raw(salt, (tall + 1, wide + 1)) >> np.uint32(24)).astype(np.float32)
-    return (_WEIGHTS[tall] @ lattice @ _WEIGHTS[wide].T).astype(np.int32) >> 12
-
-
-def _grain(draws, salt, channels):
-    """White noise, (B, SIZE, SIZE, channels) int32 in -128..127, from four bytes a hash."""
-    raw = draws.raw(salt, (SIZE * SIZE * channels // 4,)).astype("<u4")
-    return raw.view(np.uint8).reshape(len(raw), SIZE, SIZE, channels).astype(np.int32) - 128
-
-
-# ---- distances ---------------------------------------------------------------------------------------------------
-
-
-def _length(x, y):
-    return np.sqrt((x * x + y * y).astype(np.float64)).astype(np.int32)
-
-
-def _half_planes(x, y, turns, offset):
-    """Signed distances to lines at `offset` from the centre, one for each direction."""
-    return [((x * _SINE[(t + 256) % 1024] + y * _SINE[t % 1024]) >> 14) - offset for t in turns]
-
-
-def _all_inside(planes):
-    out = planes[0]
-    for plane in planes[1:]:
-        out = np.maximum(out, plane)
-    return out
-
-
-def _star(x, y):
-    # a five-pointed star is where at least four of five half-planes hold: the second largest distance
-    largest = second = None
-    for plane in _half_planes(x, y, [-256 + 512 + k * 205 - (k > 2) for k in range(5)], 370):
-        if largest is None:
-            largest, second = plane, np.full_like(plane, -(1 << 20))
-        else:
-            second = np.maximum(second, np.minimum(largest, plane))
-            largest = np.maximum(largest, plane)
-    return second
-
-
-def _circle(x, y):
-    return _length(x, y) - 880
-
-
-def _cross(x, y):
-    x, y = np.abs(x), np.abs(y)
-    return np.minimum(np.maximum(x - 930, y - 370), np.maximum(x - 370, y - 930))
-
-
-def _square(x, y):
-    return np.maximum(np.abs(x), np.abs(y)) - 760
-
-
-def _heart(x, y):
-    x = np.abs(x)
-    lobe = _length(x - 430, y + 330) - 480
-    tip = _all_inside([((x + y) * 724 >> 10) - 570, ((x - y) * 724 >> 10) - 570, x - 760, -y - 330])
-    return np.minimum(lobe, tip)
-
-
-def _triangle(x, y):
-    return _all_inside(_half_planes(x, y + 150, (256, 256 + 341, 256 - 341), 520))
-
-
-def _diamond(x, y):
-    return ((np.abs(x) * 888 + np.abs(y) * 512) >> 10) - 500
-
-
-def _crescent(x, y):
-    return np.maximum(_length(x, y) - 930, 700 - _length(x - 520, y))
-
-
-_SHAPE_DISTANCE = (_star, _circle, _cross, _square, _heart, _triangle, _diamond, _crescent)
-
-
-def _wave(v, period):
-    """Signed distance to bands of half a period's width."""
-    return np.abs(v % period - (period >> 1)) - (period >> 2)
-
-
-def _turned(x, y, turn):
-    cos, sin = _SINE[(turn + 256) % 1024], _SINE[turn % 1024]
-    return (x * cos + y * sin) >> 14, (y * cos - x * sin) >> 14
-
-
-def _cover(distance, radius):
-    """Coverage 0..256 of a pixel by the region of negative distance, with an edge one pixel wide."""
-    return np.clip(128 - ((distance * radius) >> 6), 0, 256)
-
-
-def _pattern(name, x, y, outline, radius, draws):
-    """How much of the second colour each pixel carries, (B, SIZE, SIZE) in 0..256.
-
-    x, y, outline: place and signed distance in the object's frame; radius: (B, 1, 1) in 1/16 pixel.
-    """
-    column = (-1, 1, 1)
-    period = draws.integers(31, 430, 600).reshape(column)
-    x, y = _turned(x, y, draws.integers(32, 0, 1023).reshape(column))
-    x, y = x + draws.integers(33, 0, 600).reshape(column), y + draws.integers(34, 0, 600).reshape(column)
-    if name == "striped":
-        return _cover(_wave(x, period), radius)
-    if name == "dotted":
-        cell = period * 15 >> 4
-        return _cover(_length(x % cell - (cell >> 1), y % cell - (cell >> 1)) - (cell * 5 >> 4), radius)
-    if name == "checkered":
-        across, along = _cover(_wave(x, period * 5 >> 2), radius), _cover(_wave(y, period * 5 >> 2), radius)
-        return across + along - (across * along >> 7)
-    if name == "zigzag":
-        fold = np.abs(y % (period * 3 >> 1) - (period * 3 >> 2))
-        return _cover(_wave(x + fold, period), radius)
-    if name == "halved":
-        return _cover(x - 300, radius)
-    if name == "bordered":
-        return _cover(-outline - (period * 7 >> 4), radius)
-    return np.zeros_like(x)
-
-
-# ---- scenes ------------------------------------------------------------------------------------------------------
-
-
 def _scene(draws, shapes, patterns, wobble):
     """Outline distances, pattern weights and object frame of a batch.
 
@@ -284,10 +108,10 @@ def _scene(draws, shapes, patterns, wobble):
     y = place[None, :, None] - draws.integers(3, -slack, slack).reshape(column)
     if wobble.any():
         wobble = wobble.reshape(column)
-        x = x + ((_noise(draws, 4, 8, 8) - 128) * wobble >> 7)
-        y = y + ((_noise(draws, 5, 8, 8) - 128) * wobble >> 7)
+        x = x + ((smooth_noise(draws, 4, 8, 8) - 128) * wobble >> 7)
+        y = y + ((smooth_noise(draws, 5, 8, 8) - 128) * wobble >> 7)
     tilt = draws.integers(6, -80, 80).reshape(column)
-    cos, sin = _SINE[(tilt + 256) % 1024], _SINE[tilt % 1024]
+    cos, sin = SINE[(tilt + 256) % 1024], SINE[tilt % 1024]
     scale = (1 << 18) // radius.reshape(column)
     x, y = ((x * cos + y * sin) >> 6) * scale >> 16, ((y * cos - x * sin) >> 6) * scale >> 16
     radius = radius.reshape(column)
@@ -295,7 +119,7 @@ def _scene(draws, shapes, patterns, wobble):
     outline = np.empty_like(x)
     for index in np.unique(shapes):
         rows = np.flatnonzero(shapes == index)
-        outline[rows] = _SHAPE_DISTANCE[index](x[rows], y[rows])
+        outline[rows] = OUTLINES[index](x[rows], y[rows])
     second = np.zeros_like(x)
     for index in np.unique(patterns):
         rows = np.flatnonzero(patterns == index)
@@ -303,12 +127,12 @@ def _scene(draws, shapes, patterns, wobble):
         if name == "ringed":
             period = draws[rows].integers(31, 400, 520).reshape(column)
             phase = draws[rows].integers(33, 0, 400).reshape(column)
-            second[rows] = _cover(_wave(_length(x[rows], y[rows]) + phase, period), radius[rows])
+            second[rows] = cover(wave(length(x[rows], y[rows]) + phase, period), radius[rows])
         elif name == "hollow":
             wall = draws[rows].integers(31, 180, 260).reshape(column)
             outline[rows] = np.maximum(outline[rows], -outline[rows] - wall)
         elif name != "plain":
-            second[rows] = _pattern(name, x[rows], y[rows], outline[rows], radius[rows], draws[rows])
+            second[rows] = pattern(name, x[rows], y[rows], outline[rows], radius[rows], draws[rows])
     return outline, second, radius, (x, y)
 
 
@@ -341,34 +165,34 @@ def _soften(image, weight):
 def _photo(draws, first, outline, second, radius, frame):
     column = (-1, 1, 1)
     a, b, ground, other = _colors(draws, first, flat=False)
-    texture = _noise(draws, 21, 4, 4) + (
-        (_noise(draws, 22, 16, 16) - 128) * draws.integers(23, 40, 130).reshape(column) >> 8
+    texture = smooth_noise(draws, 21, 4, 4) + (
+        (smooth_noise(draws, 22, 16, 16) - 128) * draws.integers(23, 40, 130).reshape(column) >> 8
     )
     ground = _blend(ground, other, np.clip(texture, 0, 255))
     near = np.clip(260 - np.abs(outline), 0, 260)  # the object keeps light from the ground beside it
     ground = ground * (512 - near)[..., None] >> 9
-    x, y = _turned(*frame, draws.integers(24, 0, 1023).reshape(column))
+    x, y = turned(frame, draws.integers(24, 0, 1023).reshape(column))
     bulge = np.clip(-outline, 0, 400) >> 3
     light = 215 + bulge + (np.clip(x, -ONE, ONE) * draws.integers(25, 20, 60).reshape(column) >> 10)
     solid = _blend(a, b, second) * light[..., None] >> 8
-    image = _blend(ground, solid, _cover(outline, radius))
+    image = _blend(ground, solid, cover(outline, radius))
     image = _soften(image, draws.integers(26, 0, 256).reshape(-1, 1, 1, 1))
     exposure = draws.integers(27, 205, 290).reshape(-1, 1, 1, 1)
-    noise = _grain(draws, 28, 3) * draws.integers(29, 4, 22).reshape(-1, 1, 1, 1) >> 7
+    noise = white_noise(draws, 28, 3) * draws.integers(29, 4, 22).reshape(-1, 1, 1, 1) >> 7
     return (image * exposure >> 8) + noise
 
 
 def _painting(draws, first, outline, second, radius, frame):
     a, b, ground, other = _colors(draws, first, flat=False)
-    ground = _blend(ground, other, _noise(draws, 21, 4, 4))
-    image = _blend(ground, _blend(a, b, second), _cover(outline, radius))
+    ground = _blend(ground, other, smooth_noise(draws, 21, 4, 4))
+    image = _blend(ground, _blend(a, b, second), cover(outline, radius))
     ochre = np.array((196, 150, 95), np.int32)
     image = image + ((ochre - image) * draws.integers(22, 20, 70).reshape(-1, 1, 1, 1) >> 8)
     image = (image + 14) // 28 * 28  # a palette has few tones
     upright = (draws.raw(23) & np.uint32(1)).astype(bool)
-    strokes = _noise(draws, 24, 32, 4)
+    strokes = smooth_noise(draws, 24, 32, 4)
     strokes[upright] = strokes[upright].transpose(0, 2, 1)
-    dabs = _noise(draws, 25, 16, 16)
+    dabs = smooth_noise(draws, 25, 16, 16)
     relief = (strokes - 128) * 3 + (dabs - 128)
     return image + (relief * draws.integers(26, 22, 48).reshape(-1, 1, 1) >> 8)[..., None]
 
@@ -376,24 +200,24 @@ def _painting(draws, first, outline, second, radius, frame):
 def _cartoon(draws, first, outline, second, radius, frame):
     column = (-1, 1, 1)
     a, b, ground, other = _colors(draws, first, flat=True)
-    x, y = _turned(*frame, draws.integers(21, 0, 1023).reshape(column))
-    ground = _blend(ground, other, _cover(x + draws.integers(22, -1500, 1500).reshape(column), radius))
-    image = _blend(ground, _blend(a, b, second), _cover(outline, radius))
-    ink = _cover(np.abs(outline) - (draws.integers(23, 20, 34).reshape(column) * ONE // radius), radius)
+    x, y = turned(frame, draws.integers(21, 0, 1023).reshape(column))
+    ground = _blend(ground, other, cover(x + draws.integers(22, -1500, 1500).reshape(column), radius))
+    image = _blend(ground, _blend(a, b, second), cover(outline, radius))
+    ink = cover(np.abs(outline) - (draws.integers(23, 20, 34).reshape(column) * ONE // radius), radius)
     return _blend(image, np.full(3, 18, np.int32), ink)
 
 
 def _sketch(draws, first, outline, second, radius, frame):
     column = (-1, 1, 1)
-    grain = _grain(draws, 21, 1)[..., 0]
+    grain = white_noise(draws, 21, 1)[..., 0]
     paper = draws.integers(22, 222, 246).reshape(column) + (grain >> 4)
-    x, y = _turned(*frame, draws.integers(23, 0, 1023).reshape(column))
-    hatch = _wave(x, draws.integers(24, 130, 190).reshape(column))
+    x, y = turned(frame, draws.integers(23, 0, 1023).reshape(column))
+    hatch = wave(x, draws.integers(24, 130, 190).reshape(column))
     tone = np.clip(150 - (hatch * radius >> 7), 60, 235)
     tone = tone * (256 - second) >> 8
-    edge = _cover(np.abs(outline) - (draws.integers(25, 9, 17).reshape(column) * ONE // radius), radius)
-    dark = np.maximum(tone * _cover(outline, radius) >> 8, edge)
-    pressure = 150 + (_noise(draws, 26, 8, 8) >> 2) + (grain >> 1)
+    edge = cover(np.abs(outline) - (draws.integers(25, 9, 17).reshape(column) * ONE // radius), radius)
+    dark = np.maximum(tone * cover(outline, radius) >> 8, edge)
+    pressure = 150 + (smooth_noise(draws, 26, 8, 8) >> 2) + (grain >> 1)
     shade = paper - (dark * np.clip(pressure, 40, 220) >> 8)
     return np.stack([shade, shade - 2, shade - 8], axis=-1)
 

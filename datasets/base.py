@@ -14,7 +14,7 @@ import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 
-from dassl.data.datasets import DatasetBase, check_parts, composed, lists_are_kept, source_digest
+from dassl.data.datasets import DatasetBase, Datum, check_parts, composed, lists_are_kept, source_digest
 from dassl.utils import InputError, check_availability, derive_seed, printable, read_json
 from datasets.files import FEWSHOT_FOLDER, check_images, class_folders, dataset_folder, list_class, list_classes
 from datasets.splits import PART_NAMES, draw_split, drawn_split, read_split
@@ -120,7 +120,8 @@ class FewShotDataset(DatasetBase):
         """The dataset of a config that differs from this one's in SEED and NUM_SHOTS only, drawn from the same lists.
 
         None where they were not kept (`keep_lists`), or where a class that is not ours may read more of the config."""
-        if not hasattr(self, "lists") or _reads_draws(type(self)):
+        kind: type = type(self)
+        if not hasattr(self, "lists") or _reads_draws(kind):
             return None
         dataset = copy.copy(self)
         dataset.draw_records = {}
@@ -182,7 +183,8 @@ class FewShotDataset(DatasetBase):
         except (KeyError, TypeError, IndexError, ValueError, AttributeError):
             raise InputError(f"{path} is no few-shot draw: it must hold train and val, lists of [path, label, class "
                              "name]; delete it to draw anew") from None
-        drawn, misfit = [], "" if stored.get("source", source) == source else "it was drawn from other lists"
+        drawn: list[list[Datum]] = []
+        misfit = "" if stored.get("source", source) == source else "it was drawn from other lists"
         for key, chosen, number in zip(("train", "val"), entries, (shots, min(shots, MAX_VAL_SHOTS))):
             whole = train if key == "train" else val if val is not None else self._unused(train, drawn[0])
             known = {composed(os.path.normpath(item.impath)): item for item in whole}
@@ -194,7 +196,7 @@ class FewShotDataset(DatasetBase):
             if misfit:
                 print(f"Note: {path} does not fit: {printable(misfit)}; drawn anew, the file is not used")
                 return None
-            drawn.append(part)
+            drawn.append([item for item in part if item is not None])
         return drawn
 
     @staticmethod
@@ -233,8 +235,8 @@ class SplitDataset(FewShotDataset):
     image_dir = ""  # below dataset_dir
     split_file = ""  # in dataset_dir
     hint = ""  # where to get the data
-    new_names = {}  # {class folder: class name} where CoOp renames
-    ignored = ()  # class folders that are not classes
+    new_names: dict[str, str] = {}  # {class folder: class name} where CoOp renames
+    ignored: tuple[str, ...] = ()  # class folders that are not classes
     fixed_test = False  # whether `draw` keeps a test list that the dataset publishes
 
     def __init__(self, cfg):
@@ -339,7 +341,7 @@ class DrawnDomains(DomainDataset):
         return composed(folder)
 
     def sort_parts(self, folder, parts):
-        self.by_domain = {name: defaultdict(list) for name in PART_NAMES}
+        self.by_domain: dict[str, dict[str, list[Datum]]] = {name: defaultdict(list) for name in PART_NAMES}
         for name, part in zip(PART_NAMES, parts):
             for item in part:
                 domain = os.path.relpath(item.impath, folder).split(os.sep)[0]

@@ -9,7 +9,7 @@ from dassl.utils import InputError, listdir_nohidden, open_regular, printable
 from dassl.utils.images import is_picture
 
 FEWSHOT_FOLDER = "split_fewshot"
-MOST_BYTES = 2**30  # of a list
+MOST_LIST_BYTES = 2**30  # of a list
 BYTE_ORDER_MARK = "\ufeff"
 
 
@@ -38,7 +38,7 @@ def read_lines(path, hint):
     """[(number, line)] of a text file without its empty lines and byte-order marks. Raises InputError where there is
     none."""
     try:
-        with open_regular(require_file(path, hint), "r", MOST_BYTES, encoding="utf-8") as file:
+        with open_regular(require_file(path, hint), "r", MOST_LIST_BYTES, encoding="utf-8") as file:
             # a mark stands at the start of each file that was joined into this one
             lines = [line.replace(BYTE_ORDER_MARK, "").strip() for line in file]
         return [(number, line) for number, line in enumerate(lines, start=1) if line]
@@ -51,7 +51,7 @@ def read_lines(path, hint):
 def labels_of(names, path):
     """{name: label} of the class names of a list, in its order, composed. Raises InputError for a name that comes
     twice: which label it stands for would be anyone's guess."""
-    labels = {}
+    labels: dict[str, int] = {}
     for label, name in enumerate(map(composed, names)):
         if labels.setdefault(name, label) != label:
             raise InputError(f"{path} names the class '{name}' twice; take one of the lines out")
@@ -92,7 +92,7 @@ def check_images(items, source):
     folders = defaultdict(list)
     for item in items:
         folders[os.path.dirname(item.impath)].append(os.path.basename(item.impath))
-    missing = []
+    missing: list[str] = []
     for folder, names in sorted(folders.items()):
         present = set(os.listdir(folder)) if os.path.isdir(folder) else set()
         missing.extend(os.path.join(folder, name) for name in names if name not in present)
@@ -108,7 +108,7 @@ def class_folders(folder):
     InputError for two folders of one name in two byte forms."""
     names = [name for name in listdir_nohidden(folder)
              if name != FEWSHOT_FOLDER and os.path.isdir(os.path.join(folder, name))]
-    seen = {}
+    seen: dict[str, str] = {}
     for name in names:
         other = seen.setdefault(composed(name), name)
         if other != name:
@@ -192,7 +192,7 @@ def leave_out_non_images(items, folder):
     return images, left_out
 
 
-_seen = {}  # (path, size, time of change): whether its header is an image's
+_seen: dict[tuple[str, int, int], bool] = {}  # (path, size, time of change): whether its header is an image's
 
 
 def is_image(path):

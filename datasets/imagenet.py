@@ -67,6 +67,7 @@ class ImageNetVariant(DatasetBase):
     """
 
     image_dir = ""
+    hint = ""  # where to get the data
     published_classes = 1000
 
     def __init__(self, cfg):

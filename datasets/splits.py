@@ -51,7 +51,7 @@ def draw_split(items, rng=None):
         [train, val, test], lists of Datum.
     """
     rng = rng or random.Random(SPLIT_SEED)
-    parts = [[], [], []]
+    parts: list[list[Datum]] = [[], [], []]
     for group in _by_class(items).values():
         rng.shuffle(group)
         count = len(group)

@@ -26,7 +26,7 @@ class UCF101(SplitDataset):
 
     def draw(self):
         path = os.path.join(self.folder, "ucfTrainTestlist", "classInd.txt")
-        self.labels = {}
+        self.labels: dict[str, int] = {}
         for number, line in read_lines(path, self.hint):
             label, _, action = line.partition(" ")
             known = re.fullmatch(r"[0-9]{1,9}", label)

@@ -3,8 +3,8 @@
 #
 # base2new: the eleven datasets, 16 shots; dg: PACS, VLCS, OfficeHome and DomainNet, as published, 1 shot (SHOTS=5 for
 # five). Default methods: ZeroshotCLIP and MetaPrompt. DATASETS="caltech101 dtd" takes fewer datasets; their averages
-# are then not compared. Afterwards tools/report.py prints the tables with the published averages beside the measured
-# ones (docs/RESULTS.md). The other variables are those of the other scripts (scripts/run.sh); finished runs are kept.
+# are then not compared. Afterwards the tables are printed with the published averages beside the measured ones
+# (docs/RESULTS.md). The other variables are those of the other scripts (scripts/run.sh); finished runs are kept.
 set -euo pipefail
 here=$(CDPATH= cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 DATASETS_ARE_READ=DATASET
@@ -17,21 +17,5 @@ eurosat ucf101" ;;
 esac
 protocol=$1
 shift
-methods=""
-while [ $# -gt 0 ] && [[ $1 != *.* && $1 != -* ]]; do
-    methods+=" $1"
-    shift
-done
-methods=${methods:- ZeroshotCLIP MetaPrompt}
-datasets=${DATASETS:-$datasets}
-status=0
-env -u DATASETS bash "$here/run.sh" compare "${methods# }" "$datasets" --protocol "$protocol" "$@" || status=$?
-[ -n "${DRY_RUN:-}" ] && [ "${DRY_RUN:-}" != 0 ] && exit $status
-# What only submits, or tells how far the runs are, leaves no table to compare yet.
-[[ " $* " == *" --launcher slurm "* || " $* " == *" --launcher=slurm "* || " $* " == *" --status "* ]] && exit $status
-[ $status -le 2 ] || exit $status
-python=python3
-[ -x "$here/../.venv/bin/python" ] && python=$here/../.venv/bin/python
-"$python" "$here/../tools/report.py" "${OUTPUT:-./output}" --protocol "$protocol" --trainer $methods --dataset $datasets \
-    --published || status=$?
-exit $status
+exec env -u DATASETS bash "$here/run.sh" compare "" "${DATASETS:-$datasets}" --protocol "$protocol" --published \
+    --trainer "$@"

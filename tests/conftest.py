@@ -34,13 +34,14 @@ def pytest_addoption(parser):
 
 
 # ---- what the robustness suite counts ----
-TALLY = pytest.StashKey()
+TALLY = pytest.StashKey[dict]()
 COUNTED = {  # folder of tests, each of which is one input -> what the summary says of them
     "truth": "inputs that contradict themselves tried, {} refused in one line or given the number that is right",
     "security": "hostile files and situations tried, {} refused in one line or made harmless",
 }
-TRIED = {mark: set() for mark in COUNTED}  # reports reach the process that prints the summary, whoever ran the test
-PASSED = {mark: set() for mark in COUNTED}
+# Reports reach the process that prints the summary, whoever ran the test.
+TRIED: dict[str, set[str]] = {mark: set() for mark in COUNTED}
+PASSED: dict[str, set[str]] = {mark: set() for mark in COUNTED}
 
 
 def pytest_configure(config):

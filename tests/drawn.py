@@ -1,6 +1,7 @@
 """Miniature copies of the datasets' published folder layouts, with drawn pictures of 32 to 40 pixels."""
 import json
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -212,7 +213,7 @@ def write_terra(root, count=10):
 LAYOUTS = {
     "caltech101": write_caltech, "pacs": write_pacs, "fgvc_aircraft": write_aircraft, "imagenet": write_imagenet,
     "vlcs": write_vlcs, "office_home": write_office_home, "domainnet": write_domainnet, "terra_incognita": write_terra,
-    **{name: lambda root, name=name: write_split_dataset(root, name) for name in SPLIT_LAYOUTS},
-    **{name: lambda root, name=name: write_imagenet_variant(root, name)
+    **{name: partial(write_split_dataset, config=name) for name in SPLIT_LAYOUTS},
+    **{name: partial(write_imagenet_variant, config=name)
        for name in ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r")},
 }

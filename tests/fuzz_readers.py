@@ -19,6 +19,7 @@ import warnings
 import zipfile
 import zlib
 from pathlib import Path
+from unittest import mock
 
 import drawn
 import numpy as np
@@ -36,13 +37,14 @@ from dassl.utils.images import bombs_are_errors, fault_of, is_picture, read_imag
 from datasets.files import read_mat
 from prompting import Towers, load_clip
 from prompting.backbone import describe_weights, weights_digest
-from tools import cluster, predict, report, sources, status
+from tools import layouts, predict, report, slurm_settings, sources, status
 from tools.archives import Bounds, unpack
 from tools.plans import Place, Run
 from tools.significance import read_predictions
 from trainers.coprompt import read_sentences
+from training.build_config import CONFIGS as OWN_CONFIGS
 
-CONFIGS = Path(train.CONFIGS)
+CONFIGS = Path(OWN_CONFIGS)
 MARK = b"/FUZZ/"  # stands in inputs for the folder that the fuzzer works in, which has another name each time
 BOMBS = [zlib.compress(bytes(size)) for size in (100, 10**6, 2**26)]
 
@@ -549,15 +551,12 @@ class Jobs(Reader):
         folder = scratch / self.place.folder
         if not name.startswith("sweep"):
             shutil.copy(self.world.run / "prompt_learner" / "model.pth.tar-2", folder / "prompt_learner")
-        queue, which = status.Queue, shutil.which
-        status.Queue = lambda: types.SimpleNamespace(state=lambda job: ("", ""))
-        status.ended_as = lambda job: "FAILED"
-        status.shutil = types.SimpleNamespace(which=lambda name: name)
-        try:
+        idle = types.SimpleNamespace(state=lambda job: ("", ""))
+        with (mock.patch.object(status, "Queue", return_value=idle),
+              mock.patch.object(status, "ended_as", return_value="FAILED"),
+              mock.patch.object(status, "shutil", types.SimpleNamespace(which=lambda name: name))):
             status.describe(status.states([Run(self.place, train.parse_arguments(self.world.words(folder)))],
                                           str(scratch)))
-        finally:
-            status.Queue, status.shutil = queue, types.SimpleNamespace(which=which)
 
 
 # ---- configs and words -------------------------------------------------------------------------------------------
@@ -571,7 +570,7 @@ class Configs(Reader):
     def prepare(self):
         files = [self.world.folder / "tiny.yaml", *sorted((CONFIGS / "datasets").glob("*.yaml"))[:4],
                  *sorted((CONFIGS / "trainers" / "CoOp").glob("*.yaml"))[:3]]
-        self.texts = [path.read_bytes() for path in files]
+        self.texts = [path.read_bytes().replace(b"../../inputs/", b"inputs/") for path in files]
         self.texts.append(self.world.portable((self.world.run / "config.yaml").read_bytes()))
         self.trees = [yaml.safe_load(text) for text in self.texts]
 
@@ -589,6 +588,7 @@ class Configs(Reader):
         content = self.world.local(content)
         if way in ("method", "dataset"):
             (scratch / "own.yaml").write_bytes(content)
+            shutil.copytree(CONFIGS / "inputs", scratch / "inputs")
             words = self.world.words(scratch / "out")
             words[words.index("--config-file" if way == "method" else "--dataset-config-file") + 1] = "own.yaml"
             train.build_config(train.parse_arguments(words))
@@ -665,8 +665,8 @@ class Words(Reader):
             report.main([str(self.world.folder), *words])
         else:
             parser = train.ArgumentParser()
-            cluster.add_arguments(parser)
-            cluster.slurm_parameters(parser.parse_args(["--time", words[0], "--slurm", words[-1]]))
+            slurm_settings.add_arguments(parser)
+            slurm_settings.slurm_parameters(parser.parse_args(["--time", words[0], "--slurm", words[-1]]))
 
 
 def _leaves(node, prefix=""):
@@ -697,8 +697,8 @@ class Clusters(Reader):
     def read(self, data, scratch):
         (scratch / "cluster.yaml").write_bytes(data)
         parser = train.ArgumentParser()
-        cluster.add_arguments(parser)
-        cluster.slurm_parameters(parser.parse_args(["--cluster", "cluster.yaml"]))
+        slurm_settings.add_arguments(parser)
+        slurm_settings.slurm_parameters(parser.parse_args(["--cluster", "cluster.yaml"]))
 
 
 # ---- lists of data -----------------------------------------------------------------------------------------------
@@ -844,11 +844,11 @@ class Lists(DataFile):
             read_mat(str(scratch / "a.mat"), "labels", "fetch it again")
         elif name == self.TERRA:
             folder = scratch / "terra_incognita"
-            (folder / sources.TERRA_IMAGES).mkdir(parents=True)
+            (folder / layouts.TERRA_IMAGES).mkdir(parents=True)
             (scratch / self.TERRA).write_bytes(content)
             for number in range(8):
-                (folder / sources.TERRA_IMAGES / f"{number}.jpg").write_bytes(b"")
-            sources.arrange_terra_incognita(str(scratch))
+                (folder / layouts.TERRA_IMAGES / f"{number}.jpg").write_bytes(b"")
+            layouts.arrange_terra_incognita(str(scratch), sources.SOURCES["terra_incognita"].bounds)
         else:
             self.built(self.cfgs[self.FILES[name]], name, content, self.root)
 

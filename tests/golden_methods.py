@@ -9,7 +9,7 @@ from harness import make_trainer
 class ContextCase(Case):
     """A context that starts from the record's tensors: only its length matters, and what `numbers` names."""
 
-    numbers = {}  # our key: the authors'
+    numbers: dict[str, str] = {}  # our key: the authors'
 
     def options(self):
         return {"N_CTX": int(self.theirs["N_CTX"]),

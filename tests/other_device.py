@@ -38,7 +38,8 @@ class OnDevice(torch.Tensor):
     def numpy(self, *, force=False):
         raise TypeError("this tensor is not on the CPU; NumPy cannot read it")
 
-    __array__ = numpy
+    def __array__(self, dtype=None):
+        return self.numpy()
 
     def __reduce_ex__(self, protocol):
         return self.detach().there.__reduce_ex__(protocol)  # a checkpoint is read on the CPU

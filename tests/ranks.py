@@ -30,6 +30,7 @@ import train  # noqa: E402
 from dassl.engine import TRAINER_REGISTRY, build_trainer  # noqa: E402
 from dassl.utils import rank  # noqa: E402
 from datasets import shapes  # noqa: E402
+from training import run as one_run  # noqa: E402
 
 PART_SIZES = dict.fromkeys(shapes.DOMAINS, (3, 1, 2))  # images a class; 24 test images of base classes
 BASE = ("DATASET.NUM_SHOTS", 2, "DATASET.SUBSAMPLE_CLASSES", "base")
@@ -84,7 +85,8 @@ def make_run(folder, trainer, options, words=(), training_step=None, more=()):
         return built
 
     domains = ("--source-domains", "painting", "cartoon", "sketch", "--target-domains", "photo")
-    with mock.patch.object(shapes, "PART_SIZES", PART_SIZES), mock.patch.object(train, "build_trainer", watched):
+    with mock.patch.object(shapes, "PART_SIZES", PART_SIZES), \
+            mock.patch.object(one_run, "build_trainer", watched):
         results = train.main([str(word) for word in (
             "--root", folder.parent / "data", "--seed", 1, "--trainer", trainer, "--backbone", "tiny",
             "--dataset-config-file", ROOT / "configs" / "datasets" / "shapes.yaml",

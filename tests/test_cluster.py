@@ -17,10 +17,10 @@ from test_robustness_kills import stop_at
 
 import train
 from dassl.utils import FolderLock, InputError, Terminated
-from tools import cluster, protocol, status
-from tools.execution import finished
+from tools import cluster, protocol, slurm_settings, status
+from tools.before_run import finished
 from tools.plans import Planner
-from trainers import base as trainers_base
+from training import prompt_trainer as trainers_base
 
 ROOT = Path(__file__).resolve().parents[1]
 SLURM = ("--launcher", "slurm", "--gpus", "0", "--cpus", "1")
@@ -300,7 +300,7 @@ def test_no_slurm_at_all(call, monkeypatch, tmp_path):
 
 # ---- what is asked for ----
 def parameters(*words):
-    return cluster.slurm_parameters(protocol.parse_arguments(
+    return slurm_settings.slurm_parameters(protocol.parse_arguments(
         ["base2new", "--trainer", "CoOp", "--dataset", "dtd", "--launcher", "slurm", *words]))
 
 
@@ -308,7 +308,7 @@ def parameters(*words):
     ("90", 90), ("1:30", 90), ("0:10", 10), ("1:30:01", 91), ("2-0:00", 2880), ("0", None), ("0:00", None),
     ("1.5", None), ("2h", None), ("1:5", None), ("", None)])
 def test_times(text, expected):
-    assert cluster.minutes(text) == expected
+    assert slurm_settings.minutes(text) == expected
 
 
 def test_flags_win_over_the_file(tmp_path):

@@ -12,13 +12,14 @@ from test_ranks import Torchrun, told
 import train
 from dassl.config import get_cfg_default
 from dassl.data.data_manager import DatasetWrapper
+from dassl.engine import build_trainer
 from dassl.evaluation import EVALUATOR_REGISTRY, EvaluatorBase, build_evaluator
 from dassl.metrics import compute_accuracy, deciding, require_finite
 from dassl.utils import InputError, NonFiniteError
 from harness import make_trainer
 from prompting import PromptingError
 from tools import interpret_prompt, plans, predict, protocol, report
-from trainers import base as trainers_base
+from training import prompt_trainer as trainers_base
 from written_runs import base2new, share, write_run
 
 NAN, INF = float("nan"), float("inf")
@@ -103,7 +104,7 @@ def test_training_and_evaluation(method, run, plant, tmp_path, capsys):
 
 def test_validation_chooses_no_epoch_by_it(arguments, clips, plant, tmp_path):
     words = arguments("CoOp", tmp_path, "TEST.FINAL_MODEL", "best_val")
-    trainer = train.build_trainer(train.build_config(train.parse_arguments(words)), clips=clips)
+    trainer = build_trainer(train.build_config(train.parse_arguments(words)), clips=clips)
     chosen = trainer.dm.dataset.val[0].impath
     plant(chosen)
     with pytest.raises(NonFiniteError, match=chosen):
@@ -150,7 +151,7 @@ def test_an_evaluator_from_elsewhere(arguments, clips, run, plant, tmp_path, cap
         assert "the evaluation gives accuracy nan" in capsys.readouterr().err
         assert not (tmp_path / method / "results.json").exists()
     words = arguments("ZeroshotCLIP", tmp_path / "val", "TEST.EVALUATOR", "Nothing")
-    trainer = train.build_trainer(train.build_config(train.parse_arguments(words)), clips=clips)
+    trainer = build_trainer(train.build_config(train.parse_arguments(words)), clips=clips)
     with pytest.raises(NonFiniteError, match="the evaluation gives accuracy nan"):
         trainer.test(split="val")
     assert run("ZeroshotCLIP", tmp_path / "whole") == 0
@@ -222,7 +223,7 @@ def test_prediction(run, drawn_root, tmp_path, capsys, monkeypatch, clip_model):
 @pytest.mark.parametrize("method", ["TipAdapter", "TipAdapterF"])
 def test_tip_adapter_neither_stores_nor_chooses_by_it(method, part, arguments, clips, plant, tmp_path):
     words = arguments(method, tmp_path, f"TRAINER.{method.upper()}.AUGMENT_EPOCH", 1)
-    trainer = train.build_trainer(train.build_config(train.parse_arguments(words)), clips=clips)
+    trainer = build_trainer(train.build_config(train.parse_arguments(words)), clips=clips)
     chosen = getattr(trainer.dm.dataset, part)[0].impath
     plant(chosen)
     with pytest.raises(NonFiniteError, match=f"the features of 1 of .*{chosen}"):

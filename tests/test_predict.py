@@ -14,10 +14,10 @@ from PIL import Image
 import train
 from dassl.data.datasets import Datum, dataset_digest, relative_path
 from dassl.utils import InputError
-from prompting.text import tokenizer
+from prompting.openai import tokenizer
 from tools import interpret_prompt, predict
 from tools.predict import load_run
-from trainers import base as trainers_base
+from training import prompt_trainer as trainers_base
 
 BOUND = str(Path(__file__).parent / "plugins" / "bound.py")
 

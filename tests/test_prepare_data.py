@@ -18,7 +18,7 @@ from packed import link, member, tar, zip_member, zipped
 from torchvision.datasets.imagenet import ARCHIVE_META
 
 from dassl.utils import InputError
-from tools import download, prepare_data, sources
+from tools import disk, download, layouts, prepare_data, sources
 from tools.sources import DRIVE, GROUPS, SOURCES, File, Source
 
 
@@ -172,7 +172,7 @@ def test_a_disk_that_fills_up(server, tmp_path, monkeypatch):
 def test_a_disk_that_is_too_small_is_known_before(server, tmp_path, monkeypatch):
     server.files["a.bin"] = BODY
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda folder: usage._replace(free=1000))
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda folder: usage._replace(free=1000))
     with pytest.raises(InputError, match="no space left in .* GB are free"):
         download.download(f"{server.url}/a.bin", str(tmp_path / "a.bin"))
 
@@ -386,7 +386,7 @@ def test_what_needs_a_hand_is_told(tmp_path, capsys, source):
 
 def test_imagenets_own_archives_are_unpacked(tmp_path, source, monkeypatch, capsys):
     """To the folders of torchvision's ImageNet, which makes them from the same archives."""
-    source("imagenet", arrange=sources.arrange_imagenet)
+    source("imagenet", arrange=layouts.arrange_imagenet)
     bodies = packed.imagenet({"n00000001": b"a", "n00000002": b"b"}, [2, 1, 2])
     folders = {root: tmp_path / root / "imagenet" / "images" for root in ("ours", "theirs")}
     for images in folders.values():

@@ -13,9 +13,9 @@ import train
 from dassl.utils import InputError
 from protocols import PROTOCOL_REGISTRY, base2new, xd
 from protocols.parts import plan
-from tools import execution, plans, plot, protocol, report
+from tools import execution, plans, plot, protocol, report, side_by_side
 from tools.plans import Planner
-from trainers import base as trainers_base
+from training import prompt_trainer as trainers_base
 
 ROOT = Path(__file__).resolve().parents[1]
 DOMAINS = ["art_painting", "cartoon", "photo", "sketch"]
@@ -200,7 +200,7 @@ def test_each_method_runs_with_the_config_it_is_given(tiny_config, drawn_root, t
 
 def test_a_plugin_without_configs_runs_with_another_methods_and_that_is_said(words, tmp_path, capsys):
     """README's example, with a bare file and with a pair."""
-    (tmp_path / "lent.yaml").write_text((ROOT / "configs" / "trainers" / "CoOp" / "tiny.yaml").read_text())
+    (tmp_path / "lent.yaml").write_text(f"BASE: {ROOT / 'configs' / 'trainers' / 'CoOp' / 'tiny.yaml'}\n")
     plugin = ("--plugin", str(ROOT / "tests" / "plugins" / "bound.py"))
     lent = str(tmp_path / "lent.yaml")
     for configs in ([lent], [f"LinearOnly={lent}", f"CoOp={lent}"]):
@@ -387,13 +387,13 @@ def test_runs_on_two_processes(words, call, tmp_path, capsys):
 
 
 def test_gpus_are_taken_in_turn(monkeypatch):
-    monkeypatch.setattr(execution.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(execution.torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(side_by_side.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(side_by_side.torch.cuda, "device_count", lambda: 3)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert execution._devices() == ["0", "1", "2"]
+    assert side_by_side._devices() == ["0", "1", "2"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    assert execution._devices() == ["5", "7"]
-    with execution._environment({"CUDA_VISIBLE_DEVICES": "7", "NOT_SET": None}):
+    assert side_by_side._devices() == ["5", "7"]
+    with side_by_side._environment({"CUDA_VISIBLE_DEVICES": "7", "NOT_SET": None}):
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "7" and "NOT_SET" not in os.environ
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "5,7"
 
@@ -414,6 +414,27 @@ def test_scripts_plan(script, words, environment, expected, tmp_path, drawn_root
     assert done.returncode == 0, done.stderr
     lines = [line.split("to do  ./output/")[1] for line in done.stdout.splitlines() if line.startswith("to do")]
     assert len(lines) == len(expected) and all(line.endswith(end) for line, end in zip(lines, expected)), done.stdout
+
+
+@pytest.mark.parametrize(("script", "words", "expected"), [
+    ("reproduce_table.sh", ["base2new", "USE_CUDA", "False"], {"ZeroshotCLIP": 6, "MetaPrompt": 6}),
+    ("reproduce_table.sh", ["base2new", "CoOp", "VERBOSE=False"], {"CoOp": 6}),
+    ("compare.sh", ["shapes", "USE_CUDA", "False"], {"ZeroshotCLIP": 6, "CoOp": 6, "CoCoOp": 6, "MetaPrompt": 6}),
+    ("compare.sh", ["shapes", "ZeroshotCLIP CoOp", "SEED_IS_NO_KEY"], None),
+    ("compare.sh", ["shapes", "CoOp", "optim.lr", "0.1"], None)])
+def test_scripts_tell_methods_from_options(script, words, expected, tmp_path):
+    done = subprocess.run(["bash", str(ROOT / "scripts" / script), *words], capture_output=True, text=True, timeout=300,
+                          check=False, cwd=tmp_path, env={**os.environ, "DATASETS": "shapes", "DRY_RUN": "1",
+                                                          "CFG": "tiny"} if script == "reproduce_table.sh" else
+                          {**os.environ, "DRY_RUN": "1", "CFG": "tiny"})
+    if expected is None:
+        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+        assert words[2] in done.stderr and ("unknown key" in done.stderr) == (words[2] == "optim.lr")
+        return
+    assert done.returncode == 0, done.stderr
+    found = [line for line in done.stdout.splitlines() if line.startswith("to do")]
+    assert {method: sum(f"/{method}/" in line for line in found) for method in expected} == expected
+    assert len(found) == sum(expected.values())
 
 
 def test_every_method_folder_has_every_script():

@@ -20,6 +20,7 @@ from dassl.config import get_cfg_default
 from dassl.data.data_manager import build_data_loader
 from dassl.data.datasets import Datum
 from dassl.utils.signals import Terminated
+from training import command_line
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 ENDED = "error: another process of this run has ended, or cannot be reached; "
@@ -177,8 +178,9 @@ def test_a_rank_that_dies_ends_the_others(victim, number, next_number, words, tm
 
 def test_a_process_that_is_stopped_while_it_ends_tells_why_it_ends(monkeypatch, capsys):
     """torchrun's SIGTERM comes while the loss of another process is still on its way up."""
-    monkeypatch.setattr(train, "lost_another", lambda error: "gone" if isinstance(error, ConnectionError) else None)
-    monkeypatch.setattr(train.signal, "signal", lambda number, handler: None)
+    monkeypatch.setattr(command_line, "lost_another",
+                        lambda error: "gone" if isinstance(error, ConnectionError) else None)
+    monkeypatch.setattr(command_line.signal, "signal", lambda number, handler: None)
 
     def ends():
         try:

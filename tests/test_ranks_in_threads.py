@@ -14,7 +14,7 @@ from prompting import ranks as module
 from prompting.precision import Precision
 from prompting.ranks import Ranks
 from prompting.text import WORTH_DIVIDING, TextTower
-from trainers import base
+from training import prompt_trainer as base
 
 NAMES = ["dog", "alarm clock", "Boeing 737-200", "a", "house"]
 

@@ -35,9 +35,11 @@ from yacs.config import CfgNode as CN
 
 import tiny_clip
 import train
+from dassl.config import get_cfg_default
 from dassl.config.check import BOUNDS
 from dassl.utils import FolderLock, InputError, checkpoints_newest_first, read_image, surroundings
 from dassl.utils.images import bombs_are_errors, fault_of
+from training import PromptTrainer
 
 pytestmark = pytest.mark.robustness
 PACS = ("--source-domains", "photo", "cartoon", "--target-domains", "sketch")
@@ -940,7 +942,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(refused, arguments, clips, tmp
     whole = train.main(arguments("CoOp", tmp_path / "whole"), clips=clips)
     with small_disk(tmp_path / "disk", "size=1m") as place:
         fill = place / "fill"
-        step = train.PromptTrainer.forward_backward
+        step = PromptTrainer.forward_backward
 
         def filling(self, batch):
             if self.epoch == 1 and not fill.exists():
@@ -951,7 +953,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(refused, arguments, clips, tmp
             return step(self, batch)
 
         with monkeypatch.context() as patch:
-            patch.setattr(train.PromptTrainer, "forward_backward", filling)
+            patch.setattr(PromptTrainer, "forward_backward", filling)
             refused("a disk that fills up", "CoOp", output=place / "run", parts=["No space left", "free some space"])
         assert fill.stat().st_size > 2**18
         names = [path.name for path in (place / "run" / "prompt_learner").iterdir()]
@@ -1019,7 +1021,7 @@ def test_a_machine_that_gives_out(error, parts, refused, monkeypatch):
     def fail(self, batch):
         raise error
 
-    monkeypatch.setattr(train.PromptTrainer, "forward_backward", fail)
+    monkeypatch.setattr(PromptTrainer, "forward_backward", fail)
     refused(f"a machine that says {type(error).__name__} {str(error)[:40]}", "CoOp", parts=parts)
 
 
@@ -1036,7 +1038,7 @@ TREES = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=6), inner, max_size=3)),
     max_leaves=8,
 )
-KEYS = sorted(key for key, _ in leaves(train.get_cfg_default()) if key not in ("OUTPUT_DIR", "OPTIM.MAX_EPOCH"))
+KEYS = sorted(key for key, _ in leaves(get_cfg_default()) if key not in ("OUTPUT_DIR", "OPTIM.MAX_EPOCH"))
 PROPERTY = settings(
     max_examples=60,
     deadline=None,

@@ -17,8 +17,8 @@ import train
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import InputError
 from tools import plans, protocol
-from trainers import base as trainers_base
 from training import PromptTrainer
+from training import prompt_trainer as trainers_base
 
 TRAINED = {
     "CoOp": {"prompt_learner.ctx"},

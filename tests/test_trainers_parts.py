@@ -21,8 +21,8 @@ from harness import make_trainer
 from prompting import ClassPrompts, PromptingError, load_clip
 from prompting.episodes import splittable_order
 from prompting.precision import GradientOverflow
-from trainers import base
 from trainers.prograd import soft_cross_entropy
+from training import prompt_trainer as base
 from training.episodes import MetaEpisodeSampler, split_of
 from training.without_data import DataManagerWithoutData, NeedsImages
 

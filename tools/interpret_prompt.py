@@ -21,8 +21,8 @@ from dassl.utils import InputError, load_checkpoint, printable  # noqa: E402
 from dassl.utils.stored import problem_of_values  # noqa: E402
 from prompting import load_clip  # noqa: E402
 from prompting.backbone import weights_digest  # noqa: E402
-from prompting.text import tokenizer  # noqa: E402
-from tools.predict import add_run_flags, newest_checkpoint, run_config  # noqa: E402
+from prompting.openai import tokenizer  # noqa: E402
+from tools.loaded_run import add_run_flags, newest_checkpoint, run_config  # noqa: E402
 
 CONTEXT = ("prompt_learner.ctx", "ctx")  # where methods of this project, and CoOp's own files, keep the text context
 
@@ -84,7 +84,8 @@ def interpret(folder, top=3, epoch=None, backbone="", plugins=()):
     context, classnames = text_context(folder, epoch)
     cfg = run_config(folder, backbone)
     name = cfg.MODEL.BACKBONE.NAME
-    require_own_backbone(*learned(folder, epoch), {"name": name, "digest": weights_digest(name)})
+    path, state = learned(folder, epoch)
+    require_own_backbone(path, state, {"name": name, "digest": weights_digest(name)})
     embeddings = load_clip(cfg.MODEL.BACKBONE.NAME).token_embedding.weight.float()
     if context.shape[-1] != embeddings.shape[1]:
         raise InputError(f"the context vectors of {folder} have {context.shape[-1]} dimensions, the words of "

@@ -108,7 +108,7 @@ def step_times(build, method, args):
     config = args.timed_on
     trainers = [build(name, config, "DATALOADER.TRAIN_X.BATCH_SIZE", str(args.batch)) for name in (method, REFERENCE)]
     batches = [next(iter(trainer.train_loader_x)) for trainer in trainers]
-    times = ([], [])
+    times: tuple[list[float], list[float]] = ([], [])
     clock = time.process_time if trainers[0].device.type == "cpu" else time.perf_counter
     for trainer in trainers:
         trainer.set_model_mode("train")
@@ -145,12 +145,12 @@ def deviations():
         if run.returncode:
             said = f"{run.stderr}\n{run.stdout}".strip().splitlines() or ["it said nothing"]
             raise InputError(f"tests/test_parity.py does not pass: {said[-1]}")
-        found = {}
+        found: dict[str, list[float]] = {}
         for case in ElementTree.parse(report).iter("testcase"):
-            record = re.search(r"\[(.+)\]", case.get("name"))
+            record = re.search(r"\[(.+)\]", case.get("name", ""))
             for item in case.iter("property"):
                 if record and item.get("name") == "largest_difference":
-                    found.setdefault(methods[record[1]], []).append(float(item.get("value")))
+                    found.setdefault(methods[record[1]], []).append(float(item.attrib["value"]))
     return {method: (len(values), max(values)) for method, values in found.items()}
 
 

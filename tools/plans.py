@@ -16,6 +16,7 @@ from protocols import PROTOCOL_REGISTRY, Dataset, Place, Run, RunMaker
 from protocols.parts.place import MARK
 from protocols.parts.plan import ROOT, config_file, config_path
 from tools.method_configs import MethodConfigs, differ, read_variants, require_free
+from training.configs import Configs
 from training.run_spec import stem
 
 __all__ = ["ROOT", "Dataset", "Place", "Planner", "Run", "reads_no_image"]
@@ -50,7 +51,7 @@ class Planner:
         self.cfg, self.plugins, self.options = MethodConfigs(cfg), list(plugins), list(options)
         self.variant_words, self.variants, self.notes = list(variants), {}, []
         self.backbone = os.path.abspath(backbone) if os.path.isfile(backbone) else backbone
-        self.clips = {}
+        self.clips, self.configs = {}, Configs()
 
     def plan(self, protocol, trainers, datasets, shots=None, **own):
         """The runs of a protocol in the order to be made: a list of Run.
@@ -121,7 +122,7 @@ class Planner:
         name += f"{MARK}{variant}" if variant else ""
         options = (*self.options, *self.variants.get((trainer, variant), ()))
         return RunMaker(protocol.name, trainer, dataset, shots, seed, name, file, self.root, self.output,
-                        self.backbone or dataset.backbone, tuple(self.plugins), options)
+                        self.backbone or dataset.backbone, tuple(self.plugins), options, self.configs)
 
     def method_config(self, protocol, trainer, dataset):
         """(name, file) of the config a method runs with."""

@@ -30,7 +30,9 @@ from dassl.utils.registry import nearest  # noqa: E402
 from datasets.base import DomainDataset, DrawnDomains, SplitDataset  # noqa: E402
 from datasets.files import class_folders  # noqa: E402
 from tools.archives import Refused, remove_folder, unfinished_folder, unpack  # noqa: E402
-from tools.download import FullDisk, download, download_from_drive, size_of  # noqa: E402
+from tools.disk import FullDisk, size_of  # noqa: E402
+from tools.download import download  # noqa: E402
+from tools.drive import download_from_drive  # noqa: E402
 from tools.sources import DRIVE, GROUPS, SOURCES, parts  # noqa: E402
 
 # ---- one dataset -------------------------------------------------------------------------------------------------
@@ -146,7 +148,7 @@ def prepare(name, root):
     for file in source.files:
         fetch(file, source, root)
     if source.arrange:
-        source.arrange(root)
+        source.arrange(root, source.bounds)
 
 
 # ---- verify ------------------------------------------------------------------------------------------------------

@@ -24,15 +24,17 @@ from dassl.utils import InputError, broadcast, printable, require_own_folder, wo
 from dassl.utils.streams import go_on  # noqa: E402
 from protocols import PROTOCOL_REGISTRY, Cells  # noqa: E402
 from protocols.parts.cells import COMPARED  # noqa: E402
-from tools import cluster, status  # noqa: E402
+from tools import cluster, report, slurm_settings, status  # noqa: E402
+from tools.before_run import finished, only_class  # noqa: E402
 from tools.dry_run import list_runs  # noqa: E402
-from tools.execution import Outcome, execute, finished, only_class  # noqa: E402
+from tools.execution import Outcome, execute  # noqa: E402
 from tools.method_configs import take_variants  # noqa: E402
 from tools.plans import Planner  # noqa: E402
 from tools.run_folders import for_tables, places_below, require_comparable, uncollected  # noqa: E402
 
 COMPARE = "compare", "a protocol (base2new) for several methods side by side"
 DEFAULT = "base2new"  # what `compare` compares
+PUBLISHED = ("ZeroshotCLIP", "MetaPrompt")  # compared with published averages by default
 
 
 def shared_arguments(protocol, methods):
@@ -40,7 +42,7 @@ def shared_arguments(protocol, methods):
     """
     shared = argparse.ArgumentParser(add_help=False)
     several = f", or several (default {' '.join(methods)})" if methods else ""
-    shared.add_argument("--trainer", nargs="+", help=f"the method{several}")
+    shared.add_argument("--trainer", nargs="*", help=f"the method{several}")
     shared.add_argument("--seeds", nargs="+", help=f"default {' '.join(map(str, protocol.seeds))}")
     shared.add_argument("--dataset", nargs="+", required=True,
                         help="names of configs in configs/datasets, or YAML files"
@@ -68,7 +70,7 @@ def shared_arguments(protocol, methods):
     instead.add_argument("--status", action="store_true",
                          help="say which runs are done, running, queued or failed, with the last log line; run nothing")
     instead.add_argument("--table", action="store_true", help="print the table of what is done; run nothing")
-    cluster.add_arguments(shared)
+    slurm_settings.add_arguments(shared)
     train.add_options(shared, "config options for every run: KEY VALUE or KEY=VALUE ...")
     return shared
 
@@ -103,12 +105,16 @@ def parse_arguments(argv):
                                             description=words)
     parsers[COMPARE[0]].add_argument("--protocol", choices=compared, default=DEFAULT,
                                      help=f"which protocol (default {DEFAULT})")
+    parsers[COMPARE[0]].add_argument("--published", action="store_true",
+                                     help="afterwards print the tables with published averages beside the measured "
+                                          f"ones (default methods: {' '.join(PUBLISHED)})")
     if not argv or argv[0] not in parsers:
         parser.parse_args(argv)  # prints help, or says what the protocols are
     args = train.parse_words(parsers[argv[0]], argv[1:])
     if args.plugin != known.plugin:  # --plugin was written shorter
         train.discover(args.plugin)
     args.command, args.variant = argv[0], variants
+    args.published = getattr(args, "published", False)
     args.own = {name: getattr(args, name) for name in own[argv[0]]}
     args.protocol = args.protocol if args.command == COMPARE[0] else args.command
     args.of = PROTOCOL_REGISTRY.get(args.protocol)(**args.own)
@@ -118,7 +124,9 @@ def parse_arguments(argv):
 def check_arguments(args):
     """Fill in what follows from the protocol. Raises InputError for what does not go together."""
     args.side_by_side = args.command == COMPARE[0] or args.of.several_methods
-    args.trainer = args.trainer or list(COMPARED if args.command == COMPARE[0] else args.of.methods)
+    named = [name for word in args.trainer or () for name in word.split()]
+    default = (PUBLISHED if args.published else COMPARED) if args.command == COMPARE[0] else args.of.methods
+    args.trainer = named or list(default)
     if not args.trainer or (not args.side_by_side and len(args.trainer) > 1):
         raise InputError(f"{args.command} needs one --trainer")
     args.seeds = numbers("--seeds", args.seeds or args.of.seeds, least=0)
@@ -134,7 +142,7 @@ def check_arguments(args):
     if args.launcher == "slurm" and args.jobs > 1:
         raise InputError("--jobs is for --launcher local; with slurm each task makes one run, --array-parallelism says "
                          "how many at once")
-    flags = cluster.given_flags(args)
+    flags = slurm_settings.given_flags(args)
     if flags and args.launcher != "slurm":
         raise InputError(f"{', '.join(flags)} {'needs' if len(flags) == 1 else 'need'} --launcher slurm")
     for trainer in args.trainer:
@@ -202,7 +210,7 @@ def sweep_status(runs, output):
 
 def submitted(runs, args):
     """Submit what is not made yet and say so. Raises InputError for runs that cannot be made."""
-    jobs, before = cluster.submit(runs, args.output, cluster.slurm_parameters(args))
+    jobs, before = cluster.submit(runs, args.output, slurm_settings.slurm_parameters(args))
     words = [state.word for state in before]
     kept = f"{words.count('done')} done, {sum(state.in_hand for state in before)} queued or running already"
     lines = [f"Submitted {tasks} task{'s' if tasks > 1 else ''} as Slurm job {job}; of {len(runs)} runs: {kept}"
@@ -252,6 +260,10 @@ def show(args, runs, outcome, more):
     files = figures(args, runs, outcome) if args.command == COMPARE[0] else []
     if files:
         print(f"\nFigure: {', '.join(files)}")
+    if args.published and outcome.results:
+        plugins = [word for plugin in args.plugin for word in ("--plugin", plugin)]
+        report.main([args.output, "--protocol", args.protocol, "--trainer", *args.trainer, "--dataset",
+                     *dict.fromkeys(run.place.dataset for run in runs), "--published", *plugins])
     return text
 
 

@@ -4,22 +4,12 @@
 it has the dataset; split files and class names are those of CoOp's DATASETS.md (https://github.com/KaiyangZhou/CoOp),
 Dassl's and DomainBed's for domains.
 """
-import contextlib
 import os
-import re
-import shutil
-from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Annotated
 
-from pydantic import BaseModel, FailFast, ValidationError
-from torchvision.datasets.imagenet import ARCHIVE_META
-from torchvision.datasets.utils import calculate_md5
-
-from dassl.utils import InputError, open_regular
-from tools.archives import Bounds, Refused, inside, unfinished_folder, unpack
-from tools.download import shown
+from tools.archives import Bounds
+from tools.layouts import TERRA_IMAGES, TERRA_PLACES, arrange_imagenet, arrange_terra_incognita
 
 DRIVE = "drive:"  # an address of this kind is the id of a file on Google Drive
 
@@ -37,14 +27,14 @@ class File:
     """
 
     address: str
-    places: dict
+    places: dict[str, str]
     md5: str = ""
     size: int = 0
     name: str = ""
     inner: str = ""
 
     @property
-    def filename(self):
+    def filename(self) -> str:
         return self.name or self.address.rsplit("/", 1)[-1]
 
 
@@ -55,200 +45,42 @@ class Source:
     Attributes:
         expected: published numbers: classes, then images of each part, or of each domain.
         by_hand: the steps, where not everything can be fetched.
-        arrange: called with the data folder when the files are in place, for a layout that archives do not have.
+        arrange: called with the data folder and `bounds` when the files are in place, for a layout that archives do
+            not have (tools/layouts.py).
         complete: paths below the data folder that stand for all files, where those do not stay (`arrange`).
     """
 
-    expected: dict
-    files: tuple = ()
+    expected: dict[str, int]
+    files: tuple[File, ...] = ()
     by_hand: str = ""
-    arrange: Callable = None
-    complete: tuple = ()
+    arrange: Callable[[str, Callable[[int], Bounds]], None] | None = None
+    complete: tuple[str, ...] = ()
 
     @property
-    def images(self):
+    def images(self) -> int:
         return sum(number for name, number in self.expected.items() if name != "classes")
 
     @property
-    def most_bytes(self):
+    def most_bytes(self) -> int:
         """The most that one file of it, or all that is in it, can have. The archive with the most for each image that
         is used is SUN397's, with 1 MB."""
         return 2_000_000 * self.images + 100_000_000
 
-    def bounds(self, size):
+    def bounds(self, size: int) -> Bounds:
         """What an archive of `size` bytes may unpack to, with the archives in it. Images hardly shrink when they are
         packed; lists may come to 1 GB. The archive with the most files for each image that is used is SUN397's, with
         2.7; Pets' annotations have 2.5."""
         return Bounds(8 * self.images + 10_000, min(self.most_bytes, 10 * size + 1_000_000_000))
 
 
-def split_file(drive, path):
+def split_file(drive: str, path: str) -> File:
     return File(DRIVE + drive, {"": path}, name=os.path.basename(path))
 
 
-def parts(classes, train_size, val, test):
+def parts(classes: int, train_size: int, val: int, test: int) -> dict[str, int]:
     return {"classes": classes, "train": train_size, "val": val, "test": test}
 
 
-# ---- layouts that archives do not have ---------------------------------------------------------------------------
-
-
-def arrange_imagenet(root):
-    """Unpack ImageNet's own archives, where they were put into `imagenet/images/`, to train/ and val/ with class
-    folders, as torchvision does. The archives are kept."""
-    images = os.path.join(root, "imagenet", "images")
-    for part, sort in (("train", unpack_classes), ("val", sort_validation)):
-        archive = os.path.join(images, ARCHIVE_META[part][0])
-        if os.path.lexists(archive) and not os.path.lexists(os.path.join(images, part)):
-            print(f"unpacking {os.path.basename(archive)}, which takes long", flush=True)
-            bounds = SOURCES["imagenet"].bounds(archive_size(archive))
-            with unfinished_folder(images) as folder:
-                unpack(whole_archive(images, part), folder, bounds)
-                sort(folder, images, bounds)
-                os.rename(folder, os.path.join(images, part))
-
-
-def archive_size(path):
-    """Bytes of an archive that the user has put there, or a link to it: it is only read. 0 where there is none."""
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise InputError(f"{path} is not a regular file")
-    return os.path.getsize(path) if os.path.exists(path) else 0
-
-
-def whole_archive(images, part):
-    """The path of one of ImageNet's archives. Raises InputError where it is not the published one."""
-    name, md5 = ARCHIVE_META[part]
-    path = os.path.join(images, name)
-    if not archive_size(path):
-        raise InputError(f"no file {path}; download it from https://image-net.org")
-    if (digest := calculate_md5(path)) != md5:
-        raise InputError(f"{path} has the MD5 {digest}, {md5} is published; download it again")
-    return path
-
-
-def unpack_classes(folder, images, bounds):
-    """Unpack the archive of each class into a folder of its name."""
-    for name in sorted(os.listdir(folder)):
-        archive = os.path.join(folder, name)
-        target = os.path.join(folder, os.path.splitext(name)[0])
-        if not name.endswith(".tar") or not os.path.isfile(archive):
-            raise InputError(f"{ARCHIVE_META['train'][0]} holds '{shown(name)}', which is no archive of a class")
-        os.mkdir(target)
-        unpack(archive, target, bounds)
-        os.remove(archive)
-
-
-def sort_validation(folder, images, bounds):
-    """Sort the validation images, which are numbered, into folders of their classes, which the devkit lists."""
-    from scipy.io import loadmat
-
-    with unfinished_folder(images) as devkit:
-        unpack(whole_archive(images, "devkit"), devkit, Bounds(1000, 100_000_000))
-        data = os.path.join(devkit, "ILSVRC2012_devkit_t12", "data")
-        synsets = loadmat(os.path.join(data, "meta.mat"), squeeze_me=True)["synsets"]
-        with open(os.path.join(data, "ILSVRC2012_validation_ground_truth.txt"), encoding="ascii") as file:
-            numbers = [int(line) for line in file]
-    # A row: number, name of the folder, words, explanation, number of children; 0 is a class, else a group of them.
-    folders = {int(row[0]): str(row[1]) for row in synsets if row[4] == 0}
-    names = sorted(os.listdir(folder))
-    if len(names) != len(numbers) or not all(re.fullmatch("n[0-9]{8}", name) for name in folders.values()):
-        raise InputError(f"{ARCHIVE_META['val'][0]} holds {len(names):,} images, and {ARCHIVE_META['devkit'][0]} lists "
-                         f"{len(numbers):,}")
-    for name, number in zip(names, numbers):
-        os.makedirs(os.path.join(folder, folders[number]), exist_ok=True)
-        os.rename(os.path.join(folder, name), os.path.join(folder, folders[number], name))
-
-
-class Category(BaseModel):
-    id: int
-    name: str
-
-
-class Note(BaseModel):
-    image_id: str
-    category_id: int
-
-
-class Image(BaseModel):
-    id: str
-    location: int | str
-    file_name: str
-
-
-class Listing(BaseModel):
-    """The Caltech Camera Traps' list (COCO's format), as far as it is read."""
-
-    categories: Annotated[list[Category], FailFast()]
-    annotations: Annotated[list[Note], FailFast()]
-    images: Annotated[list[Image], FailFast()]
-
-
-def read_listing(path):
-    """The list at `path`, the names of whose images lie inside their folder. Raises InputError for any other."""
-    most = 500_000_000  # bytes for some 243,000 images
-    with open_regular(path) as file:
-        text = file.read(most + 1)
-    if len(text) > most:
-        raise InputError(f"{path} is no list of images: it has more than {most:,} bytes")
-    try:
-        listing = Listing.model_validate_json(text.removeprefix(b"\xef\xbb\xbf"))
-        for image in listing.images:
-            image.file_name = inside(image.file_name)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise InputError(f"{path} is no list of images: {shown(place)}{': ' if place else ''}{shown(first['msg'])}"
-                         ) from None
-    except Refused as error:
-        raise InputError(f"{path} is refused: {error}") from None
-    return listing
-
-
-def arrange_terra_incognita(root):
-    """DomainBed's choice from the Caltech Camera Traps: four places, ten animals, an image once for each of its
-    animals."""
-    folder = os.path.join(root, "terra_incognita")
-    path, images = os.path.join(folder, "caltech_images_20210113.json"), os.path.join(folder, TERRA_IMAGES)
-    listing = read_listing(path)
-    names = {category.id: category.name for category in listing.categories}
-    animals = defaultdict(set)
-    for note in listing.annotations:
-        animals[note.image_id].add(names.get(note.category_id))
-    with unfinished_folder(folder) as unfinished:
-        for image in listing.images:
-            place = f"location_{image.location}"
-            for name in sorted(animals[image.id] & TERRA_CLASSES) if place in TERRA_PLACES else ():
-                source = os.path.join(images, image.file_name)
-                if os.path.isfile(source):  # the reduced images are a part of the whole listing
-                    take_image(source, os.path.join(unfinished, place, name, image.file_name))
-        for place in TERRA_PLACES:
-            if not os.path.isdir(os.path.join(unfinished, place)):
-                raise InputError(f"{path} names no image of {place} that lies in {images}")
-        for place in TERRA_PLACES:
-            if not os.path.isdir(os.path.join(folder, place)):  # else a run was stopped here
-                os.rename(os.path.join(unfinished, place), os.path.join(folder, place))
-    if os.path.islink(images):
-        os.remove(images)
-    else:
-        shutil.rmtree(images)
-    os.remove(path)
-
-
-def take_image(source, target):
-    """Give an image a second name, or copy it where the disk has none, or where it is a link itself."""
-    os.makedirs(os.path.dirname(target), exist_ok=True)
-    if os.path.lexists(target):  # listed twice
-        return
-    if not os.path.islink(source):
-        with contextlib.suppress(OSError):
-            os.link(source, target)
-            return
-    shutil.copyfile(source, target)
-
-
-TERRA_IMAGES = "eccv_18_all_images_sm"
-TERRA_PLACES = ("location_100", "location_38", "location_43", "location_46")
-TERRA_CLASSES = {"bird", "bobcat", "cat", "coyote", "dog", "empty", "opossum", "rabbit", "raccoon", "squirrel"}
 OXFORD = "https://www.robots.ox.ac.uk/~vgg/data"
 VISDA = "http://csr.bu.edu/ftp/visda/2019/multi-source"
 LILA = "https://storage.googleapis.com/public-datasets-lila/caltechcameratraps"
@@ -269,7 +101,7 @@ DOMAINNET_MD5 = {  # images, training list, test list
 }
 
 
-def domainnet_files():
+def domainnet_files() -> Iterator[File]:
     for domain, (images, *lists) in DOMAINNET_MD5.items():
         cleaned = "groundtruth/" if domain in ("clipart", "painting") else ""
         yield File(f"{VISDA}/{cleaned}{domain}.zip", {domain: f"domainnet/{domain}"}, images)

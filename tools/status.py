@@ -5,12 +5,15 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dassl.engine.run_folder import Listings
 from dassl.utils import InputError, last_line, lives_here, lock_holder, open_regular, printable, read_json
 from dassl.utils.stored import require
-from tools.execution import finished
+from protocols import Run
+from tools.before_run import finished
 
 SWEEP = "sweep"  # below the output folder: the record of what was submitted, and submitit's files
 WORDS = ("done", "running", "queued", "failed", "stopped", "refused", "to do")
@@ -20,38 +23,43 @@ ACTIVE = {"RUNNING", "COMPLETING", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPE
 
 @dataclass(frozen=True)
 class State:
-    """word: one of WORDS. job: the Slurm job that has the run, or "". detail: for people."""
+    """How far a run is.
 
-    run: object
+    Attributes:
+        word: one of WORDS. job: the Slurm job that has the run, or "". detail: for people.
+    """
+
+    run: Run
     word: str
     job: str = ""
     detail: str = ""
 
     @property
-    def in_hand(self):
+    def in_hand(self) -> bool:
         """Whether some job or process has the run, so that nobody else may start it."""
         return self.word in ("running", "queued")
 
-    def __str__(self):
+    def __str__(self) -> str:
         told = f": {self.detail}" if self.detail else ""
         return f"{self.word:<8} {self.run.folder}{f' (job {self.job})' if self.job else ''}{told}"
 
 
 # ---- what was submitted ----
-def sweep_folder(output):
+def sweep_folder(output: str) -> str:
+    """Where the record of what was submitted is kept."""
     return os.path.join(output, SWEEP)
 
 
-def record_file(output):
+def record_file(output: str) -> str:
     return os.path.join(sweep_folder(output), "jobs.json")
 
 
-def jobs_folder(output):
+def jobs_folder(output: str) -> str:
     """Where submitit keeps what it submits and what comes back, and Slurm what the tasks print."""
     return os.path.join(sweep_folder(output), "jobs")
 
 
-def read_record(output):
+def read_record(output: str) -> dict[str, str]:
     """{run folder below the output folder: Slurm job that it was last given to}; {} where nothing was submitted.
 
     Raises:
@@ -74,7 +82,7 @@ class Queue:
         InputError: squeue fails; what is queued is then not known.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         command = ["squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i|%T|%r"]
         try:
             listed = subprocess.run(command, capture_output=True, text=True, errors="replace", check=True,
@@ -85,17 +93,17 @@ class Queue:
             raise InputError("squeue does not answer within 60 s; try again later") from None
         except subprocess.CalledProcessError as error:
             raise InputError(f"squeue fails: {last_line(error.stderr)}") from None
-        self._jobs = {}
+        self._jobs: dict[str, tuple[str, str]] = {}
         for line in listed.splitlines():
             job, state, reason = (*line.split("|", 2), "", "")[:3]
             self._jobs[job.strip()] = state.strip(), reason.strip()
 
-    def state(self, job):
+    def state(self, job: str) -> tuple[str, str]:
         """(state, reason) in Slurm's words; ("", "") for a job that is no longer in the queue."""
         return self._jobs.get(job, ("", ""))
 
 
-def ended_as(job):
+def ended_as(job: str) -> str:
     """The state in which a job has left the queue, from Slurm's accounting; "" where there is none."""
     command = ["sacct", "--noheader", "--parsable2", "--allocations", "--format=State", f"--jobs={job}"]
     try:
@@ -106,7 +114,7 @@ def ended_as(job):
     return last_line(told).partition(" ")[0]  # "CANCELLED by 1000"
 
 
-def last_line_of(path):
+def last_line_of(path: Any) -> str:
     """The last line of a log, "" without one. Folders may be anybody's: what a terminal would obey is escaped."""
     with contextlib.suppress(OSError), open_regular(path) as file:
         file.seek(0, os.SEEK_END)
@@ -115,13 +123,13 @@ def last_line_of(path):
     return ""
 
 
-def _without_srun(text):
-    """srun prints below what a task has printed, that it has failed."""
+def _without_srun(text: str) -> str:
+    """A task's output without the lines below it in which srun says that the task has failed."""
     return re.sub(r"^(srun|slurmstepd): .*$", "", text, flags=re.MULTILINE)
 
 
 # ---- states ----
-def states(runs, output):
+def states(runs: Sequence[Run], output: str) -> list[State]:
     """A State for each run of a plan.
 
     A submitted run is taken for queued where there is no squeue to ask.
@@ -133,7 +141,9 @@ def states(runs, output):
     holders = {run.folder: lock_holder(run.folder) for run in runs}
     submitted = record or any("job" in holder for holder in holders.values())
     queue = Queue() if submitted and shutil.which("squeue") else None
-    found, busy, seen = [], set(), Listings()
+    found: list[State] = []
+    busy: set[str] = set()
+    seen = Listings()
     for run in runs:
         state = _state(run, record.get(run.place.folder, ""), holders[run.folder], queue, output, seen)
         if state.word == "running" and state.job:
@@ -144,7 +154,8 @@ def states(runs, output):
     return found
 
 
-def _state(run, job, holder, queue, output, seen):
+def _state(run: Run, job: str, holder: dict[str, Any], queue: Queue | None, output: str, seen: Listings) -> State:
+    """The State of a run. job: that it was last given to, or ""; holder: what its lock says, {} without one."""
     try:
         if finished(run, seen) is not None:
             return State(run, "done")
@@ -153,23 +164,27 @@ def _state(run, job, holder, queue, output, seen):
     log = last_line_of(os.path.join(run.folder, "log.txt"))
     if lives_here(holder) and (not job or holder.get("job") != job):
         return State(run, "running", holder.get("job", ""), log)
-    jobs = [each for each in (job, holder.get("job", "")) if each]
-    for each in jobs:
-        if queue is None:
-            return State(run, "queued", each, "there is no squeue here to ask whether it runs")
-        word, reason = queue.state(each)
-        if word in WAITING:
-            return State(run, "queued", each, reason)
-        if word in ACTIVE:
-            return State(run, "running", each, log)
-    if jobs:
-        return _ended(run, jobs[0], queue.state(jobs[0])[0], log, output)
+    if jobs := [each for each in (job, holder.get("job", "")) if each]:
+        return _submitted(run, jobs, queue, log, output)
     if holder and not lives_here(holder):
         log = f"its lock names process {holder['pid']} on {holder.get('host')}; last log line: {log}"
     return State(run, "stopped", detail=log) if log else State(run, "to do")
 
 
-def _ended(run, job, word, log, output):
+def _submitted(run: Run, jobs: Sequence[str], queue: Queue | None, log: str, output: str) -> State:
+    """The State of a run that is not done and was given to Slurm jobs, the last one first. log: its last log line."""
+    if queue is None:
+        return State(run, "queued", jobs[0], "there is no squeue here to ask whether it runs")
+    for job in jobs:
+        word, reason = queue.state(job)
+        if word in WAITING:
+            return State(run, "queued", job, reason)
+        if word in ACTIVE:
+            return State(run, "running", job, log)
+    return _ended(run, jobs[0], queue.state(jobs[0])[0], log, output)
+
+
+def _ended(run: Run, job: str, word: str, log: str, output: str) -> State:
     """The State of a run that is not done and whose job is over."""
     import submitit
 
@@ -182,12 +197,12 @@ def _ended(run, job, word, log, output):
     return State(run, "failed", job, "; ".join(part for part in said if part))
 
 
-def reason_file(paths):
+def reason_file(paths: Any) -> str:
     """Where a task keeps why it has ended. paths: submitit's JobPaths."""
     return os.path.join(paths.folder, f"{paths.job_id}_reason.json")
 
 
-def _error_in(path):
+def _error_in(path: str) -> str | None:
     """The line that a task has kept, None without one."""
     with contextlib.suppress(OSError, ValueError, RecursionError), open_regular(path) as file:
         found = json.loads(file.read(10000))
@@ -196,13 +211,13 @@ def _error_in(path):
     return None
 
 
-def _own_words(line):
+def _own_words(line: str) -> str:
     """The last line of a traceback without our own error's path."""
     return line.replace("dassl.utils.errors.InputError: ", "")
 
 
-def describe(found):
-    """One line a run, then how many are in which state. found: a list of State."""
+def describe(found: Sequence[State]) -> str:
+    """One line per run, then how many are in which state."""
     counts = {word: sum(state.word == word for state in found) for word in WORDS}
     told = ", ".join(f"{number} {word}" for word, number in counts.items() if number)
     return "\n".join([*map(str, found), f"{len(found)} runs: {told}"])

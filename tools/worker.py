@@ -9,11 +9,12 @@ import signal
 import sys
 import traceback
 from multiprocessing.connection import Connection
+from typing import Any
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-def work(pipe):
+def work(pipe: Connection) -> None:
     """The life of the process. Its prints are in the runs' log.txt."""
     settings = pipe.recv()
     sys.path[:] = settings["path"]
@@ -25,11 +26,12 @@ def work(pipe):
     torch.set_num_threads(settings["threads"])
     multiprocessing.set_start_method(settings["start_method"], force=True)  # of loader workers
     sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")
-    clips, seen = {}, {}
+    clips: dict[str, Any] = {}
+    seen: dict[str, Any] = {}
     while True:
         spec = pipe.recv()
         try:
-            answer = "results", train.main(spec, clips=clips, seen=seen)
+            answer: tuple[str, Any] = ("results", train.main(spec, clips=clips, seen=seen))
         except Exception as error:
             reason = train.mendable(error)
             answer = ("broken", traceback.format_exc()) if reason is None else ("failed", reason)

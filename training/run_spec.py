@@ -1,6 +1,9 @@
 """A run as data: what train.py is told, and what a plan of a protocol consists of."""
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+
+from dassl.config.words import is_option
+from dassl.utils.errors import InputError
 
 ONCE_PER_WORD = ("plugins",)  # flags that are given once for each of their words
 
@@ -55,26 +58,48 @@ class RunSpec:
 
     def with_options(self, *options: str) -> "RunSpec":
         """The same run with more options."""
-        return type(self)(**{**vars(self), "options": (*self.options, *options)})
+        return replace(self, options=(*self.options, *options))
 
     def argv(self) -> list[str]:
-        """The words that train.py takes for this run."""
-        words = []
+        """The words that train.py takes for this run.
+
+        Raises:
+            InputError: a word of a flag that takes several words would be taken for a flag or an option.
+        """
+        words: list[str] = []
         for field in fields(self):
-            value, flag = getattr(self, field.name), f"--{field.name.replace('_', '-')}"
-            if field.name == "options" or value in ("", (), None, False) or field.name == "seed" and value < 0:
+            value = getattr(self, field.name)
+            if field.name == "options" or value == field.default:
                 continue
+            flag = f"--{field.name.replace('_', '-')}"
             if field.name in ONCE_PER_WORD:
-                words += [word for entry in value for word in (flag.removesuffix("s"), entry)]
+                for word in value:
+                    words += _flag(flag.removesuffix("s"), word)
             elif value is True:
                 words.append(flag)
+            elif isinstance(value, tuple):
+                words += [flag, *(_in_a_list(word, flag) for word in value)]
             else:
-                words += [flag, *(value if isinstance(value, tuple) else (str(value),))]
-        return [*words, *self.options]
+                words += _flag(flag, str(value))
+        for key, value in zip(self.options[::2], self.options[1::2]):
+            words += [f"{key}={value}"] if value.startswith("-") else [key, value]
+        return words
 
     def identity(self) -> dict[str, str]:
         """{"dataset", "config"}: the names of the config files, as tables call the dataset and the config."""
         return {"dataset": stem(self.dataset_config_file), "config": stem(self.config_file)}
+
+
+def _flag(flag: str, word: str) -> list[str]:
+    """The words of a flag that takes one word, which may begin with a dash."""
+    return [f"{flag}={word}"] if word.startswith("-") else [flag, word]
+
+
+def _in_a_list(word: str, flag: str) -> str:
+    """A word of a flag that takes several. Raises InputError where it would end them."""
+    if word.startswith("-") or is_option(word):
+        raise InputError(f"{flag} cannot be given '{word}' on a command line, where it would be a flag or an option")
+    return word
 
 
 def stem(path: str) -> str:

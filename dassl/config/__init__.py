@@ -3,7 +3,6 @@ from dassl.config.belongs import methods_of
 from dassl.config.check import check_config
 from dassl.config.defaults import copied, get_cfg_default
 from dassl.config.merge import (
-    config_text,
     dump,
     merge_file,
     merge_flag,
@@ -12,6 +11,7 @@ from dassl.config.merge import (
     paired,
     write_config,
 )
+from dassl.config.reading import config_layers
 
 
 def clean_cfg(cfg, trainer):
@@ -44,5 +44,5 @@ def own_cfg(cfg, defaults):
     return own
 
 
-__all__ = ["check_config", "clean_cfg", "config_text", "copied", "dump", "get_cfg_default", "merge_file", "merge_flag",
-           "merge_options", "merge_text", "methods_of", "own_cfg", "paired", "write_config"]
+__all__ = ["check_config", "clean_cfg", "config_layers", "copied", "dump", "get_cfg_default", "merge_file",
+           "merge_flag", "merge_options", "merge_text", "methods_of", "own_cfg", "paired", "write_config"]

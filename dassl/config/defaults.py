@@ -15,7 +15,7 @@ def get_cfg_default():
 def copied(node):
     """A copy of a config tree that shares nothing with it that can be changed. A sweep makes thousands: this takes a
     tenth of the time of `CfgNode.clone`."""
-    new = type(node).__new__(type(node))
+    new = dict.__new__(type(node))
     attributes = new.__dict__
     for name, value in node.__dict__.items():  # yacs' own: flags, and keys that were renamed
         attributes[name] = value if type(value) in ATOMS else copy.deepcopy(value)

@@ -9,6 +9,9 @@ import re
 import sys
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
+
+from yacs.config import CfgNode as CN
 
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.data.samplers import SAMPLER_REGISTRY
@@ -29,8 +32,8 @@ class RunFacts:
         own_trainer: whether the trainer's base, which knows CLIP and its prompts, is this project's.
     """
 
-    cfg: object
-    trainer: object
+    cfg: CN
+    trainer: Any
     eval_only: bool = False
     own_trainer: bool = True
 
@@ -277,7 +280,7 @@ def without_effect(run, defaults, given):
 
 def note_of(silent):
     """The one line about what `without_effect` found."""
-    reasons = {}
+    reasons: dict[str, list[str]] = {}
     for key, why in silent.items():
         reasons.setdefault(why, []).append(key)
     return "Note: without effect in this run: " + "; ".join(f"{', '.join(keys)} ({why})"

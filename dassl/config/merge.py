@@ -1,7 +1,6 @@
 """Merging YAML files and `KEY value` options into the tree, naming the nearest known key where one is wrong."""
 import ast
 import copy
-import functools
 import math
 import os
 import re
@@ -9,84 +8,32 @@ import re
 import yaml
 from yacs.config import CfgNode as CN
 
+from dassl.config.reading import BASE, Loader, config_layers, keys_of
 from dassl.utils.checkpoint import write_atomically
 from dassl.utils.errors import InputError
-from dassl.utils.files import open_regular
 from dassl.utils.registry import nearest
 
-MOST_BYTES = 2**20  # of a config file
-MOST_SHARED = 16  # entries of a list that an alias may stand for
 WORD = re.compile(r"[\w.+/:-]+")  # entries of a list that commas tell apart
 NUMBERS = {"MODEL.HEAD.HIDDEN_LAYERS": 0}  # lists that are empty by default and hold no names: a value like theirs
 
 
-class _Loader(yaml.SafeLoader):
-    """Plain values only. Aliases are refused, which can make a few lines stand for more than memory holds, but for
-    those of short lists, which config.yaml files of early runs have; and a key that comes twice, of which YAML would
-    keep the last."""
-
-    def compose_node(self, parent, index):
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            shared = self.anchors.get(event.anchor)
-            if not (isinstance(shared, yaml.SequenceNode) and len(shared.value) <= MOST_SHARED
-                    and all(isinstance(entry, yaml.ScalarNode) for entry in shared.value)):
-                raise yaml.composer.ComposerError(None, None, f"the alias *{event.anchor} is not read here; write out "
-                                                  "what it stands for", event.start_mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node, deep=False):
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {twice} comes twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-@functools.lru_cache(maxsize=64)
-def parse(text):
-    """What a YAML text holds, not to be changed. Remembered by the text: thousands of runs share a few files, and one
-    that changes is seen. Raises yaml.YAMLError, RecursionError or ValueError for one that is not plain values."""
-    return yaml.load(text, _Loader)
-
-
 def merge_file(cfg, path, open_trainer=False):
-    """Merge a YAML file into `cfg`.
+    """Merge a YAML file into `cfg`, after the files that its BASE names.
 
     Args:
         path: a .yaml or .yml file; nothing in it is executed.
         open_trainer: keys under TRAINER that `cfg` lacks are added (for a plugin that declares no config of its own).
     Raises:
-        InputError: no such file, not YAML, an unknown key or a value of another type than the default.
+        InputError: no such file, not YAML, an unknown key, a value of another type than the default, or a BASE that
+            cannot be read (`read_config`).
     """
-    merge_text(cfg, config_text(path), path, open_trainer)
-
-
-def config_text(path):
-    """What a config file holds. Raises InputError where it cannot be read, or is none by its name or its size."""
-    if not path.endswith((".yaml", ".yml")):
-        raise InputError(f"config {path}: configs are YAML files (.yaml); other kinds are not read")
-    try:
-        with open_regular(path, "r", encoding="utf-8-sig") as file:  # some editors begin one with a byte-order mark
-            text = file.read(MOST_BYTES + 1)
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the config {path}: {getattr(error, 'strerror', None) or error}") from None
-    if len(text) > MOST_BYTES:
-        raise InputError(f"config {path} is larger than {MOST_BYTES} characters; that is no config")
-    return text
+    for told, text in config_layers(path):
+        merge_text(cfg, text, told, open_trainer)
 
 
 def merge_text(cfg, text, path, open_trainer=False):
-    """Merge what `config_text` read from `path`, as `merge_file` does."""
-    try:
-        loaded = parse(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a date that is none
-        raise InputError(f"config {path} is not valid YAML: {error}") from None
-    if loaded is None:
-        return
-    if not isinstance(loaded, dict):
-        raise InputError(f"config {path} holds no keys (expected lines like 'OPTIM:')")
-    for key, value in _leaves(loaded, path):
+    """Merge the text of one config file, without its BASE. path: for the messages; for the rest see `merge_file`."""
+    for key, value in _leaves({name: value for name, value in keys_of(text, path).items() if name != BASE}, path):
         _set(cfg, key, copy.deepcopy(value), f"config {path}", open_trainer)
 
 
@@ -215,7 +162,7 @@ def _entries(text, example, key, where):
         value = _decode(text)
         if isinstance(value, str) and text[:1] == "[":
             try:
-                value = yaml.load(text, _Loader)
+                value = yaml.load(text, Loader)
             except (yaml.YAMLError, RecursionError, ValueError):
                 value = text
     if not isinstance(value, str):

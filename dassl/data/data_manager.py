@@ -123,7 +123,7 @@ class DatasetWrapper(TorchDataset):
         for number, transform in enumerate(transforms if self.transform is not None else [], start=1):
             views = [transform(image) for _ in range(self.k_tfm)]
             output["img" if number == 1 else f"img{number}"] = views[0] if self.k_tfm == 1 else views
-        if self.return_img0:
+        if self.to_tensor is not None:
             output["img0"] = self.to_tensor(image)
 
 

@@ -23,14 +23,16 @@ class ImageCache:
 
     def __init__(self, paths, budget, exif=False):
         self.paths, self.budget, self.exif = list(paths), budget, exif
-        self.places = None  # index -> (first byte, (width, height))
+        self.places: dict[int, tuple[int, tuple[int, int]]] = {}  # index -> (first byte, (width, height))
+        self.memory: mmap.mmap | None = None
+        self.reserved = False
 
     def reserve(self):
         """Give each picture its place, by the size that its file's header tells; once, before workers are forked."""
-        if self.places is not None:
+        if self.reserved:
             return
-        self.places = {}
-        used = len(self.paths)  # a byte each in front of all says whether the picture is there
+        self.reserved = True
+        used = len(self.paths)  # one byte per picture in front of all says whether the picture is there
         for index, path in enumerate(self.paths):
             found = size_of(path, self.exif)
             if found is None:
@@ -42,7 +44,8 @@ class ImageCache:
             self.places[index] = used, size
             used += length
         # Pages of anonymous memory are taken as they are written to, and do not count as files in /dev/shm.
-        self.memory = mmap.mmap(-1, used) if self.places else None
+        if self.places:
+            self.memory = mmap.mmap(-1, used)
 
     def __len__(self):
         """How many pictures have a place."""
@@ -53,19 +56,20 @@ class ImageCache:
         return {"paths": self.paths, "budget": self.budget, "exif": self.exif}
 
     def __setstate__(self, state):
-        self.__init__(**state)
+        vars(self).update(vars(ImageCache(**state)))
 
     def read(self, index):
         """The RGB picture of `paths[index]`. Raises InputError when there is none or it does not decode."""
         self.reserve()
-        if index not in self.places:
+        memory = self.memory
+        if memory is None or index not in self.places:
             return read_image(self.paths[index], self.exif)
         start, (width, height) = self.places[index]
         length = 3 * width * height
-        if not self.memory[index]:
+        if not memory[index]:
             picture = read_image(self.paths[index], self.exif)
             if picture.size != (width, height):  # the file has changed, or its header did not tell
                 return picture
-            self.memory[start:start + length] = picture.tobytes()
-            self.memory[index] = 1  # last: who sees it, sees the whole picture
-        return Image.frombytes("RGB", (width, height), self.memory[start:start + length])
+            memory[start:start + length] = picture.tobytes()
+            memory[index] = 1  # last: who sees it, sees the whole picture
+        return Image.frombytes("RGB", (width, height), memory[start:start + length])

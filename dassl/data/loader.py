@@ -4,19 +4,19 @@ import multiprocessing
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from multiprocessing import queues
+from typing import Any
 
 from torch.utils.data import DataLoader
 
 from dassl.utils import InputError, leave_signals_to_the_parent
+from dassl.utils.optional import optional_module
 
-try:
-    import resource
-except ImportError:  # not a POSIX system
-    resource = None
-
-PATIENCE = 900  # seconds that a batch may take; a disk that answers so late answers no more
-LOOK = 5.0  # seconds between two looks whether the workers live; torch is told of most deaths, but not of the earliest
+resource = optional_module("resource")
+BATCH_TIMEOUT = 900  # seconds that a batch may take; a disk that answers so late answers no more
+# Seconds between two looks whether the workers live; torch is told of most deaths, but not of the earliest.
+WORKER_POLL = 5.0
 FILES = 64  # that a worker's batches keep open here while they are handed over, in all loaders of a run together
 SPARE = 80  # files that a run opens beside, and a worker for what it hands over
 SOCKET = os.path.join("pymp-12345678", "listener-12345678")  # below the temporary folder: where tensors are handed over
@@ -71,11 +71,11 @@ class EpochLoader(DataLoader):
         on_batch: called as `on_batch(batch, size)` with each batch that is given; size: its images, those of all ranks
             together.
     Raises (from its iterator):
-        InputError: a batch has not come within PATIENCE seconds.
+        InputError: a batch has not come within BATCH_TIMEOUT seconds.
         RuntimeError: a worker has died (`dassl.utils.surroundings` says it in one line).
     """
 
-    on_batch = None
+    on_batch: Callable[[Any, int], None] | None = None
 
     def __init__(self, dataset, num_workers=0, **settings):
         super().__init__(dataset, num_workers=num_workers, worker_init_fn=begin_worker, **settings)
@@ -90,11 +90,12 @@ class EpochLoader(DataLoader):
             batches = super().__iter__()
         if self.num_workers:
             batches = _in_time(batches)
-        return batches if self.on_batch is None else self._watched(batches)
+        return batches if self.on_batch is None else self._watched(batches, self.on_batch)
 
-    def _watched(self, batches):
-        for number, batch in enumerate(batches, start=self.batch_sampler.first_batch):
-            self.on_batch(batch, self.batch_sampler.size_of(number))
+    def _watched(self, batches, on_batch):
+        sampler: Any = self.batch_sampler  # of samplers.py
+        for number, batch in enumerate(batches, start=sampler.first_batch):
+            on_batch(batch, sampler.size_of(number))
             yield batch
 
 
@@ -113,9 +114,9 @@ def _safe_path():
 
 
 def _in_time(batches):
-    """The batches of torch's iterator, each within PATIENCE seconds. With a limit of its own torch looks for dead
+    """The batches of torch's iterator, each within BATCH_TIMEOUT seconds. With a limit of its own torch looks for dead
     workers at the end of it only; so that is short, and asked for again."""
-    batches._timeout, looks = LOOK, 0  # looks and no clock: a run that is suspended meanwhile goes on
+    batches._timeout, looks = WORKER_POLL, 0  # looks and no clock: a run that is suspended meanwhile goes on
     while True:
         try:
             batch = next(batches)
@@ -125,10 +126,10 @@ def _in_time(batches):
             if "DataLoader timed out" not in str(error):
                 raise
             looks += 1
-            if looks * LOOK < PATIENCE:
+            if looks * WORKER_POLL < BATCH_TIMEOUT:
                 continue
-            raise InputError(f"no batch has come from the loader's workers for {PATIENCE} s; see whether the disk of "
-                             "the images answers, or take DATALOADER.NUM_WORKERS 0; the same command then goes on "
+            raise InputError(f"no batch has come from the loader's workers for {BATCH_TIMEOUT} s; see whether the disk "
+                             "of the images answers, or take DATALOADER.NUM_WORKERS 0; the same command then goes on "
                              "from the last checkpoint") from None
         yield batch
         looks = 0
@@ -139,7 +140,8 @@ def begin_worker(worker_id=0):
     in it that cannot be sent) is lost in a thread of its own, while the parent waits: so the worker ends, which the
     parent notices."""
     leave_signals_to_the_parent()
-    queues.Queue._on_queue_feeder_error = staticmethod(lambda error, item: _give_up(error))
+    hook = staticmethod(lambda error, item: _give_up(error))
+    queues.Queue._on_queue_feeder_error = hook  # type: ignore[attr-defined]  # typeshed leaves it out
     sys.excepthook = lambda kind, error, trace: _give_up(error)  # called by the thread that serves tensors alone
 
 

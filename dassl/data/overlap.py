@@ -20,7 +20,7 @@ from dassl.utils import InputError, csv_text, open_regular, printable, write_ato
 
 RECORD = "train_images.csv.gz"  # in the folder of a run that has learned from images
 COLUMNS = ("path", "size", "sha256")
-MOST_IMAGES, MOST_BYTES = 3 * 10**6, 2**28  # of such a list; ImageNet has 1.3 million
+MOST_IMAGES, MOST_RECORD_BYTES = 3 * 10**6, 2**28  # of such a list; ImageNet has 1.3 million
 DIGITS = 16  # of a SHA-256 that are kept
 ENDS = 4096  # bytes at the beginning and at the end of a file that are compared first
 THREADS = 8
@@ -48,7 +48,7 @@ class File:
     identity: the same for all paths, and all symbolic and hard links, of one file."""
 
     path: str
-    identity: tuple = ()
+    identity: tuple[object, ...] = ()
     size: int = 0
     time: int = 0
 
@@ -124,7 +124,7 @@ class ImageSet:
 
     def __init__(self, paths=(), root=""):
         self.root = root
-        self.files = {}  # identity -> File
+        self.files: dict[tuple[object, ...], File] = {}  # identity -> File
         self.noted = {}  # (path below its root, size, digest) -> None, in order
         for file in _each(File.at, list(paths)):
             self.files.setdefault(file.identity, file)
@@ -148,15 +148,15 @@ class ImageSet:
                 rest.append(number)
 
         # Alike by size; then by first and last bytes, which notes do not have; then by content.
-        alike = {file for size in {files[number].size for number in rest} for file in sizes.get(size, ())}
-        _each(File.ends, [*alike, *(files[number] for number in rest if files[number].size in sizes)])
-        ends = {(file.size, file.ends()) for file in alike}
+        candidates = {file for size in {files[number].size for number in rest} for file in sizes.get(size, ())}
+        _each(File.ends, [*candidates, *(files[number] for number in rest if files[number].size in sizes)])
+        ends = {(file.size, file.ends()) for file in candidates}
         rest = [number for number in rest
                 if files[number].size in noted_sizes or (files[number].size, files[number].ends()) in ends]
         ends = {(files[number].size, files[number].ends()) for number in rest}
-        alike = [file for file in self.files.values() if file in alike and (file.size, file.ends()) in ends]
+        alike = [file for file in self.files.values() if file in candidates and (file.size, file.ends()) in ends]
         _each(File.digest, [*alike, *(files[number] for number in rest)])
-        known = {}
+        known: dict[tuple[int, str], str] = {}  # (size, digest) -> path
         for file in alike:
             known.setdefault((file.size, file.digest()), file.path)
         for number in rest:
@@ -203,10 +203,11 @@ def _noted_rows(path):
     """{(path, size, digest): None} of a list of images. Raises ValueError and what its readers raise for another file,
     or one that a few bytes have made larger than any list is."""
     with open_regular(path) as packed, gzip.open(packed) as file:
-        content = file.read(MOST_BYTES + 1)
-    if len(content) > MOST_BYTES:
-        raise ValueError(f"it unpacks to more than {MOST_BYTES:,} bytes")
-    lines, rows = csv.reader(io.TextIOWrapper(io.BytesIO(content), "utf-8", "surrogateescape", newline="")), {}
+        content = file.read(MOST_RECORD_BYTES + 1)
+    if len(content) > MOST_RECORD_BYTES:
+        raise ValueError(f"it unpacks to more than {MOST_RECORD_BYTES:,} bytes")
+    lines = csv.reader(io.TextIOWrapper(io.BytesIO(content), "utf-8", "surrogateescape", newline=""))
+    rows: dict[tuple[str, int, str], None] = {}
     if tuple(next(lines, ())) != COLUMNS:
         raise ValueError("other columns")
     for below, size, digest in lines:

@@ -50,7 +50,8 @@ def leave_out_unreadable(dataset, source_domains=(), target_domains=()):
 
 
 def _require_every_class(part, faults, lab2cname, word, domains):
-    left, lost = {(item.domain, item.label) for item in part if item.impath not in faults}, {}
+    left = {(item.domain, item.label) for item in part if item.impath not in faults}
+    lost: dict[tuple[int, int], list[str]] = {}
     for item in part:
         if (item.domain, item.label) not in left:
             lost.setdefault((item.domain, item.label), []).append(item.impath)

@@ -4,10 +4,13 @@ import hashlib
 import os
 import re
 import types
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import yaml
+from yacs.config import CfgNode
 
-from dassl.config.merge import MOST_BYTES, parse
+from dassl.config.reading import MOST_CONFIG_BYTES, parse
 from dassl.data.datasets import build_dataset, dataset_digest, keep_lists, relative_path
 from dassl.engine.identity import leaves, plain, require_same_data, same_backbone, shown
 from dassl.utils import (
@@ -31,7 +34,7 @@ NOT_COMPARED = ("OUTPUT_DIR", "RESUME", "VERBOSE", "DATASET.ROOT", "DATALOADER.N
                 "TRAIN.CHECKPOINT_FREQ", "DATALOADER.CACHE_MB", "DATASET.CLASSNAMES")
 
 
-def flat(tree):
+def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Nested dicts -> {dotted key: value}, without what is not compared."""
     return {key: value for key, value in leaves(tree).items() if key not in NOT_COMPARED}
 
@@ -40,9 +43,9 @@ class Listings(dict):
     """`seen` of Sources, for a look at many runs as they are now: the seeds and shots of a dataset are drawn from the
     same lists. Those of the last dataset are kept, so that it is not for a process that makes runs meanwhile."""
 
-    last = None, None  # what lists depend on, the dataset
+    last: tuple[Any, Any] = None, None  # what lists depend on, the dataset
 
-    def dataset(self, cfg):
+    def dataset(self, cfg: CfgNode) -> Any:
         """As `build_dataset(cfg)`."""
         told = plain(cfg.DATASET) | {"NUM_SHOTS": None}
         dataset = self.last[1].drawn_anew(cfg) if self.last[0] == told else None
@@ -65,20 +68,21 @@ class Sources:
         seen: {} or Listings, filled and shared between the runs of a protocol, so that a dataset is listed once.
     """
 
-    def __init__(self, cfg, weights_digest, seen=None):
+    def __init__(self, cfg: CfgNode, weights_digest: Callable[[str], str | None],
+                 seen: dict[str, Any] | None = None) -> None:
         self.cfg, self.weights_digest, self.seen = cfg, weights_digest, {} if seen is None else seen
 
-    def backbone(self):
+    def backbone(self) -> dict[str, str | None]:
         """{"name", "digest"}"""
         name = self.cfg.MODEL.BACKBONE.NAME
         return {"name": name, "digest": self.weights_digest(name)}
 
-    def init_weights(self):
+    def init_weights(self) -> str | None:
         """The digest of the file that a run begins with (MODEL.INIT_WEIGHTS); None where there is none."""
         path = self.cfg.MODEL.INIT_WEIGHTS
         return self.weights_digest(path) if path else None
 
-    def data(self, skipped=()):
+    def data(self, skipped: Iterable[str] = ()) -> tuple[dict[str, str | None] | None, str]:
         """({part: digest} of the dataset's lists, ""), or (None, why it cannot be listed); pixels are not read.
 
         skipped: paths of images that were left out of the lists."""
@@ -88,7 +92,7 @@ class Sources:
             self.seen[key] = self._list(set(skipped))
         return self.seen[key]
 
-    def _list(self, skipped):
+    def _list(self, skipped: set[str]) -> tuple[dict[str, str | None] | None, str]:
         cfg = self.cfg
         try:
             with quiet(), isolated_rng(cfg.SEED):
@@ -101,7 +105,8 @@ class Sources:
         return dataset_digest(types.SimpleNamespace(**parts), cfg.DATASET.ROOT), ""
 
 
-def finished_results(cfg, defaults, evaluation, sources):
+def finished_results(cfg: CfgNode, defaults: Callable[[], CfgNode], evaluation: dict[str, Any],
+                     sources: Sources) -> dict[str, Any] | None:
     """The results of a finished run in OUTPUT_DIR, or None when the run is still to be made or to be gone on with.
 
     Args:
@@ -142,7 +147,7 @@ def finished_results(cfg, defaults, evaluation, sources):
     return None
 
 
-def _moved(then, sources, digest=None):
+def _moved(then: dict[str, Any] | None, sources: Sources, digest: str | None = None) -> list[str]:
     """Keys of the config that need not be the same where a file has only moved.
 
     Args:
@@ -157,7 +162,7 @@ def _moved(then, sources, digest=None):
     return free
 
 
-def _require_same_sources(folder, stored, then, sources):
+def _require_same_sources(folder: str, stored: dict[str, Any], then: dict[str, Any] | None, sources: Sources) -> None:
     """Raise InputError where a finished run read other weights or other lists of images than it would read now."""
     cfg, digests = sources.cfg, stored.get("dataset_digest")
     if then is None:
@@ -175,22 +180,22 @@ def _require_same_sources(folder, stored, then, sources):
         return
     skipped = stored.get("skipped_images") or {}
     root = stored["config"].get("DATASET", {}).get("ROOT", "")
-    now, reason = sources.data([relative_path(path, root) for path in skipped])
-    if now is None:
+    listed, reason = sources.data([relative_path(path, root) for path in skipped])
+    if listed is None:
         print(f"Note: {folder} is finished and is taken over; its data cannot be compared, they cannot be listed any "
               f"more ({reason})")
         return
-    require_same_data(folder, digests, now, cfg)
+    require_same_data(folder, digests, listed, cfg)
 
 
-def _require_weights(folder, then, now):
+def _require_weights(folder: str, then: dict[str, Any], now: dict[str, Any]) -> None:
     if not same_backbone(then, now):
         raise InputError(f"{folder} is of other weights: it was made with {shown(then)}, now the backbone is "
                          f"{shown(now)}; bring the former file back, or choose another --output-dir (for the scripts "
                          "OUTPUT), or delete that folder")
 
 
-def stored_identity_in(folder):
+def stored_identity_in(folder: str) -> dict[str, Any]:
     """What the newest checkpoint in a run folder says that it was made for (`dassl.engine.identity.made_for`); {} if it
     does not say, or there is none that can be read."""
     for path in _checkpoints(folder):
@@ -202,7 +207,7 @@ def stored_identity_in(folder):
     return {}
 
 
-def require_goes_on(cfg, sources):
+def require_goes_on(cfg: CfgNode, sources: Sources) -> None:
     """Raise InputError where an interrupted run in OUTPUT_DIR cannot be gone on with: what it reads has changed.
 
     A trainer that goes on from it finds the same; this is for telling it before."""
@@ -215,12 +220,12 @@ def require_goes_on(cfg, sources):
             require_same_data(cfg.OUTPUT_DIR, then["data"], now, cfg)
 
 
-def stored_config(folder):
+def stored_config(folder: str) -> dict[str, Any]:
     """The config that a run folder keeps, nested dicts of plain values; {} where there is none or it is damaged."""
     try:
         with open_regular(os.path.join(folder, "config.yaml"), "r", encoding="utf-8-sig") as file:
-            text = file.read(MOST_BYTES + 1)
-        if len(text) > MOST_BYTES:  # no config, and a part of it would be another one
+            text = file.read(MOST_CONFIG_BYTES + 1)
+        if len(text) > MOST_CONFIG_BYTES:  # no config, and a part of it would be another one
             return {}
         stored = parse(text)
         require("config", stored, folder)
@@ -229,7 +234,7 @@ def stored_config(folder):
     return stored
 
 
-def _whole_json(path):
+def _whole_json(path: str) -> Any:
     """What a results.json holds; None, with a warning, for a torn one: a run that has that is not finished."""
     if not os.path.isfile(path):
         return None
@@ -241,7 +246,7 @@ def _whole_json(path):
         return None
 
 
-def read_results(folder):
+def read_results(folder: str) -> dict[str, Any]:
     """The results of a finished run. Raises InputError where its results.json cannot be read or is damaged."""
     path = os.path.join(folder, "results.json")
     results = read_json(path, MOST_RESULTS)
@@ -249,7 +254,7 @@ def read_results(folder):
     return results
 
 
-def require_results(results, path):
+def require_results(results: Any, path: str) -> None:
     """Raise InputError, naming the field, unless what a results.json at `path` holds is a run's results.
 
     Those of former versions may lack what is not in all tables; what is there must be what it is named."""
@@ -269,7 +274,7 @@ def require_results(results, path):
                          "delete it and run again")
 
 
-def require_accuracies(metrics, path):
+def require_accuracies(metrics: Mapping[str, Any], path: str) -> None:
     """Raise InputError unless each accuracy in the metrics of a results.json at `path` is a number of 0 to 100."""
     for split, numbers in metrics.items():
         accuracy = numbers.get("accuracy") if isinstance(numbers, dict) else numbers
@@ -279,7 +284,9 @@ def require_accuracies(metrics, path):
                              "100; delete it and run again")
 
 
-def _require_same(folder, stored, cfg, defaults, free=()):
+def _require_same(folder: str, stored: dict[str, Any], cfg: CfgNode, defaults: Callable[[], CfgNode],
+                  free: Iterable[str] = ()) -> None:
+    """Raise InputError, naming the first key, where a stored config is not `cfg`. free: keys that may differ."""
     there, default = flat(stored), None
     for key, value in flat(cfg).items():
         value = plain(value)

@@ -4,6 +4,7 @@ import gzip
 import os
 import platform
 import sys
+from typing import Any
 
 import numpy as np
 import PIL
@@ -17,14 +18,14 @@ from dassl.utils import count_num_param, csv_text, world_size, write_atomically
 try:
     import resource
 except ImportError:  # on Windows
-    resource = None
+    resource = None  # type: ignore[assignment]
 
 PREDICTIONS = "predictions.csv.gz"
 LOGITS = "logits.npz"
 COLUMNS = ("path", "label", "prediction", "confidence")
 
 
-def describe_run(trainer):
+def describe_run(trainer: Any) -> dict[str, Any]:
     """The facts of results.json that do not depend on the kind of trainer; a foreign one lacks some.
 
     Returns:
@@ -34,7 +35,7 @@ def describe_run(trainer):
     """
     import torchvision  # takes a second, which tools that only read need not wait
 
-    facts = {}
+    facts: dict[str, Any] = {}
     dataset = getattr(getattr(trainer, "dm", None), "dataset", None)
     part = evaluated_part(trainer.cfg, dataset) if dataset is not None else "test"
     if predictions_of(trainer, part) is not None and hasattr(trainer.evaluator, "breakdown"):
@@ -64,7 +65,7 @@ def describe_run(trainer):
     }
 
 
-def trained_parameters(trainer):
+def trained_parameters(trainer: Any) -> int:
     """How many numbers the trainer's registered models learn."""
     if not getattr(trainer, "trains", True):
         return 0
@@ -73,11 +74,11 @@ def trained_parameters(trainer):
     return count_num_param(params=parameters.values())
 
 
-def device_name(device):
+def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
 
 
-def peak_memory(device):
+def peak_memory(device: torch.device) -> dict[str, Any]:
     """Bytes: the most that torch held on the GPU in this run; on a CPU the most that the process held so far, which in
     a process of many runs may be an earlier run's."""
     if device.type == "cuda":
@@ -89,7 +90,7 @@ def peak_memory(device):
     return {"of": "process", "bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
 
 
-def predictions_of(trainer, part):
+def predictions_of(trainer: Any, part: str) -> tuple[list, list, list, list] | None:
     """(paths, labels, predictions, confidences) when the last evaluation was of the part (train, val or test), else
     None.
 
@@ -107,7 +108,7 @@ def predictions_of(trainer, part):
     return paths, labels, predictions, confidences
 
 
-def write_predictions(trainer, folder):
+def write_predictions(trainer: Any, folder: str) -> None:
     """Write `predictions.csv.gz`, a row an image: path below DATASET.ROOT, label and prediction (numbers), confidence.
 
     Without predictions of the test part there is no such file afterwards."""
@@ -123,7 +124,7 @@ def write_predictions(trainer, folder):
     write_atomically(path, lambda file: file.write(packed))
 
 
-def write_logits(trainer, folder):
+def write_logits(trainer: Any, folder: str) -> None:
     """With TEST.SAVE_LOGITS write `logits.npz` of the part that TEST.SPLIT names: logits (N, n_cls) float32, labels
     (N,), paths below DATASET.ROOT (N,), in the order of the predictions, and classnames (n_cls,).
 
@@ -144,6 +145,6 @@ def write_logits(trainer, folder):
         "logits": logits.numpy(),
         "labels": np.array(found[1], np.int64),
         "paths": np.array([relative_path(impath, cfg.DATASET.ROOT) for impath in found[0]]),
-        "classnames": np.array([str(name) for name in dataset.classnames]),
+        "classnames": np.array([str(name) for name in trainer.dm.dataset.classnames]),
     }
     write_atomically(path, lambda file: np.savez_compressed(file, **arrays))

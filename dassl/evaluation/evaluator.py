@@ -17,7 +17,7 @@ def build_evaluator(cfg, lab2cname=None, **kwargs):
 
 
 class EvaluatorBase:
-    """`reset()`, then `process` a batch at a time, then `evaluate()` gives an OrderedDict of numbers."""
+    """`reset()`, then `process` for each batch, then `evaluate()` gives an OrderedDict of numbers."""
 
     def __init__(self, cfg):
         self.cfg = cfg
@@ -35,7 +35,7 @@ class EvaluatorBase:
 @EVALUATOR_REGISTRY.register()
 class Classification(EvaluatorBase):
     """Top-1 accuracy, error, macro F1 (mean over the classes that occur); accuracy, precision, recall and F1 per class
-    with their means (TEST.PER_CLASS_RESULT), the confusion matrix (TEST.COMPUTE_CMAT), and the accuracy a domain when
+    with their means (TEST.PER_CLASS_RESULT), the confusion matrix (TEST.COMPUTE_CMAT), and the accuracy per domain when
     domains are given. All in percent. All class scores are kept with TEST.SAVE_LOGITS."""
 
     def __init__(self, cfg, lab2cname=None, **kwargs):
@@ -46,7 +46,7 @@ class Classification(EvaluatorBase):
     def reset(self):
         self.y_true, self.y_pred, self.y_domain = [], [], []
         self.confidence, self.paths, self.logits = [], [], []
-        self.confusion = None
+        self.confusion = torch.zeros(0, 0, dtype=torch.long)  # entry (i, j): images of class i that are taken for j
         self.batch_files = ()  # noted by the engine for loops that do not give `impath`
 
     def process(self, mo, gt, domain=None, impath=None):
@@ -55,7 +55,7 @@ class Classification(EvaluatorBase):
         Args:
             mo: logits (B, n_cls).
             gt: labels (B,).
-            domain: domain indices (B,), when the accuracy a domain is wanted.
+            domain: domain indices (B,), when the accuracy per domain is wanted.
             impath: the B files, when `predictions` are wanted.
         Raises:
             NonFiniteError: a logit is NaN or infinite; the message names the images.

@@ -54,7 +54,8 @@ def _staged_groups(model, optim_cfg):
                                else list(optim_cfg.NEW_LAYERS))
     if not any(new_layers):
         raise InputError("OPTIM.STAGED_LR is on but OPTIM.NEW_LAYERS names no layer")
-    base, new = [], []
+    base: list[torch.nn.Parameter] = []
+    new: list[torch.nn.Parameter] = []
     for name, module in model.named_children():
         (new if name in new_layers else base).extend(module.parameters())
     return [{"params": base, "lr": optim_cfg.LR * optim_cfg.BASE_LR_MULT}, {"params": new}]

@@ -40,7 +40,7 @@ def surroundings(error):
     None for any other."""
     text = " ".join(str(error).split())
     if isinstance(error, OSError):
-        advice = ADVICE.get(error.errno)
+        advice = ADVICE.get(error.errno or 0)
         return f"{text}; {advice}" if advice else text
     if type(error).__name__ == "OutOfMemoryError" and "CUDA" in text:
         return (f"the GPU is out of memory ({text.split('. ')[0]}); lower DATALOADER.TRAIN_X.BATCH_SIZE or "

@@ -30,7 +30,7 @@ SIDEWAYS = [TURNS[orientation] for orientation in (5, 6, 7, 8)]
 ORIENTATION, BITS, PHOTOMETRIC, SAMPLE_FORMAT = 274, 258, 262, 339  # tags of EXIF and TIFF
 
 # Bounds on what a small file can cost. They know nothing of INPUT.SIZE, so that a file is good or bad for all runs.
-MOST_BYTES = 2**29  # of a file, some formats of which are read as a whole, twice
+MOST_PICTURE_BYTES = 2**29  # of a file, some formats of which are read as a whole, twice
 MOST_METADATA = 2**23  # bytes of a file that stand before its pixels; READ more for each of their pieces
 READ = 256
 MOST_ASPECT = 100  # of the longer side to the shorter: the shorter is resized to INPUT.SIZE, the longer grows with it
@@ -59,7 +59,8 @@ class _Source:
 
     def __init__(self, file, size):
         self.file, self.size, self.seek, self.tell = file, size, file.seek, file.tell
-        self.left, self.last = MOST_METADATA, 0
+        self.left: float = MOST_METADATA
+        self.last = 0
 
     def read(self, size=-1):
         data = self.file.read(size)
@@ -80,8 +81,8 @@ def _opened(path):
     is no picture or is beyond the bounds."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
-        if size > MOST_BYTES:
-            raise OSError(f"a file of more than {MOST_BYTES // 2**20} MB")
+        if size > MOST_PICTURE_BYTES:
+            raise OSError(f"a file of more than {MOST_PICTURE_BYTES // 2**20} MB")
         if file.read(4) == b"\0\0\1\0":
             _require_small_icons(file)
         source = _Source(file, size)
@@ -292,7 +293,7 @@ def _noted_turn(image):
     exif = Image.Exif()
     try:
         exif.load(image.info["exif"])
-        return TURNS.get(exif.get(ORIENTATION))
+        return TURNS.get(exif.get(ORIENTATION, 0))
     except Exception:
         return None
 

@@ -1,22 +1,21 @@
-"""One writer a folder."""
+"""One writer per folder."""
 import contextlib
 import errno
 import json
 import os
 import re
 import socket
-
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: what the file says decides alone
-    fcntl = None
+from typing import TextIO
 
 from dassl.utils.errors import InputError
 from dassl.utils.files import open_own, open_regular
+from dassl.utils.optional import optional_module
 
+fcntl = optional_module("fcntl")  # None: what the file says decides alone
 LOCK_NAME = ".lock"
 TRIES = 100  # to lock a file that others remove meanwhile
-_HELD_HERE = {}  # (process, real path of a folder) -> FolderLock: the kernel's lock is one for all threads of a process
+# (process, real path of a folder) -> its lock: the kernel's lock is one for all threads of a process
+_HELD_HERE: "dict[tuple[int, str], FolderLock]" = {}
 HELD = (errno.EACCES, errno.EAGAIN)
 
 
@@ -38,7 +37,8 @@ class FolderLock:
     """
 
     def __init__(self, folder):
-        self.folder, self.path, self.file = folder, os.path.join(folder, LOCK_NAME), None
+        self.folder, self.path = folder, os.path.join(folder, LOCK_NAME)
+        self.file: TextIO | None = None
 
     def __enter__(self):
         self.place = _place(self.folder)
@@ -56,10 +56,11 @@ class FolderLock:
         return self
 
     def __exit__(self, *exception):
-        if self._still_there(self.file):  # not another one's that has come in its place
-            with contextlib.suppress(OSError):
-                os.remove(self.path)
-        self.file.close()
+        if self.file is not None:
+            if self._still_there(self.file):  # not another one's that has come in its place
+                with contextlib.suppress(OSError):
+                    os.remove(self.path)
+            self.file.close()
         del _HELD_HERE[self.place]
 
     def require_still_held(self):

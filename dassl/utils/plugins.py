@@ -54,7 +54,10 @@ def load_plugin(spec, registries=()):
         if full_name in sys.modules:
             return sys.modules[full_name]
         loader = importlib.machinery.SourceFileLoader(full_name, path)
-        module = importlib.util.module_from_spec(importlib.util.spec_from_loader(full_name, loader))
+        found = importlib.util.spec_from_loader(full_name, loader)
+        if found is None:
+            raise InputError(f"--plugin {spec}: Python cannot import it")
+        module = importlib.util.module_from_spec(found)
         sys.modules[full_name] = module
         try:
             loader.exec_module(module)

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 
-LOOK = 0.5  # seconds between two looks at the parent
+PARENT_POLL = 0.5  # seconds between two looks whether the parent lives
 
 
 @functools.cache
@@ -20,7 +20,7 @@ def end_with_parent(parent):
 
 def _outlive_nobody(parent):
     while os.getppid() == parent:
-        time.sleep(LOOK)
+        time.sleep(PARENT_POLL)
     with contextlib.suppress(OSError):
         os.write(2, f"process {os.getpid()} ends: the one that has started it, {parent}, is gone\n".encode())
     os._exit(1)
@@ -32,7 +32,7 @@ def orphaned(pid):
     all, it is one in any case, also where it was meant to run alone. One that has ended is none."""
     with contextlib.suppress(OSError, ValueError):
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            state, parent = file.read().rpartition(")")[2].split()[:2]
-        parent = int(parent)
+            state, number = file.read().rpartition(")")[2].split()[:2]
+        parent = int(number)
         return state != "Z" and (parent == 1 or os.getsid(parent) != os.getsid(pid) != pid)
     return False

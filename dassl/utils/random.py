@@ -2,6 +2,7 @@
 import contextlib
 import hashlib
 import random
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,10 +23,12 @@ def set_random_seed(seed):
 
 def get_rng_state():
     """The state of the global generators, in types that `torch.load(weights_only=True)` accepts."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    numpy_state: dict[str, Any] = np.random.get_state(legacy=False)
+    keys, position = numpy_state["state"]["key"], numpy_state["state"]["pos"]
     return {
         "python": random.getstate(),
-        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss),
+        "numpy": (numpy_state["bit_generator"], torch.from_numpy(keys.astype(np.int64)), position,
+                  numpy_state["has_gauss"], numpy_state["gauss"]),
         "torch": torch.get_rng_state(),
         "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],  # of the device in use
     }

@@ -104,6 +104,24 @@ class Config(TypedDict):
     DATASET: NotRequired[Dataset]
 
 
+class EvaluatedRun(TypedDict, total=False):
+    """The run whose prompts another run evaluates."""
+
+    dataset: str
+    part: str
+
+
+class RunIdentity(EvaluatedRun, total=False):
+    """Which run it is, whatever its folder."""
+
+    config: str
+    source_domains: list[str]
+    target_domains: list[str]
+    shots: StrictInt | None
+    eval_only: bool
+    model: EvaluatedRun | None
+
+
 class Results(TypedDict):
     config: Config
     metrics: dict[str, dict[str, Finite | None]]
@@ -111,6 +129,7 @@ class Results(TypedDict):
     trainer: NotRequired[str]
     dataset: NotRequired[str]
     seed: NotRequired[StrictInt]
+    run: NotRequired[RunIdentity | None]
     seconds: NotRequired[Annotated[StrictFloat, Field(ge=0, allow_inf_nan=False)]]
     overlap: NotRequired[Overlap | None]
     changed: NotRequired[dict[str, Annotated[list[JsonValue], Field(min_length=2, max_length=2)]] | None]
@@ -145,4 +164,4 @@ KINDS = {
     "sentences": dict[StrictStr, list[StrictStr]],
     "jobs": dict[StrictStr, Annotated[StrictStr, Field(pattern=r"^\w{1,64}$")]],  # run folder -> Slurm job
 }
-ADAPTERS = {kind: TypeAdapter(schema) for kind, schema in KINDS.items()}
+ADAPTERS: dict[str, TypeAdapter] = {kind: TypeAdapter(schema) for kind, schema in KINDS.items()}

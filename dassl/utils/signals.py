@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 
-from dassl.utils.processes import LOOK
+from dassl.utils.processes import PARENT_POLL
 
 TWICE = 1.0  # seconds within which a signal that comes again is the same one: scancel and srun both deliver it
 
@@ -95,7 +95,7 @@ def _end_at_the_parents_word(parent):
     lives = (lambda: os.getppid() == parent.pid) if os.getppid() == parent.pid else parent.is_alive
     while lives():
         if not hasattr(signal, "sigtimedwait"):
-            time.sleep(LOOK)
-        elif (word := signal.sigtimedwait({signal.SIGTERM}, LOOK)) and word.si_pid == parent.pid:
+            time.sleep(PARENT_POLL)
+        elif (word := signal.sigtimedwait({signal.SIGTERM}, PARENT_POLL)) and word.si_pid == parent.pid:
             break
     os._exit(0)

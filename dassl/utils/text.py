@@ -55,7 +55,8 @@ class EscapedStream:
         return getattr(self.__dict__["stream"], name)
 
     def write(self, text):
-        moves = BARS.match(text)[0] if self.bars else ""
+        found = BARS.match(text) if self.bars else None
+        moves = found[0] if found else ""
         if moves:
             self.stream.write(moves)
         for number, part in enumerate(COLOURS.split(text[len(moves):]) if self.colours else [text[len(moves):]]):

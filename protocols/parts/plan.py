@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from dassl.config import get_cfg_default, merge_file
@@ -11,6 +11,7 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import InputError, require_own_folder
 from dassl.utils.registry import nearest
 from protocols.parts.place import Place
+from training.configs import Configs
 from training.run_spec import RunSpec, stem
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -87,12 +88,14 @@ class Run:
         needs: the folder of the run whose prompts this one evaluates, or "".
         same: the folder of an earlier run of the plan that has this one's numbers, because the method reads no image
             that seed or shots choose; or "".
+        configs: what the command has built so far, one object for all runs of a plan.
     """
 
     place: Place
     spec: RunSpec
     needs: str = ""
     same: str = ""
+    configs: Configs = field(default_factory=Configs, compare=False, repr=False)
 
     @property
     def folder(self) -> str:
@@ -105,10 +108,8 @@ class Run:
         Raises:
             InputError: the config cannot give a number for a table, or a link below the output folder leads to the
                 run folder."""
-        import train  # not above: train.py itself may be what loads a plugin that imports this file
-
         require_own_folder(self.folder, below=self.folder.removesuffix(os.path.join(*self.place.folder.split("/"))))
-        cfg = train.build_config(self.spec)
+        cfg = self.configs.of(self.spec)
         if cfg.TEST.NO_TEST or cfg.TEST.SPLIT != "test":
             raise InputError("a protocol's table needs test accuracies; leave out TEST.NO_TEST and TEST.SPLIT")
         return cfg
@@ -137,6 +138,7 @@ class RunMaker:
         backbone: a CLIP by name or a weights file; "" leaves it to the configs.
         plugins: files or modules with more methods, datasets or protocols.
         options: config options of every run of this method, (KEY, VALUE, ...).
+        configs: as in Run.
     """
 
     protocol: str
@@ -151,6 +153,7 @@ class RunMaker:
     backbone: str = ""
     plugins: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
+    configs: Configs = field(default_factory=Configs, compare=False, repr=False)
 
     def run(self, part: str = "all", dataset: Dataset | None = None, options: tuple[str, ...] = (), needs: str = "",
             **fields: Any) -> Run:
@@ -168,7 +171,7 @@ class RunMaker:
                        output_dir=os.path.join(self.output, *place.folder.split("/")),
                        root=dataset.root or self.root, backbone=self.backbone, seed=self.seed, plugins=self.plugins,
                        options=(*shots, *options, *self.options), **fields)
-        return Run(place, spec, needs)
+        return Run(place, spec, needs, configs=self.configs)
 
     def evaluation(self, trained: Run, part: str, dataset: Dataset | None = None, options: tuple[str, ...] = (),
                    **fields: Any) -> Run:

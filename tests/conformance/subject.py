@@ -28,6 +28,8 @@ from dassl.utils import isolated_rng
 from datasets import shapes
 from prompting import load_clip
 from training import PromptTrainer
+from training import run as one_run
+from training.build_config import declares_config
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPES = ROOT / "configs" / "datasets" / "shapes.yaml"
@@ -180,7 +182,7 @@ class Subject:
     def precision(self, name):
         """Config words that set PREC, None where the trainer has no such key."""
         node = train.default_config().TRAINER.get(self.name.upper())
-        known = "PREC" in node if node is not None else not train.declares_config(self.cls)
+        known = "PREC" in node if node is not None else not declares_config(self.cls)
         return [f"TRAINER.{self.name.upper()}.PREC", name] if self.native and known else None
 
     def need(self, condition, reason):
@@ -215,7 +217,7 @@ class Subject:
     @contextmanager
     def watched(self, run, stop_epoch, stop_step, cut):
         """While it lasts, `run` is filled with what happens, and Shapes is small."""
-        encode, begin_folder = SimpleTokenizer.encode, train.begin_folder
+        encode, begin_folder = SimpleTokenizer.encode, one_run.begin_folder
         frozen, before = {}, {}
 
         def recording_encode(tokenizer, text):
@@ -256,8 +258,9 @@ class Subject:
             with mock.patch.object(self.opened, "seen", None):
                 return begin_folder(*arguments)
 
-        with (mock.patch.object(train, "begin_folder", beginning),
-              mock.patch.object(shapes, "PART_SIZES", PART_SIZES), mock.patch.object(train, "build_trainer", building),
+        with (mock.patch.object(one_run, "begin_folder", beginning),
+              mock.patch.object(shapes, "PART_SIZES", PART_SIZES),
+              mock.patch.object(one_run, "build_trainer", building),
               mock.patch.object(SimpleTokenizer, "encode", recording_encode),
               mock.patch.object(self.opened, "seen", opening)):
             yield

@@ -15,4 +15,4 @@ def planted(self, idx):
     return item
 
 
-DatasetWrapper.__getitem__ = planted
+DatasetWrapper.__getitem__ = planted  # type: ignore[method-assign]  # this plants a fault

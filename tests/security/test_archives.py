@@ -17,7 +17,7 @@ from packed import link, member, plant, tar, zip_member, zipped
 from torchvision.datasets.imagenet import ARCHIVE_META
 
 from dassl.utils import InputError
-from tools import archives, download, prepare_data, sources
+from tools import archives, disk, layouts, prepare_data
 from tools.archives import Bounds, inside, unpack
 from tools.sources import SOURCES, File, Source
 
@@ -307,8 +307,8 @@ def test_bounds_come_from_the_table():
 @pytest.mark.parametrize("name", ["room.tar.gz", "room.zip"])
 def test_no_room_is_known_before_and_keeps_the_archive(name, prepare, monkeypatch):
     body = (zipped if name.endswith("zip") else tar)({"images/a.jpg": bytes(500_000)})
-    usage = download.shutil.disk_usage("/")
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda folder: usage._replace(free=download.SPARE + 300_000))
+    usage = disk.shutil.disk_usage("/")
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda folder: usage._replace(free=disk.SPARE + 300_000))
     said, root = prepare(name, body)
     assert "no space left in" in said[0] and (root / ".downloads" / name).read_bytes() == body
     assert not (root / "oxford_pets").exists() and not list(root.rglob(".unfinished-*"))
@@ -463,9 +463,9 @@ LISTS = {
 def terra(tmp_path, monkeypatch, capsys, victim):
     """(the list's bytes) -> what is said of TerraIncognita, and its folder."""
     folder = tmp_path / "deep" / "data" / "terra_incognita"
-    (folder / sources.TERRA_IMAGES).mkdir(parents=True)
+    (folder / layouts.TERRA_IMAGES).mkdir(parents=True)
     for i in range(4):
-        (folder / sources.TERRA_IMAGES / f"{i}.jpg").write_bytes(b"picture")
+        (folder / layouts.TERRA_IMAGES / f"{i}.jpg").write_bytes(b"picture")
     ours = SOURCES["terra_incognita"]
     monkeypatch.setitem(SOURCES, "terra_incognita", Source(NUMBERS, (), arrange=ours.arrange, complete=ours.complete))
 
@@ -485,14 +485,14 @@ def test_lists_of_images(name, terra):
     body, reason = LISTS[name]
     said, folder = terra(body)
     assert len(said) == 1 and said[0].startswith("terra_incognita: ") and reason in said[0] and len(said[0]) < 1000
-    assert len(list((folder / sources.TERRA_IMAGES).iterdir())) == 4  # nothing is lost
+    assert len(list((folder / layouts.TERRA_IMAGES).iterdir())) == 4  # nothing is lost
     assert not list(folder.glob("location_*"))
 
 
 @pytest.mark.parametrize("case", ["plain", "twice", "image_is_a_link", "folder_is_a_link", "stopped_before", "bom"])
 def test_lists_of_images_that_do_no_harm(case, terra, tmp_path, victim):
     folder = tmp_path / "deep" / "data" / "terra_incognita"
-    images, body = folder / sources.TERRA_IMAGES, listing()
+    images, body = folder / layouts.TERRA_IMAGES, listing()
     if case == "twice":
         table = json.loads(body)
         body = json.dumps({**table, "images": table["images"] * 2}).encode()
@@ -557,7 +557,7 @@ def test_imagenets_archives(name, tmp_path, monkeypatch, capsys, victim):
         (images / file).write_bytes(body)
         if name != "md5":
             monkeypatch.setitem(ARCHIVE_META, part, (file, hashlib.md5(body).hexdigest()))
-    monkeypatch.setitem(SOURCES, "imagenet", Source(NUMBERS, (), arrange=sources.arrange_imagenet))
+    monkeypatch.setitem(SOURCES, "imagenet", Source(NUMBERS, (), arrange=layouts.arrange_imagenet))
     prepare_data.main(["imagenet", "--root", str(tmp_path / "deep" / "data")])
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1 and said[0].startswith("imagenet: ") and reason in said[0], said
@@ -571,7 +571,7 @@ def test_what_lies_in_place_of_imagenets_archive(kind, tmp_path, monkeypatch, ca
     images = tmp_path / "imagenet" / "images"
     images.mkdir(parents=True)
     plant(kind, images / "ILSVRC2012_img_train.tar", victim)
-    monkeypatch.setitem(SOURCES, "imagenet", Source(NUMBERS, (), arrange=sources.arrange_imagenet))
+    monkeypatch.setitem(SOURCES, "imagenet", Source(NUMBERS, (), arrange=layouts.arrange_imagenet))
     prepare_data.main(["imagenet", "--root", str(tmp_path)])
     said = "has the MD5" if kind == "link" else "is not a regular file"
     assert f"ILSVRC2012_img_train.tar {said}" in capsys.readouterr().err

@@ -12,7 +12,8 @@ import pytest
 from packed import plant
 
 from dassl.utils import InputError
-from tools import download, prepare_data
+from tools import download, prepare_data, transfer
+from tools.drive import download_from_drive
 from tools.sources import DRIVE, SOURCES, File, Source
 
 BODY = bytes(range(256)) * 40
@@ -22,8 +23,9 @@ SECONDS = 1  # that a download may wait for progress in these tests
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(download, "PAUSE", 0)
-    monkeypatch.setattr(download, "TIMEOUT", 0.5)
-    monkeypatch.setattr(download, "PATIENCE", SECONDS)
+    monkeypatch.setattr(transfer, "TIMEOUT", 0.5)
+    monkeypatch.setattr("tools.drive.TIMEOUT", 0.5)
+    monkeypatch.setattr(transfer, "CHECK_EVERY", SECONDS)
 
 
 class Server:
@@ -135,7 +137,7 @@ def test_many_small_answers_that_get_on_are_taken(server, tmp_path):
 
 def test_a_slow_server_that_gets_on_has_more_time_than_one_wait(server, tmp_path, monkeypatch):
     """The time is a rate: whoever keeps it may take as long as the file is."""
-    monkeypatch.setattr(download, "SLOWEST", 500)
+    monkeypatch.setattr(transfer, "SLOWEST", 500)
     server.answer = lambda *_: itertools.chain([head("Content-Length: 2500")], endless(b"x" * 100, 0.1))
     began = time.monotonic()
     download.download(server.url, str(tmp_path / "a.bin"))
@@ -144,7 +146,7 @@ def test_a_slow_server_that_gets_on_has_more_time_than_one_wait(server, tmp_path
 
 def test_a_server_that_knows_no_ranges_has_its_time_again(server, tmp_path, monkeypatch):
     """A part is there, and to come as far takes longer than one wait."""
-    monkeypatch.setattr(download, "SLOWEST", 500)
+    monkeypatch.setattr(transfer, "SLOWEST", 500)
     (tmp_path / "a.bin.part").write_bytes(BODY[:2000])
     server.answer = lambda *_: itertools.chain([head("Content-Length: 2100")], endless(b"x" * 100, 0.1))
     download.download(server.url, str(tmp_path / "a.bin"))
@@ -158,7 +160,7 @@ def test_a_server_that_knows_no_ranges_has_its_time_again(server, tmp_path, monk
     (["Content-Length: 999999999999999999"], []),
 ], ids=["without_a_length", "chunks", "chunks_below_0", "a_length", "a_huge_length"])
 def test_more_than_a_file_can_have_is_cut_off(lines, pieces, server, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "SLOWEST", 1)
+    monkeypatch.setattr(transfer, "SLOWEST", 1)
     server.answer = lambda *_: itertools.chain([head(*lines)], pieces)
     with pytest.raises(InputError, match="100,000 are the most"):
         download.download(server.url, str(tmp_path / "a.bin"), most=100_000)
@@ -263,7 +265,7 @@ def test_redirects_without_end(place, server, tmp_path):
         head(f"Location: {place.format(number)}", status="301 Moved").replace("ä".encode(), b"\xe4")]
     with pytest.raises(InputError) as raised:
         download.download(server.url, str(tmp_path / "a.bin"))
-    assert len(server.asked) <= download.REDIRECTS and str(raised.value).isprintable()
+    assert len(server.asked) <= transfer.REDIRECTS and str(raised.value).isprintable()
 
 
 def test_a_redirect_without_a_place(server, tmp_path):
@@ -344,7 +346,7 @@ def test_google_drive(name, drive, tmp_path):
     drive.answer, reason = DRIVES[name]
     began = time.monotonic()
     with pytest.raises(InputError, match=reason) as raised:
-        download.download_from_drive("abc", str(tmp_path / "a.zip"), most=100_000)
+        download_from_drive("abc", str(tmp_path / "a.zip"), most=100_000)
     assert time.monotonic() - began < 10 * SECONDS and str(raised.value).isprintable()
     assert not (tmp_path / "a.zip").exists()
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 100_000
@@ -357,14 +359,14 @@ def test_planted_parts_of_google_drive(kind, drive, tmp_path):
     plant(kind, tmp_path / "a.zip12345678.part", victim)
     drive.answer = lambda *_: [head(WHOLE), BODY]
     with pytest.raises(InputError, match="remove it"):
-        download.download_from_drive("abc", str(tmp_path / "a.zip"))
+        download_from_drive("abc", str(tmp_path / "a.zip"))
     assert victim.read_bytes() == b"worth more" and drive.asked == []
 
 
 def test_google_drive_goes_on_where_it_stopped(drive, tmp_path):
     (tmp_path / "a.zip12345678.part").write_bytes(BODY[:1000])
     drive.answer = lambda number, request: part_of(request, len(BODY)) if start_of(request) else [head(WHOLE), BODY]
-    download.download_from_drive("abc", str(tmp_path / "a.zip"), most=100_000)
+    download_from_drive("abc", str(tmp_path / "a.zip"), most=100_000)
     assert (tmp_path / "a.zip").read_bytes() == BODY
 
 

@@ -508,7 +508,7 @@ def test_a_text_of_a_terabyte_is_not_read(reader, tmp_path):
 
 
 def test_a_training_list_that_unpacks_to_much_more_is_not_unpacked(tmp_path, monkeypatch):
-    monkeypatch.setattr("dassl.data.overlap.MOST_BYTES", 1000)
+    monkeypatch.setattr("dassl.data.overlap.MOST_RECORD_BYTES", 1000)
     (tmp_path / RECORD).write_bytes(gzip.compress(b"0" * 2000))
     with pytest.raises(InputError, match="unpacks to more than 1,000 bytes"):
         ImageSet().add_noted(str(tmp_path))

@@ -22,7 +22,7 @@ from dassl.data.pictures import require_readable, unreadable
 from dassl.data.transforms import build_transform
 from dassl.utils import InputError, read_image
 from dassl.utils.images import MOST_ASPECT, bombs_are_errors, decoded, fault_of, is_picture, size_of, to_rgb
-from tools import predict
+from tools import loaded_run, predict
 
 SECONDS = 3  # of processor time for some five readings; most take a hundredth of it
 
@@ -337,12 +337,12 @@ def test_an_array_is_whole_though_files_were_bad(run, folder, tmp_path, capsys):
 
 
 def test_an_array_is_whole_though_the_program_ends_early(run, folder, tmp_path, capsys, monkeypatch):
-    def later(logits, files, judge=predict.require_finite):
+    def later(logits, files, judge=loaded_run.require_finite):
         if "pear" in files[0]:
             raise InputError("not finite")
         judge(logits, files)
 
-    monkeypatch.setattr(predict, "require_finite", later)
+    monkeypatch.setattr(loaded_run, "require_finite", later)
     words = [*map(str, sorted(folder.glob("*/?.png"))), "--model-dir", str(tmp_path / "run"), "--json"]
     monkeypatch.setattr(predict, "BATCH", 2)
     capsys.readouterr()

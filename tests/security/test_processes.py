@@ -24,7 +24,8 @@ from dassl.data import loader as loaders
 from dassl.data.loader import EpochLoader, possible_workers
 from dassl.engine.trainer import end_workers
 from dassl.utils import InputError, orphaned, surroundings
-from tools import cluster, execution, protocol, status
+from tools import before_run, cluster, protocol, side_by_side, slurm_settings, status
+from training.run_spec import RunSpec
 
 NAMES = ("torch", "yaml", "submitit", "multiprocessing", "runpy", "signal", "train", "numpy", "cloudpickle", "tools",
          "sitecustomize", "contextlib", "random")
@@ -65,9 +66,9 @@ def test_planted_files_do_speak(planted):
 
 
 def test_a_process_of_jobs_takes_no_module_from_the_working_folder(planted):
-    worker = execution.Worker(None, 1)
+    worker = side_by_side.Worker(None, 1)
     try:
-        worker.give(types.SimpleNamespace(argv=["--trainer", "NoSuchMethod"]))
+        worker.give(types.SimpleNamespace(spec=RunSpec(trainer="NoSuchMethod")))
         kind, told = worker.take()
     finally:
         worker.run = None
@@ -136,7 +137,7 @@ def test_an_empty_entry_of_pythonpath_is_left_out_by_the_scripts(given, kept, tm
 
 @pytest.mark.parametrize(("given", "kept"), PATHS, ids=[repr(given) for given, _ in PATHS])
 def test_an_empty_entry_of_pythonpath_is_left_out_by_tasks(given, kept):
-    lines = cluster.slurm_parameters(protocol.parse_arguments(
+    lines = slurm_settings.slurm_parameters(protocol.parse_arguments(
         ["base2new", "--trainer", "CoOp", "--dataset", "dtd", "--launcher", "slurm"]))["setup"]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(["bash", "-c", "\n".join([*lines, 'echo "$PYTHONPATH $PYTHONSAFEPATH"'])], text=True,
@@ -346,8 +347,8 @@ def test_a_worker_that_cannot_hand_its_batch_over_ends_the_wait(function, settin
 
 
 def test_a_worker_that_does_not_answer_ends_in_one_line(monkeypatch, one_line):
-    monkeypatch.setattr(loaders, "PATIENCE", 1)
-    monkeypatch.setattr(loaders, "LOOK", 0.3)
+    monkeypatch.setattr(loaders, "BATCH_TIMEOUT", 1)
+    monkeypatch.setattr(loaders, "WORKER_POLL", 0.3)
     line = one_line(lambda: first_batch(lambda: time.sleep(60)))
     assert "no batch has come from the loader's workers for 1 s" in line
 
@@ -370,7 +371,7 @@ def test_a_death_that_torch_is_not_told_of_is_noticed():
 
 def test_a_slow_batch_and_kept_workers_are_no_fault(monkeypatch):
     """A batch may take many looks, in the second pass, too."""
-    monkeypatch.setattr(loaders, "LOOK", 0.2)
+    monkeypatch.setattr(loaders, "WORKER_POLL", 0.2)
     sampler = BatchSampler(SequentialSampler(range(2)), 1, False)
     loader = EpochLoader(Does(lambda: time.sleep(0.7) or 5), batch_sampler=sampler, num_workers=1,
                          persistent_workers=True)
@@ -417,7 +418,7 @@ def test_a_process_whose_parent_went_before_it_looked_ends_at_once():
     with subprocess.Popen(["true"]) as another:
         another.wait()
     started = time.monotonic()
-    done = subprocess.run([sys.executable, execution.WORKER, str(another.pid), "0"], stdin=subprocess.DEVNULL,
+    done = subprocess.run([sys.executable, side_by_side.WORKER, str(another.pid), "0"], stdin=subprocess.DEVNULL,
                           capture_output=True, check=False, timeout=20)
     assert done.returncode in (0, 1) and time.monotonic() - started < 5  # it may see the end of its pipe first
 
@@ -500,29 +501,29 @@ def test_a_folder_whose_holder_is_ending_is_waited_for(tmp_path, capsys):
     with left_alone(1) as pid:
         hold(tmp_path / "run", pid)
         started = time.monotonic()
-        execution.wait_for_ending(str(tmp_path / "run"))
+        before_run.wait_for_ending(str(tmp_path / "run"))
         assert gone(pid, within=0.2) and time.monotonic() - started < 5
     assert capsys.readouterr().out.count("is in use by process") == 1
 
 
 def test_a_holder_that_stays_is_not_waited_for_long(tmp_path, monkeypatch):
-    monkeypatch.setattr(execution, "PATIENCE", 0.3)
+    monkeypatch.setattr(before_run, "SECONDS_FOR_ORPHANS", 0.3)
     with left_alone() as pid:
         hold(tmp_path / "run", pid)
-        execution.wait_for_ending(str(tmp_path / "run"))
+        before_run.wait_for_ending(str(tmp_path / "run"))
         assert not gone(pid, within=0)
 
 
 @pytest.mark.parametrize("holder", ["ours", "another one's", "gone", "elsewhere"])
 def test_any_other_holder_is_told_at_once(holder, tmp_path, capsys, monkeypatch):
     if holder == "ours":
-        monkeypatch.setattr(execution, "orphaned", lambda pid: True)
+        monkeypatch.setattr(before_run, "orphaned", lambda pid: True)
     with subprocess.Popen(["sleep", "30"]) as child:
         hold(tmp_path / "run", {"ours": os.getpid(), "another one's": child.pid}.get(holder, 2**22 + 1))
         if holder == "elsewhere":
             (tmp_path / "run" / ".lock").write_text(json.dumps({"pid": 1, "host": "elsewhere"}))
         started = time.monotonic()
-        execution.wait_for_ending(str(tmp_path / "run"))
+        before_run.wait_for_ending(str(tmp_path / "run"))
         assert time.monotonic() - started < 1 and capsys.readouterr().out == ""
         child.kill()
 

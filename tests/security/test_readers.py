@@ -14,7 +14,7 @@ from dassl.utils.errors import LONGEST
 from dassl.utils.images import fault_of, is_picture
 from datasets import files
 from prompting import PromptingError, load_clip
-from tools import cluster, status
+from tools import slurm_settings, status
 
 DEEP = 10**5  # containers within each other
 
@@ -22,17 +22,17 @@ DEEP = 10**5  # containers within each other
 def test_a_cluster_file_nested_without_end(tmp_path):
     (tmp_path / "cluster.yaml").write_text("[" * DEEP)
     with pytest.raises(InputError, match="cluster.yaml is not a YAML file"):
-        cluster.read_cluster_file(str(tmp_path / "cluster.yaml"))
+        slurm_settings.read_cluster_file(str(tmp_path / "cluster.yaml"))
 
 
 @pytest.mark.parametrize("text", ["9" * 5000, f"{'9' * 5000}:00", f"1-{'9' * 5000}:00", "٣"],
                          ids=["minutes", "hours", "days", "not 0 to 9"])
 def test_times_that_are_no_numbers(text):
-    assert cluster.minutes(text) is None
+    assert slurm_settings.minutes(text) is None
 
 
 def test_a_number_of_five_thousand_digits():
-    assert cluster.positive("9" * 5000) is None
+    assert slurm_settings.positive("9" * 5000) is None
 
 
 @pytest.mark.parametrize("job", ["1\0", "../../x", "1 2", ""], ids=ascii)

@@ -6,6 +6,8 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ import pytest
 from dassl.engine.run_folder import read_results, require_results, stored_config
 from dassl.engine.run_record import COLUMNS
 from dassl.utils import InputError
-from tools import plot, predict, report
+from tools import loaded_run, plot, report
 from tools.significance import read_predictions
 from written_runs import base2new, share, write_run
 
@@ -44,29 +46,33 @@ def at(*keys, value):
     return change
 
 
-FIELDS = {
-    "accuracy": [at("metrics", "test", "accuracy", value=value) for value in ("80", math.nan, True, -1, [80], 10**400)],
-    "metrics": [at("metrics", value=value) for value in (None, [], 5, "x")],
-    "metrics.test": [at("metrics", "test", value=value) for value in (None, [1], "x")],
-    "metrics.test.macro_f1": [at("metrics", "test", "macro_f1", value=value) for value in ("80", math.inf, True)],
-    "seconds": [at("seconds", value=value) for value in ("1", None, math.nan, -1, True, [])],
-    "classes": [at("classes", value=value) for value in ([], "x", 3)],
+def each(*keys: str, values: Sequence[Any]) -> list[Callable]:
+    return [at(*keys, value=value) for value in values]
+
+
+FIELDS: dict[str, list[Callable]] = {
+    "accuracy": each("metrics", "test", "accuracy", values=("80", math.nan, True, -1, [80], 10**400)),
+    "metrics": each("metrics", values=(None, [], 5, "x")),
+    "metrics.test": each("metrics", "test", values=(None, [1], "x")),
+    "metrics.test.macro_f1": each("metrics", "test", "macro_f1", values=("80", math.inf, True)),
+    "seconds": each("seconds", values=("1", None, math.nan, -1, True, [])),
+    "classes": each("classes", values=([], "x", 3)),
     "classes.name": [at("classes", value={"name": value}) for value in ("x", [1], None)],
     "classes.accuracy": [at("classes", value={"name": ["a", "b"], "accuracy": value})
-                         for value in ([1.0], [1.0, "x"], [1.0, 200], "ab")],
-    "confusion": [at("confusion", value=value) for value in ("x", [1], [[1, 2], [3]], [[1.5]], [[-1]], [[1, 2]])],
-    "dataset_digest": [at("dataset_digest", value=value) for value in ([], "x", {"test": 3}, {"test": ["a"]})],
-    "overlap": [at("overlap", value=value) for value in ([], "x", {"test": "many"}, {"test": -1}, {"of": 1.5})],
-    "changed": [at("changed", value=value) for value in ([], "x", {"a": 1}, {"a": [1]}, {"a": [1, 2, 3]})],
-    "budget": [at("budget", value=value) for value in ([], "x", {"updates": "many"}, {"updates": -1},
-                                                       {"images": 1.5}, {"images": True})],
-    "backbone": [at("backbone", value=value) for value in ([], "x", {"name": 3}, {"digest": [1]})],
-    "config.MODEL": [at("config", "MODEL", value=value) for value in (None, {"BACKBONE": {"NAME": 3}},
-                                                                      {"BACKBONE": {}}, {})],
-    "config.DATASET": [at("config", "DATASET", value=value) for value in ([], {"NUM_SHOTS": "16"})],
-    "config": [at("config", value=value) for value in (None, [], "x")],
-    "evaluation": [at("evaluation", value=value) for value in ([], {"eval_only": "yes"}, {"load_epoch": "x"})],
-    "seed": [at("seed", value=value) for value in ("1", 1.5, True)],
+        for value in ([1.0], [1.0, "x"], [1.0, 200], "ab")],
+    "confusion": each("confusion", values=("x", [1], [[1, 2], [3]], [[1.5]], [[-1]], [[1, 2]])),
+    "dataset_digest": each("dataset_digest", values=([], "x", {"test": 3}, {"test": ["a"]})),
+    "overlap": each("overlap", values=([], "x", {"test": "many"}, {"test": -1}, {"of": 1.5})),
+    "changed": each("changed", values=([], "x", {"a": 1}, {"a": [1]}, {"a": [1, 2, 3]})),
+    "budget": each("budget", values=([], "x", {"updates": "many"}, {"updates": -1},
+        {"images": 1.5}, {"images": True})),
+    "backbone": each("backbone", values=([], "x", {"name": 3}, {"digest": [1]})),
+    "config.MODEL": each("config", "MODEL", values=(None, {"BACKBONE": {"NAME": 3}},
+        {"BACKBONE": {}}, {})),
+    "config.DATASET": each("config", "DATASET", values=([], {"NUM_SHOTS": "16"})),
+    "config": each("config", values=(None, [], "x")),
+    "evaluation": each("evaluation", values=([], {"eval_only": "yes"}, {"load_epoch": "x"})),
+    "seed": each("seed", values=("1", 1.5, True)),
 }
 EDITED = [pytest.param(field, change, id=f"{field} {number}") for field, changes in FIELDS.items()
           for number, change in enumerate(changes)]
@@ -83,7 +89,7 @@ def test_a_report_names_file_and_field(field, change, run, tmp_path, one_line):
                                                for field, changes in FIELDS.items()])
 def test_figures_and_predictions_name_the_file(field, change, run, one_line):
     folder = run(change)
-    for read in (lambda: plot.main([str(folder)]), lambda: predict.trained_classes(str(folder))):
+    for read in (lambda: plot.main([str(folder)]), lambda: loaded_run.trained_classes(str(folder))):
         assert "results.json" in one_line(read, results=True)
 
 
@@ -207,4 +213,4 @@ def test_a_checkpoint_that_does_not_say_its_classes(tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "prompt_learner" / "model.pth.tar-1")
     (tmp_path / "prompt_learner" / "checkpoint").write_text("model.pth.tar-1\n")
     with pytest.raises(InputError, match="model.pth.tar-1 does not say its classes"):
-        predict.trained_classes(str(tmp_path))
+        loaded_run.trained_classes(str(tmp_path))

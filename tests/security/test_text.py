@@ -23,7 +23,7 @@ from datasets import files
 from protocols import Number, Table
 from protocols.parts.marks import Mark
 from protocols.parts.tables import titled
-from tools import cluster, plot, predict, protocol, report
+from tools import plot, predict, protocol, report, slurm_settings
 from tools.run_folders import find_runs
 from tools.significance import read_predictions
 from written_runs import base2new, share, write_run
@@ -366,11 +366,11 @@ def test_a_figure_shows_names_as_they_are(name, tmp_path):
 # ---- the batch script ----
 def parameters(tmp_path, *words, file=None):
     parser = train.ArgumentParser()
-    cluster.add_arguments(parser)
+    slurm_settings.add_arguments(parser)
     if file is not None:
         (tmp_path / "cluster.yaml").write_text(file)
         words = (*words, "--cluster", str(tmp_path / "cluster.yaml"))
-    return cluster.slurm_parameters(parser.parse_args(list(words)))
+    return slurm_settings.slurm_parameters(parser.parse_args(list(words)))
 
 
 @pytest.mark.parametrize("key", ["partition", "account", "qos", "mem", "gpus", "time", "slurm"])

@@ -669,7 +669,7 @@ def test_a_byte_order_mark_is_no_part_of_a_name(door, made, tmp_path, tiny_confi
         path.write_bytes(mark + b'{"a_cat": ["It purrs."]}')
         assert read_sentences(str(path)) == {"a cat": ["It purrs."]}
     elif door == "cluster":
-        from tools.cluster import read_cluster_file
+        from tools.slurm_settings import read_cluster_file
 
         path.write_bytes(mark + b"partition: gpu\n")
         assert read_cluster_file(str(path)) == {"partition": "gpu"}

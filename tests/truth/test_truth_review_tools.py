@@ -7,7 +7,7 @@ import pytest
 
 import train
 from tools import protocol
-from trainers import base as trainers_base
+from training import prompt_trainer as trainers_base
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -18,7 +18,7 @@ from protocols import Place
 from protocols.parts.base_new_figures import base_against_new
 from tools import plot, predict, protocol, report, run_folders
 from tools.predict import load_run
-from trainers import base as trainers_base
+from training import prompt_trainer as trainers_base
 from written_runs import base2new, share, write_run
 
 ROOT = Path(__file__).resolve().parents[2]

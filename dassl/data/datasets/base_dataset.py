@@ -48,8 +48,8 @@ class DatasetBase:
     """
 
     dataset_dir = ""  # the folder below DATASET.ROOT
-    domains = []  # names of all domains the dataset has
-    draw_records = {}  # {file below the run folder: JSON that says what was drawn}, see draws.py
+    domains: list[str] = []  # names of all domains the dataset has
+    draw_records: dict[str, object] = {}  # {file below the run folder: JSON that says what was drawn}, see draws.py
 
     def __init__(self, train_x=None, train_u=None, val=None, test=None):
         self.train_x, self.train_u, self.val, self.test = train_x, train_u, val, test

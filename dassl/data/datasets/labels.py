@@ -29,7 +29,8 @@ def check_parts(owner, parts):
         if not parts[part]:
             raise InputError(f"{owner}: the {word} part is empty; check DATASET.ROOT, the split file and "
                              "SUBSAMPLE_CLASSES")
-    first, paths = {}, {}  # label: (name, part, file); path: (label, part)
+    first: dict[int, tuple[str, str, str]] = {}  # label -> (name, part, file)
+    paths: dict[str, int] = {}  # path -> label
     for part, items in parts.items():
         for item in items:
             label, name = item.label, item.classname
@@ -68,8 +69,8 @@ def check_parts(owner, parts):
     for number, label in enumerate(names):
         if number != label:
             name, part, path = first.get(number, ("", "", ""))
-            known = f", '{name}' in {part} ({path})" if part else ""
-            raise InputError(f"{owner}: no training image has label {number}{known} (labels run to {max(names)}); "
+            seen = f", '{name}' in {part} ({path})" if part else ""
+            raise InputError(f"{owner}: no training image has label {number}{seen} (labels run to {max(names)}); "
                              "every class needs training images")
     return names
 
@@ -99,7 +100,7 @@ def same_prompts(names):
         names: {label: name}.
     Returns:
         a list of lists of labels, two or more each."""
-    groups = {}
+    groups: dict[str, list[int]] = {}
     for label, name in names.items():
         groups.setdefault(as_prompted(name), []).append(label)
     return [labels for labels in groups.values() if len(labels) > 1]

@@ -8,7 +8,7 @@ from dassl.utils import InputError, open_regular
 from dassl.utils.registry import nearest
 from dassl.utils.stored import shortened
 
-MOST_BYTES = 2**24  # of a file of names
+MOST_NAMES_BYTES = 2**24  # of a file of names
 
 
 def read_names(path):
@@ -16,12 +16,12 @@ def read_names(path):
 
     Raises InputError for a file that cannot be read, a line of another form, an empty name, or one given twice."""
     try:
-        with open_regular(path, "r", MOST_BYTES, encoding="utf-8-sig") as file:
+        with open_regular(path, "r", MOST_NAMES_BYTES, encoding="utf-8-sig") as file:
             text = file.read()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"DATASET.CLASSNAMES: cannot read {path} as a text in UTF-8 "
                          f"({getattr(error, 'strerror', None) or error})") from None
-    names = {}
+    names: dict[str, str] = {}
     for where, old, new in _pairs(text, path):
         if not isinstance(new, str):
             raise InputError(f"{where}: the new name of '{old}' is {shortened(new)}, not a text")
@@ -80,7 +80,7 @@ def rename_classes(dataset, names, path):
         for word in {name} | own:
             known[word].add(label)
 
-    renamed = {}
+    renamed: dict[int, str] = {}
     for old, new in names.items():
         if len(known[old]) > 1:
             raise InputError(f"DATASET.CLASSNAMES: {path}: '{old}' stands for {len(known[old])} classes of "
@@ -93,7 +93,7 @@ def rename_classes(dataset, names, path):
             raise InputError(f"DATASET.CLASSNAMES: {path} names the class '{classes[label]}' twice, '{renamed[label]}' "
                              f"and '{new}'")
         renamed[label] = new
-    after = {}
+    after: dict[str, int] = {}  # name as it is prompted -> label
     for label, name in classes.items():
         other = after.setdefault(as_prompted(renamed.get(label, name)), label)
         if other != label and (label in renamed or other in renamed):

@@ -1,0 +1,208 @@
+"""A RunSpec becomes a config: defaults, dataset file, method file, flags, options, in this order."""
+import functools
+import os
+import random
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from yacs.config import CfgNode
+
+from dassl.config import (
+    check_config,
+    clean_cfg,
+    copied,
+    get_cfg_default,
+    merge_file,
+    merge_flag,
+    merge_options,
+    merge_text,
+)
+from dassl.config.belongs import methods_of_file
+from dassl.config.reading import ConfigFile, read_config
+from dassl.engine import TRAINER_REGISTRY
+from dassl.engine.identity import allowed_changes
+from dassl.utils import InputError, broadcast
+from prompting.templates import check_templates
+from training.prompt_trainer import PromptTrainer, options_set
+from training.run_spec import RunSpec
+
+CONFIGS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs")
+FLAG_KEYS = {"root": "DATASET.ROOT", "output_dir": "OUTPUT_DIR", "resume": "RESUME", "trainer": "TRAINER.NAME",
+             "backbone": "MODEL.BACKBONE.NAME", "head": "MODEL.HEAD.NAME", "source_domains": "DATASET.SOURCE_DOMAINS",
+             "target_domains": "DATASET.TARGET_DOMAINS", "transforms": "INPUT.TRANSFORMS",
+             "skip_bad_images": "DATASET.SKIP_BAD_IMAGES"}  # fields of a RunSpec that set a config key
+
+Extension = Callable[[CfgNode], None]  # a trainer's extend_cfg
+
+
+def build_config(spec: RunSpec, read: Callable[[str], ConfigFile] = read_config) -> CfgNode:
+    """The frozen config of a run.
+
+    A seed that is not given is drawn, the same on all processes.
+
+    Args:
+        read: path -> the config file there; `Configs` reads the files that many runs share once.
+    Raises:
+        InputError: no method is named, or a file, a flag or an option is not what the config takes.
+    """
+    trainer = _trainer_of(spec, read)
+    cfg = _merged(spec, trainer, read)
+    check_config(cfg)
+    check_templates(cfg.DATASET.TEMPLATES, "DATASET.TEMPLATES")
+    if "USE_CUDA" in spec.options[::2] and cfg.USE_CUDA and not torch.cuda.is_available():
+        raise InputError("option: USE_CUDA True asks for a GPU, but torch sees none; leave it out to run on the CPU")
+    cfg.SEED = _seed(spec.seed if spec.seed >= 0 else cfg.SEED)
+    if cfg.DATASET.CLASSNAMES:
+        cfg.DATASET.CLASSNAMES = os.path.abspath(cfg.DATASET.CLASSNAMES)
+    if os.path.isfile(cfg.MODEL.BACKBONE.NAME):
+        cfg.MODEL.BACKBONE.NAME = os.path.abspath(cfg.MODEL.BACKBONE.NAME)
+    if issubclass(trainer, PromptTrainer):
+        _complete(cfg, trainer)
+    else:
+        _complete_foreign(cfg)
+    allowed_changes(cfg)
+    if spec.eval_only and issubclass(trainer, PromptTrainer) and trainer.trains and not spec.model_dir:
+        raise InputError(f"--eval-only needs --model-dir, the run folder that holds what {cfg.TRAINER.NAME} trained")
+    cfg.freeze()
+    return cfg
+
+
+def _merged(spec: RunSpec, trainer: type, read: Callable[[str], ConfigFile]) -> CfgNode:
+    """The defaults with the files, the flags and the options of a run merged into them."""
+    # A plugin that declares no keys of its own may bring any under TRAINER.
+    open_trainer = not declares_config(trainer)
+    files = tuple(layer for path in (spec.dataset_config_file, spec.config_file) if path
+                  for layer in read(path).layers())
+    cfg = copied(_with_files(_extensions(), files, open_trainer))
+    for flag, key, value in flag_settings(spec):
+        merge_flag(cfg, key, value, flag)
+    merge_options(cfg, spec.options, open_trainer)
+    return cfg
+
+
+def _seed(seed: int) -> int:
+    """The seed of a run; a negative one is drawn. Raises InputError for one that is too large."""
+    if seed >= 2**63:
+        raise InputError(f"the seed must be below 2^63, not {seed}")
+    return seed if seed >= 0 else broadcast(lambda: random.SystemRandom().randrange(2**31))
+
+
+def _complete(cfg: CfgNode, trainer: type[PromptTrainer]) -> None:
+    """Leave of TRAINER the method's own node, and fill in what follows from the rest. Raises InputError for templates
+    that are none."""
+    name = cfg.TRAINER.NAME
+    clean_cfg(cfg, name)
+    trainer.complete_cfg(cfg)
+    own = cfg.TRAINER.get(name.upper(), {}).get("TEMPLATES", ())
+    if not isinstance(own, str):  # which would be the name of a list
+        check_templates(own, f"TRAINER.{name.upper()}.TEMPLATES")
+
+
+def _complete_foreign(cfg: CfgNode) -> None:
+    """Resolve the precision. Raises InputError for settings that only a PromptTrainer acts on."""
+    resolve_precision(cfg)
+    if options := options_set(cfg):
+        raise InputError(f"{', '.join(options)}: {cfg.TRAINER.NAME} is no PromptTrainer and makes its training steps "
+                         "itself, so that nothing would come of it; leave it out")
+
+
+def resolve_precision(cfg: CfgNode) -> None:
+    """PREC auto is this project's word; a foreign trainer gets the precision that it stands for."""
+    for node in cfg.TRAINER.values():
+        if isinstance(node, CfgNode) and node.get("PREC") == "auto":
+            node.PREC = "amp" if torch.cuda.is_available() and cfg.USE_CUDA else "fp32"
+
+
+def flag_settings(spec: RunSpec) -> list[tuple[str, str, Any]]:
+    """[(flag, key, value)] of the flags that were given and stand for a config key."""
+    return [(f"--{name.replace('_', '-')}", key, value)
+            for name, key in FLAG_KEYS.items() if (value := getattr(spec, name))]
+
+
+# ---- defaults ----
+def default_config(run: CfgNode | None = None) -> CfgNode:
+    """The engine's defaults and those of every known method; those that a run's own config began from where that is
+    given (`resolve_precision`)."""
+    cfg = copied(_extended(_extensions()))
+    if run is not None and not issubclass(TRAINER_REGISTRY.get(run.TRAINER.NAME), PromptTrainer):
+        cfg.USE_CUDA = run.USE_CUDA
+        resolve_precision(cfg)
+        cfg.USE_CUDA = True
+    return cfg
+
+
+def declares_config(trainer: type) -> bool:
+    """Whether a trainer class has an `extend_cfg` of its own."""
+    return getattr(trainer, "extend_cfg", PromptTrainer.extend_cfg) is not PromptTrainer.extend_cfg
+
+
+def _extensions() -> tuple[Extension, ...]:
+    """What each known method adds to the config, in order."""
+    trainers = (*TRAINER_REGISTRY.replaced.values(), *(trainer for _, trainer in TRAINER_REGISTRY.items()))
+    return tuple(trainer.extend_cfg for trainer in trainers if declares_config(trainer))
+
+
+@functools.lru_cache(maxsize=4)  # a plugin makes another one
+def _extended(extensions: tuple[Extension, ...]) -> CfgNode:
+    """The defaults with what methods add to them, not to be changed."""
+    cfg = get_cfg_default()
+    for extend in extensions:
+        extend(cfg)
+    return cfg
+
+
+@functools.lru_cache(maxsize=64)
+def _with_files(extensions: tuple[Extension, ...], files: tuple, open_trainer: bool) -> CfgNode:
+    """The defaults with config files merged into them, not to be changed: runs of a sweep share them, and a file that
+    changes is another text. files: the layers of each."""
+    cfg = copied(_extended(extensions))
+    for path, text in files:
+        merge_text(cfg, text, path, open_trainer)
+    return cfg
+
+
+# ---- which method ----
+def _trainer_of(spec: RunSpec, read: Callable[[str], ConfigFile]) -> type:
+    """The class of a run's method. Raises InputError where none is named, or the config file is another method's."""
+    name = named_trainer(spec)
+    if not name:
+        raise InputError(f"no method is named; give --trainer, one of {', '.join(TRAINER_REGISTRY.registered_names())}")
+    trainer = TRAINER_REGISTRY.get(name)
+    if spec.config_file:
+        owner_of_config(spec.config_file, name, read)
+    return trainer
+
+
+def named_trainer(spec: RunSpec) -> str:
+    """The method's name: an option, the flag, or what a config file says."""
+    name = spec.settings().get("TRAINER.NAME") or spec.trainer
+    for path in (spec.config_file, spec.dataset_config_file):
+        if path and not name:
+            peek = get_cfg_default()
+            merge_file(peek, path, open_trainer=True)
+            name = peek.TRAINER.NAME
+    return name
+
+
+def registered_name(method: str) -> str:
+    """The registered name of a method that is written in capitals; as it is where there is none."""
+    return next((name for name in TRAINER_REGISTRY.registered_names() if name.upper() == method), method)
+
+
+def owner_of_config(path: str, name: str, read: Callable[[str], ConfigFile] = read_config) -> str:
+    """The one other method that a config file is for where the method `name`, which has no folder of configs, may run
+    with it all the same; else "".
+
+    Raises:
+        InputError: the file is another method's, and `name` has configs of its own."""
+    owners = methods_of_file(read(path))
+    if len(owners) != 1 or name.upper() in owners:
+        return ""
+    owner = registered_name(*owners)
+    # The folder of configs is that of our method, not of a plugin's that has its name.
+    if os.path.isdir(os.path.join(CONFIGS, "trainers", name)) and name not in TRAINER_REGISTRY.replaced:
+        raise InputError(f"config {path} is for {owner}, not for {name}, which would run with {owner}'s settings and "
+                         f"its own defaults; give one of {os.path.join('configs', 'trainers', name)}, or a file that "
+                         f"sets TRAINER.{name.upper()}")
+    return owner
