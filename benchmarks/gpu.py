@@ -7,7 +7,7 @@
     equality   every trainer on the GPU against the CPU: float32, amp and fp16; loss scaling when a gradient overflows
     parity     the golden records, on the GPU
     speed      the rows of docs/SPEED.md, plain against ours, in float32 and amp
-    input      images that the loader gives a second, against those that a training step takes
+    input      images that the loader gives per second, against those that a training step takes
     resume     a run that is interrupted and goes on, against the run left alone, bit by bit
 
 Each part is a process of its own: what goes wrong in one of them does not touch the others. A row that fails is printed

@@ -77,7 +77,7 @@ def equality_rows(device):
 
 
 def compared_run(name, device, folder):
-    place = folder / name.replace(" ", "_")  # one folder a run: a finished one is not run again
+    place = folder / name.replace(" ", "_")  # one folder per run: a finished one is not run again
     on_cpu = made_run(name, "cpu", "fp32", place.with_name(f"{place.name}_cpu"))
     exact = made_run(name, device, "fp32", place.with_name(f"{place.name}_fp32"))
     assert sorted(on_cpu["learned"]) == sorted(exact["learned"])

@@ -148,7 +148,7 @@ def launches(run, device):
 
 # ---- input ----
 def input_rows(device):
-    """Images a second of the loader, of a step, and of both together."""
+    """Images per second of the loader, of a step, and of both together."""
     torch.set_num_threads(1)
     workers, listed = (WORKERS, LISTED) if device != "cpu" else ((0, 2), 2)
     folder = tempfile.TemporaryDirectory()
@@ -196,7 +196,7 @@ def loader_gives(items, workers, megabytes, device, takes):
 
 
 def together(items, workers, work, model):
-    """Images a second of steps that wait for the loader's batches, from the second epoch on."""
+    """Images per second of steps that wait for the loader's batches, from the second epoch on."""
     ours, loader = Ours(work, model), loader_of(items, workers, 0)
     settle(work, ours)
     for epoch in range(2):

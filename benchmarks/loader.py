@@ -37,7 +37,7 @@ def loader_of(items, workers, megabytes):
 
 
 def measure_loader(step=1.0):
-    """{"without" and "with" the cache: seconds of processor time a batch, one an epoch, in the process itself;
+    """{"without" and "with" the cache: seconds of processor time per batch, one per epoch, in the process itself;
     "waits": seconds on the clock that a step of `step` seconds waits for a worker's batch, after the first}."""
     found = {"pictures": PICTURES, "size": list(SIZE), "batch": BATCH, "step": step, "waits": []}
     with tempfile.TemporaryDirectory() as folder:

@@ -30,7 +30,7 @@ def synchronize(device):
 
 
 def matrix_peak(device, dtype=torch.float32, size=2048, repeats=5):
-    """Operations a second of a large matrix product, the best of a few."""
+    """Operations per second of a large matrix product, the best of a few."""
     a = torch.randn(size, size, device=device, dtype=dtype)
     torch.mm(a, a)
     kind = 2 if device == "cpu" else 1
@@ -86,7 +86,7 @@ def alternate(ours, plain, pairs, device):
         found[name] = {"clock": [], "processor": []}
     for pair in range(pairs):
         for name, function in (("plain", plain), ("ours", ours)):
-            # Counting costs microseconds an operation; steps take seconds.
+            # Counting costs microseconds per operation; steps take seconds.
             counter = CountOperations()
             with counter if pair == 0 else contextlib.nullcontext():
                 result, clock, processor = timed(function, device)

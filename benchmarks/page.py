@@ -185,7 +185,7 @@ def draw(curves, stored, path):
                 panel.set_ylim(*limits([y for line in panel.lines for y in line.get_ydata()]))
             panels[0, column].legend(fontsize=6, loc="upper left")
             panels[1, column].set_xlabel(axis)
-        panels[0, 0].set_ylabel("seconds a step")
+        panels[0, 0].set_ylabel("seconds per step")
         panels[1, 0].set_ylabel("MiB above the weights")
         figure.tight_layout()
         figure.savefig(path, dpi=100)

@@ -39,7 +39,7 @@ def evaluation_step(ours):
     share = ours.trainer.ranks.share(len(ours.batch["img"]))
 
     def step():
-        with torch.no_grad(), ours.trainer.ranks.apart():
+        with torch.no_grad(), ours.trainer.ranks.no_sync():
             all_gather(ours.trainer.model_inference(ours.batch["img"][share]))
 
     ours.trainer.set_model_mode("eval")

@@ -120,7 +120,7 @@ def without_data(cls, classnames):
     def whole(self, batch):
         """Of several processes each has read its share of the images; here they have all, and exchange them alike."""
         share = self.ranks.share(len(batch["img"]))
-        return {**batch, "img": self.ranks.gather(batch["img"][share], len(batch["img"]))}
+        return {**batch, "img": self.ranks.all_gather(batch["img"][share], len(batch["img"]))}
 
     def apply_gradients(self, gradients, *args, **kwargs):
         self.applied.extend(gradient.detach().clone() for gradient in gradients)

@@ -1,2 +1,2 @@
-"""Datasets, one a file, found by themselves. `base.py` holds what they share: split files, few-shot draws, base and new
-classes."""
+"""Datasets, one per file, found by themselves; files whose name begins with an underscore are helpers. `base.py` holds
+what datasets share: split files, few-shot draws, base and new classes."""

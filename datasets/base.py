@@ -93,8 +93,8 @@ class FewShotDataset(DatasetBase):
 
     The draw is CoOp's: a generator seeded with SEED; train, then validation with at most 4 shots; for each part
     `random.sample` class by class in the order the classes first appear, over all classes, before base and new are
-    told apart. With domains, a class of a domain at a time, domains in the order of SOURCE_DOMAINS. It is a function of
-    the lists, the shots, the seed and the domains, made anew by each run and recorded in the run's folder
+    told apart. With domains, each class of each domain in turn, domains in the order of SOURCE_DOMAINS. It is a
+    function of the lists, the shots, the seed and the domains, made anew by each run and recorded in the run's folder
     (`draw_records`). A draw in `split_fewshot/` of the dataset's folder counts while it fits the lists.
 
     A dataset without a validation part of its own (ImageNet, whose published validation part is its test part) gives

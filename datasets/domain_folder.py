@@ -8,7 +8,7 @@ from datasets.splits import OWN_SPLIT, own_split
 
 @DATASET_REGISTRY.register()
 class DomainFolder(DrawnDomains):
-    """Pictures of one's own from several domains: DATASET.ROOT is a folder with a folder a domain.
+    """Pictures of one's own from several domains: DATASET.ROOT is a folder with one folder per domain.
 
     Layout: `<domain>/<class>/<image>`; the class folders of the domains have the same names. A split is drawn. A
     target domain is by default tested on all of its images. Other files than images are named and left out; a class

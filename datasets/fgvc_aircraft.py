@@ -11,7 +11,7 @@ class FGVCAircraft(FewShotDataset):
     """FGVC-Aircraft (Maji et al., 2013, arXiv 1306.5151): 100 variants; its own split has 3,334 training, 3,333
     validation and 3,333 test images.
 
-    Layout: `fgvc_aircraft/images/`, `fgvc_aircraft/variants.txt` (a class a line, in label order) and
+    Layout: `fgvc_aircraft/images/`, `fgvc_aircraft/variants.txt` (one class per line, in label order) and
     `fgvc_aircraft/images_variant_{train,val,test}.txt`, lines of "image class".
     """
 

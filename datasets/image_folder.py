@@ -9,7 +9,7 @@ from datasets.splits import OWN_SPLIT, PART_NAMES, own_split
 
 @DATASET_REGISTRY.register()
 class ImageFolder(FewShotDataset):
-    """Pictures of one's own: DATASET.ROOT is a folder with a folder a class.
+    """Pictures of one's own: DATASET.ROOT is a folder with one folder per class.
 
     Layout: `<class>/<image>`, for which a split is drawn, or `train/<class>/<image>` with `val/` or `test/` or
     both, which is taken as it is: without `test/`, `val/` is the test part; without a validation part of its own, one

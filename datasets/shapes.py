@@ -32,7 +32,7 @@ def _class_list():
 
 CLASSNAMES = _class_list()
 PARTS = ("train", "val", "test")
-# pictures a class: base-to-new runs on photos and the probe wants many shots, the other domains serve leave-one-out
+# pictures per class: base-to-new runs on photos and the probe wants many shots, the other domains serve leave-one-out
 PART_SIZES = {"photo": (48, 8, 25)} | dict.fromkeys(DOMAINS[1:], (16, 4, 20))
 SEED = 20221208
 

@@ -30,7 +30,8 @@ class SUN397(SplitDataset):
         return parts
 
     def read_list(self, name):
-        """A partition, a line an image: "/a/apartment_building/outdoor/sun_x.jpg" is "outdoor apartment_building"."""
+        """A partition, one line per image. The class of "/a/apartment_building/outdoor/sun_x.jpg" is
+        "outdoor apartment_building"."""
         path = os.path.join(self.folder, name)
         items = []
         for number, line in read_lines(path, self.hint):

@@ -1,7 +1,14 @@
 """Asymmetric contrast: each prompted modality against the other's frozen features (MetaPrompt, Zhao et al., arXiv
 2212.04196, section III-B)."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
 from prompting.deep import IndependentCLIP, check_prompts
 from prompting.model import random_vectors
+from prompting.towers import Towers
 
 
 class AsymmetricCLIP(IndependentCLIP):
@@ -12,33 +19,35 @@ class AsymmetricCLIP(IndependentCLIP):
         classnames: n_cls names.
         n_ctx, n_pro: prompt tokens of the text and the image tower.
         layers: how many layers, from the first, have prompts.
-        frozen_names: the names as they stand in the frozen prompts; templates: those prompts.
+        frozen_names: the class names as they stand in the frozen prompts; templates: those prompts.
         where: the name of these settings, for messages.
     Raises:
         PromptingError: the prompts do not fit into a tower.
     """
 
-    def __init__(self, towers, classnames, n_ctx, n_pro, layers, frozen_names, templates, where):
-        image, text = towers.image, towers.text
-        for tower, number, name in ((text, n_ctx, "N_CTX"), (image, n_pro, "N_PRO")):
-            check_prompts(f"{where}.LAYERS and {name}", tower, layers, number)
+    def __init__(self, towers: Towers, classnames: Sequence[str], n_ctx: int, n_pro: int, layers: int,
+                 frozen_names: Sequence[str], templates: Sequence[str], where: str) -> None:
+        image, text = towers.promptable_image("AsymmetricCLIP"), towers.text
+        check_prompts(f"{where}.LAYERS and N_CTX", text, layers, n_ctx)
+        check_prompts(f"{where}.LAYERS and N_PRO", image, layers, n_pro)
         super().__init__(towers, classnames, random_vectors(layers, n_ctx, text.width),
                          random_vectors(layers, n_pro, image.width))
-        self.frozen_text = towers.frozen_text(frozen_names, templates)
+        self.frozen_text_features = towers.encode_classnames(frozen_names, templates)
 
-    def encode_images(self, images):
-        """-> (prompted, frozen) image features from one embedding of the images."""
-        embedded = self.towers.image.embed(images)
-        return self.image_features(embedded), self.towers.image.encode(embedded)
+    def forward(self, images: Tensor) -> Tensor:
+        """The mean of both contrasts: (B, 3, H, W) -> (B, n_cls)."""
+        prompted, frozen = self.encode_prompted_and_frozen(images)
+        return (self.image_logits(prompted) + self.text_logits(frozen, self.class_features())) / 2
 
-    def image_logits(self, prompted_images):
-        """Prompted images against frozen text."""
-        return self.towers.cosine_logits(prompted_images, self.frozen_text)
+    def encode_prompted_and_frozen(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) -> prompted and frozen image features, (B, E) each, from one embedding of the images."""
+        embedded = self.image_tower.embed(images)
+        return self.encode_embedded(embedded), self.image_tower.encode(embedded)
 
-    def text_logits(self, frozen_images, prompted_text):
-        """Frozen images against prompted text."""
+    def image_logits(self, prompted_images: Tensor) -> Tensor:
+        """Prompted image features (B, E) against frozen text features -> (B, n_cls)."""
+        return self.towers.cosine_logits(prompted_images, self.frozen_text_features)
+
+    def text_logits(self, frozen_images: Tensor, prompted_text: Tensor) -> Tensor:
+        """Frozen image features (B, E) against prompted text features (C, E) -> (B, C)."""
         return self.towers.cosine_logits(frozen_images, prompted_text)
-
-    def logits(self, image_features, class_features):
-        prompted, frozen = image_features
-        return (self.image_logits(prompted) + self.text_logits(frozen, class_features)) / 2

@@ -1,26 +1,32 @@
 """Meta-learning over parts of a batch: which batches can be split, how they are split, and the meta-gradient.
 
-MetaPrompt (Zhao et al., arXiv 2212.04196, section III-C): a prompt is updated on all parts of a batch but one and asked
-how well it then does on the part held out.
+MetaPrompt (Zhao et al., arXiv 2212.04196, section III-C): a prompt is updated on all parts of a batch but one, and its
+loss is then measured on the part held out.
 """
+from __future__ import annotations
+
+import random
 from collections import Counter
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from prompting.errors import PromptingError
 
 MAX_REDRAWS = 1000
 
 
-def splittable_order(order, groups, batch_size, rng, what="domains"):
-    """Repair an epoch's order so that every batch has images of at least two groups.
+def splittable_order(order: Sequence[int], groups: Sequence[int], batch_size: int, rng: random.Random,
+                     what: str = "domains") -> list[int]:
+    """Repair the order of an epoch so that every batch has images of at least two groups.
 
-    As few images as possible change their place, so that the order otherwise is the one other methods see.
+    As few images as possible change places, so that the order is otherwise the one that other methods see.
 
     Args:
         order: the shuffled indices of all N images.
         groups: the group (domain or class) of each image, by index.
-        batch_size: images a batch; the tail after the last full batch is dropped unless N is less than a batch.
+        batch_size: images per batch; the images after the last full batch are not used, unless N is less than a batch.
         rng: `random.Random`.
         what: the groups' name, for the message.
     Returns:
@@ -41,14 +47,14 @@ def splittable_order(order, groups, batch_size, rng, what="domains"):
     members = [list(range(b * size, (b + 1) * size)) for b in range(batches)]
     tail = list(range(batches * size, len(order)))
 
-    def kinds(places):
+    def kinds(places: Sequence[int]) -> Counter[int]:
         return Counter(groups[order[p]] for p in places)
 
     for places in members:
         (group, number), *others = kinds(places).items()
         if others:
             continue
-        # A place outside whose image is of another group, and whose own batch can spare it.
+        # Places outside this batch whose image is of another group and can be spared by its own batch.
         spare = [p for p in tail if groups[order[p]] != group]
         for batch in members:
             counts = kinds(batch)
@@ -60,7 +66,7 @@ def splittable_order(order, groups, batch_size, rng, what="domains"):
     return order
 
 
-def halve_classes(labels, n_cls, rng):
+def halve_classes(labels: Sequence[int], n_cls: int, rng: random.Random) -> list[int]:
     """Shuffle the classes until both halves have images of the batch.
 
     Args:
@@ -84,17 +90,20 @@ def halve_classes(labels, n_cls, rng):
     raise AssertionError("two classes stayed in one half over a thousand draws")
 
 
-def plain_gradient(loss, tensor, create_graph=False, retain_graph=None):
+def plain_gradient(loss: Tensor, tensor: Tensor, create_graph: bool = False,
+                   retain_graph: bool | None = None) -> Tensor:
+    """d loss / d tensor."""
     return torch.autograd.grad(loss, tensor, create_graph=create_graph, retain_graph=retain_graph)[0]
 
 
-def meta_gradient(phi, losses, counts, lr, order=1, gradient=plain_gradient):
-    """Sum over the parts held out of the gradient after an inner step on the others.
+def meta_gradient(phi: Tensor, losses: Sequence[Callable[[Tensor], Tensor]], counts: Sequence[int], lr: float,
+                  order: int = 1, gradient: Callable[..., Tensor] = plain_gradient) -> tuple[Tensor, list[Tensor]]:
+    """The meta-gradient: the sum over the parts of the gradient on each part after an inner step on the other parts.
 
     For each part i: phi_i = phi - lr * grad CE_rest(phi), where CE_rest is the mean over the images of the other parts;
-    g_i = grad CE_i(phi_i), with respect to phi_i (order 1) or to phi through the inner step (order 2). The inner
-    gradients of all parts start at the same phi, so each part's gradient is taken once and the others' are combined by
-    their numbers of images.
+    g_i = grad CE_i(phi_i), with respect to phi_i (order 1) or to phi through the inner step (order 2). All inner
+    gradients are taken at the same phi, so the gradient of each part is computed once, and those of the other parts are
+    averaged, weighted by their numbers of images.
 
     Args:
         phi: the prompt, a leaf tensor.

@@ -1,78 +1,90 @@
-"""The shape most methods have: features of images, features of classes, and their logits."""
-import torch
-from torch import nn
+"""The shape that most methods have: features of images, features of classes, and their logits."""
+from __future__ import annotations
 
-from prompting.text import readable
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from prompting.class_prompts import readable
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from prompting.towers import Towers
 
 
 class PromptedCLIP(nn.Module):
     """A frozen CLIP with something learned around it.
 
-    Subclasses define `encode_classes()`, and `encode_images` or `logits` where theirs differ. Features of classes that
-    do not depend on the image are computed once an evaluation; `train()` and `eval()` drop them.
+    Subclasses define `encode_classes()`, and `encode_images`, `logits` or `forward` where theirs differ. `forward` is
+    what the method predicts.
     """
 
-    def __init__(self, towers):
+    def __init__(self, towers: Towers) -> None:
         super().__init__()
         self.towers = towers
-        self._class_features = None
+        self._class_features: Tensor | None = None
 
-    def encode_images(self, images):
+    def encode_images(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> image features (B, E)."""
         return self.towers.encode_image(images)
 
-    def encode_classes(self):
+    def encode_classes(self) -> Tensor:
         """-> class features (n_cls, E)."""
         raise NotImplementedError
 
-    def logits(self, image_features, class_features):
-        """-> (B, n_cls)."""
+    def logits(self, image_features: Tensor, class_features: Tensor) -> Tensor:
+        """(B, E) and (n_cls, E) -> (B, n_cls)."""
         return self.towers.cosine_logits(image_features, class_features)
 
-    def forward(self, images):
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> logits (B, n_cls)."""
         return self.logits(self.encode_images(images), self.class_features())
 
-    def class_features(self):
-        """`encode_classes()`, remembered while evaluating without gradients."""
+    def class_features(self) -> Tensor:
+        """`encode_classes()`; without gradients, in evaluation, it is computed once and kept until `train()` or
+        `eval()` is called."""
         if self.training or torch.is_grad_enabled():
             return self.encode_classes()
         if self._class_features is None:
             self._class_features = self.encode_classes()
         return self._class_features
 
-    def train(self, mode=True):
+    def train(self, mode: bool = True) -> Self:
         self._class_features = None
         return super().train(mode)
 
 
 class FrozenCLIP(PromptedCLIP):
-    """Classes described by `templates`, nothing learned: zero-shot CLIP."""
+    """Zero-shot CLIP: classes described by `templates`, nothing learned."""
 
-    def __init__(self, towers, classnames, templates):
+    def __init__(self, towers: Towers, classnames: Sequence[str], templates: Sequence[str]) -> None:
         super().__init__(towers)
-        self.text_features = towers.frozen_text([readable(name) for name in classnames], templates)
+        self.frozen_text_features = towers.encode_classnames([readable(name) for name in classnames], templates)
 
-    def encode_classes(self):
-        return self.text_features
+    def encode_classes(self) -> Tensor:
+        return self.frozen_text_features
 
 
 class Prompt(nn.Module):
     """Learned vectors under the name `ctx`, float32.
 
     Args:
-        values: the start, any shape.
+        values: what they start as, any shape.
     """
 
-    def __init__(self, values):
+    def __init__(self, values: Tensor) -> None:
         super().__init__()
         self.ctx = nn.Parameter(values.detach().float().clone())
 
     @classmethod
-    def random(cls, *shape, std=0.02):
-        """A start from `random_vectors`."""
+    def random(cls, *shape: int, std: float = 0.02) -> Self:
+        """A prompt that starts as `random_vectors`."""
         return cls(random_vectors(*shape, std=std))
 
 
-def random_vectors(*shape, std=0.02):
-    """Drawn from N(0, std^2), the start that CoOp and its successors use."""
+def random_vectors(*shape: int, std: float = 0.02) -> Tensor:
+    """Drawn from N(0, std^2): what the prompts of CoOp and its successors start as."""
     return torch.randn(*shape) * std

@@ -1,19 +1,32 @@
 """How the frozen towers run, and the loss scaling that half precision needs."""
-import contextlib
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TypedDict
 
 import torch
+from torch import Tensor
 
 from prompting.errors import PromptingError
-from prompting.ranks import Ranks
+from prompting.parallel import Collectives, SingleProcess
 
 PRECISIONS = ("auto", "fp32", "amp", "fp16")
 
 
 class GradientOverflow(ArithmeticError):
-    """A scaled gradient left the range of half precision. The rest of the batch is left out, the scale is lowered."""
+    """A scaled gradient left the range of half precision. The scale is lowered, and the rest of the batch left out."""
 
 
-def all_finite(tensors):
+class ScaleState(TypedDict):
+    """The state of the loss scaling."""
+
+    scale: float
+    good_steps: int
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether no number in any of the tensors is NaN or infinite."""
     return bool(torch.stack([t.isfinite().all() for t in tensors]).all())
 
 
@@ -21,53 +34,56 @@ class Precision:
     """fp32; amp (autocast: float16 with loss scaling on CUDA, bfloat16 on CPU); fp16 (frozen weights in float16, with
     loss scaling); auto: amp on CUDA, fp32 on the CPU. What is trained is float32 in all of them.
 
-    The scale of the loss starts at 2^16, halves when a gradient overflows and doubles after 2,000 good updates.
+    The scale of the loss starts at 2^16, is halved when a gradient overflows, and doubled after 2,000 good updates.
     """
 
-    def __init__(self, name, device, ranks=None):
+    def __init__(self, name: str, device: torch.device, ranks: Collectives | None = None) -> None:
         if name not in PRECISIONS:
             raise PromptingError(f"PREC is one of {', '.join(PRECISIONS)}, not '{name}'")
         if name == "auto":
             name = "amp" if device.type == "cuda" else "fp32"
-        self.name, self.device, self.ranks = name, device, ranks or Ranks()
+        self.name, self.device, self.ranks = name, device, ranks or SingleProcess()
         self.half = name == "fp16"
         scaled = self.half or (name == "amp" and device.type == "cuda")
         self.scale, self.good_steps = (2.0 ** 16 if scaled else 1.0), 0
         self.scaled = scaled
 
     @property
-    def dtype(self):
+    def dtype(self) -> torch.dtype:
         """The type that the towers compute in."""
         if self.name == "amp":
             return torch.float16 if self.device.type == "cuda" else torch.bfloat16
         return torch.float16 if self.half else torch.float32
 
-    def autocast(self):
-        return torch.autocast(self.device.type, self.dtype) if self.name == "amp" else contextlib.nullcontext()
+    def autocast(self) -> AbstractContextManager[None]:
+        """Context in which the towers run."""
+        return torch.autocast(self.device.type, self.dtype) if self.name == "amp" else nullcontext()
 
-    def gradients(self, loss, tensors, create_graph=False, retain_graph=None):
+    def gradients(self, loss: Tensor, tensors: Sequence[Tensor], create_graph: bool = False,
+                  retain_graph: bool | None = None) -> list[Tensor]:
         """d loss / d tensors, unscaled, the mean over the ranks; zeros for a tensor that the loss does not use.
 
         Raises GradientOverflow when the scaled gradient is not finite; the scale has then been lowered."""
-        # Within the towers the ranks' gradients are added up; a part of the scale each keeps them as large as one's.
-        scale = self.scale / self.ranks.size
-        found = torch.autograd.grad(loss * scale, tensors, create_graph=create_graph, retain_graph=retain_graph,
-                                    allow_unused=True)
-        found = [torch.zeros_like(t) if g is None else g / scale for g, t in zip(found, tensors)]
-        found = self.ranks.mean(found)
+        # Within the towers the ranks' gradients are summed. Divided by the number of ranks, they stay as large as those
+        # of one process.
+        scale = self.scale / self.ranks.world_size
+        scaled = torch.autograd.grad(loss * scale, tensors, create_graph=create_graph, retain_graph=retain_graph,
+                                     allow_unused=True)
+        found = [torch.zeros_like(t) if g is None else g / scale for g, t in zip(scaled, tensors)]
+        found = self.ranks.all_reduce_mean(found)
         if self.scaled and self.scale > 1 and not all_finite(found):
             self.scale, self.good_steps = self.scale / 2, 0
             raise GradientOverflow
         return found
 
-    def good_step(self):
+    def good_step(self) -> None:
         """Note that an update was made."""
         self.good_steps += 1
         if self.scaled and self.good_steps == 2000:
             self.scale, self.good_steps = self.scale * 2, 0
 
-    def state_dict(self):
+    def state_dict(self) -> ScaleState:
         return {"scale": self.scale, "good_steps": self.good_steps}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: ScaleState) -> None:
         self.scale, self.good_steps = state["scale"], state["good_steps"]

@@ -1,11 +1,16 @@
 """Hand-written prompts.
 
-Sources: the template a dataset is CoOp's (Zhou et al., arXiv 2109.01134, its zero-shot baseline); the 80 ImageNet
-templates and the 7 selected of them are CLIP's (Radford et al., arXiv 2103.00020, the authors' prompt notebook);
+Sources. The template of each dataset is CoOp's (Zhou et al., arXiv 2109.01134, its zero-shot baseline). The 80 ImageNet
+templates, and the 7 selected of them, are CLIP's (Radford et al., arXiv 2103.00020, the authors' prompt notebook).
 MetaPrompt's frozen prompts (arXiv 2212.04196) are these without the period, with "a photo of a {}" for Food101. Where
-the authors of KgCoOp (arXiv 2303.13283), TCP (2311.18231) and ProGrad (2205.14865) use other ones, theirs are below,
-from their repositories htyao89/KgCoOp, htyao89/Textual-based_Class-aware_prompt_tuning and BeierZhu/Prompt-align.
+the authors of KgCoOp (arXiv 2303.13283), TCP (2311.18231) and ProGrad (2205.14865) use other templates, theirs are
+below, from their repositories htyao89/KgCoOp, htyao89/Textual-based_Class-aware_prompt_tuning and
+BeierZhu/Prompt-align.
 """
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 from prompting.errors import PromptingError
 
 DEFAULT = "a photo of a {}."
@@ -75,14 +80,15 @@ IMAGENET_ALL = (
 IMAGENET_FIRST_60 = IMAGENET_ALL[:60]  # PromptSRC's (arXiv 2307.06948), from the authors' code
 
 
-def fill(template, name):
-    """The prompt of a class: `name` at each `{}` of the template."""
+def fill(template: str, name: str) -> str:
+    """The prompt of a class: the template with `name` in the place of each `{}`."""
     return template.replace("{}", name)
 
 
-def check_templates(templates, where):
-    """Raise PromptingError, naming the setting `where`, unless each of `templates` is a text with `{}` for the class
-    name, nothing else in braces, and given once. Two in one text, parted by a comma, are refused, too."""
+def check_templates(templates: object, where: str) -> None:
+    """Raise PromptingError, which names the setting `where`, unless `templates` is a list of texts, each with `{}` for
+    the class name, with no other braces, and given once. Two templates in one text, with a comma between them, are
+    refused, too."""
     if not isinstance(templates, (list, tuple)):
         raise PromptingError(f"{where} must be a list of templates, not {templates!r}")
     for template in templates:
@@ -103,14 +109,14 @@ def check_templates(templates, where):
         raise PromptingError(f"{where} gives the template '{twice}' twice")
 
 
-def template_of(dataset):
+def template_of(dataset: str) -> str:
     """The one template of a dataset; "a photo of a {}." where none was published."""
     return DATASET_TEMPLATES.get(dataset, DEFAULT)
 
 
-def ensemble_of(dataset, everything=False, own=()):
-    """The 7 selected ImageNet templates and the dataset's own (unless it is ImageNet), or all 80. One's `own` templates
-    take the place of the dataset's."""
+def ensemble_of(dataset: str, everything: bool = False, own: Sequence[str] = ()) -> list[str]:
+    """The 7 selected ImageNet templates and the dataset's own (unless it is ImageNet), or all 80. The user's `own`
+    templates take the place of the dataset's."""
     if everything:
         return list(IMAGENET_ALL)
     if own:
@@ -118,7 +124,7 @@ def ensemble_of(dataset, everything=False, own=()):
     return [*IMAGENET_SELECT] + ([] if dataset == "ImageNet" else [template_of(dataset)])
 
 
-def frozen_templates_of(dataset):
+def frozen_templates_of(dataset: str) -> list[str]:
     """MetaPrompt's frozen prompts: the dataset's template without its period; 8 templates for ImageNet and its kin."""
     if "ImageNet" in dataset:
         return [t.rstrip(".") for t in (*IMAGENET_SELECT, DEFAULT)]
@@ -127,35 +133,35 @@ def frozen_templates_of(dataset):
     return [template_of(dataset).rstrip(".")]
 
 
-def cache_templates_of(dataset):
+def cache_templates_of(dataset: str) -> list[str]:
     """Tip-Adapter's (arXiv 2207.09519): the dataset's template; the 7 selected ones for ImageNet."""
     return list(IMAGENET_SELECT) if dataset == "ImageNet" else [template_of(dataset)]
 
 
-def kgcoop_template_of(dataset):
-    """The prompts whose features KgCoOp stays near."""
+def kgcoop_template_of(dataset: str) -> str:
+    """The template whose features KgCoOp holds the learned ones near."""
     return KGCOOP_TEMPLATES.get(dataset, template_of(dataset))
 
 
-def tcp_template_of(dataset):
-    """The prompts of TCP's frozen class features."""
+def tcp_template_of(dataset: str) -> str:
+    """The template of TCP's frozen class features."""
     return TCP_TEMPLATES.get(dataset, template_of(dataset))
 
 
-def tcp_words_of(dataset, own=()):
-    """(before, after): the fixed words around the class name in TCP's learned prompt; what stands behind the name in
-    the first of one's `own` templates where there are any."""
+def tcp_words_of(dataset: str, own: Sequence[str] = ()) -> tuple[str, str]:
+    """(before, after): the fixed words around the class name in TCP's learned prompt. Where the user has templates of
+    their `own`, nothing stands before the name, and what the first of them has behind it stands after."""
     if own:
         return "", own[0].rpartition("{}")[2]
     return TCP_WORDS.get(dataset, ("", "."))
 
 
-def leading_template_of(dataset):
-    """A template whose words all stand before the class name, which a context can start from (ProGrad)."""
+def leading_template_of(dataset: str) -> str:
+    """A template with all its words before the class name, so that a context can start from them (ProGrad)."""
     return LEADING_TEMPLATES.get(dataset, template_of(dataset))
 
 
-def leading_words(template):
-    """The words before the class name of a template that has none behind it, None for another template."""
+def leading_words(template: str) -> str | None:
+    """The words before the class name; None for a template with words behind it."""
     before, _, after = template.partition("{}")
     return before.strip() if not after.strip(" .") else None

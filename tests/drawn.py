@@ -14,7 +14,7 @@ from datasets.vlcs import VLCS
 
 CLASSES = ["horse", "dog", "alarm_clock", "house", "guitar", "water_lilly"]  # label order, not the order of names
 PACS_CLASSES = ["dog", "elephant", "guitar", "house"]
-PARTS = {"train": 4, "val": 5, "test": 3}  # images a class
+PARTS = {"train": 4, "val": 5, "test": 3}  # images per class
 DOMAIN_PARTS = {"train": 3, "crossval": 2}
 CONFIG = """
 DATALOADER:

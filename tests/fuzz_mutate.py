@@ -186,7 +186,7 @@ def places(tree, found=None, depth=0):
 def _change(rng, tree, values, tensors):
     known = places(tree)
     if not known or rng.random() < 0.03:
-        return rng.choice(values)
+        return copied(rng.choice(values))
     branch, key = rng.choice(known)
     # branches hold few of all places, and what lies high up is read first
     if rng.random() < 0.3 and (high := [place for place in known if place[0] is tree]):
@@ -195,13 +195,13 @@ def _change(rng, tree, values, tensors):
     if kind <= 2:
         branch[key] = twisted(rng, value, tensors)
     elif kind <= 4:
-        branch[key] = rng.choice(values)
+        branch[key] = copied(rng.choice(values))
     elif kind == 5:
         del branch[key]
     elif kind == 6:
         name = rng.choice((str(key) + "x", rng.choice(TEXTS), rng.choice(NUMBERS) if tensors else ""))
         if isinstance(branch, dict):
-            branch[name] = branch.pop(key) if rng.random() < 0.5 else rng.choice(values)
+            branch[name] = branch.pop(key) if rng.random() < 0.5 else copied(rng.choice(values))
         else:
             branch.insert(key, copied(value))
     elif kind == 7:

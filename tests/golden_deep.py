@@ -74,7 +74,7 @@ class PromptSRC(Independent):
             trainer.after_epoch()
 
     def extras(self, trainer):
-        yield "frozen text features", trainer.frozen_text, self.record["extra/fixed_text_features"]
+        yield "frozen text features", trainer.frozen_text_features, self.record["extra/fixed_text_features"]
         weights = [trainer.epoch_weight(epoch) for epoch in range(1, self.meta["max_epoch"] + 1)]
         yield "epoch weights", weights, self.record["extra/epoch_weights"]
         if self.epoch_ends:
@@ -132,7 +132,7 @@ class ProMetaR(Independent):
         return trainer.node.LR_RATIO * summary["query"]
 
     def extras(self, trainer):
-        yield "frozen text features", trainer.frozen_text, self.record["extra/fixed_text_features"]
+        yield "frozen text features", trainer.frozen_text_features, self.record["extra/fixed_text_features"]
 
 
 CASES = {"MaPLe": Coupled, "IVLP": Independent, "VPT": VPT, "PromptSRC": PromptSRC, "CoPrompt": CoPrompt,

@@ -23,7 +23,7 @@ class KgCoOp(ContextCase):
         return {**super().options(), "CTX_INIT": ""}
 
     def extras(self, trainer):
-        return [("frozen text features", trainer.frozen_text, self.record["extra/frozen_text_features"])]
+        return [("frozen text features", trainer.frozen_text_features, self.record["extra/frozen_text_features"])]
 
 
 class TCP(ContextCase):
@@ -34,7 +34,7 @@ class TCP(ContextCase):
         return {**super().options(), "LAYER": 2}
 
     def extras(self, trainer):
-        return [("frozen text features", trainer.model.frozen_text, self.record["extra/frozen_text_features"])]
+        return [("frozen text features", trainer.model.frozen_text_features, self.record["extra/frozen_text_features"])]
 
 
 class ProGrad(ContextCase):

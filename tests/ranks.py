@@ -32,11 +32,11 @@ from dassl.utils import rank  # noqa: E402
 from datasets import shapes  # noqa: E402
 from training import run as one_run  # noqa: E402
 
-PART_SIZES = dict.fromkeys(shapes.DOMAINS, (3, 1, 2))  # images a class; 24 test images of base classes
+PART_SIZES = dict.fromkeys(shapes.DOMAINS, (3, 1, 2))  # images per class; 24 test images of base classes
 BASE = ("DATASET.NUM_SHOTS", 2, "DATASET.SUBSAMPLE_CLASSES", "base")
 VARIANTS = {  # what the trainers' configs leave out
     "CoOp, by loss.backward()": ("CoOp", BASE),
-    "CoOp, own context a class": ("CoOp", (*BASE, "TRAINER.COOP.CSC", True)),
+    "CoOp, own context per class": ("CoOp", (*BASE, "TRAINER.COOP.CSC", True)),
     "MetaPrompt, second order": ("MetaPrompt", (*BASE, "TRAINER.METAPROMPT.ORDER", 2)),
     "MetaPrompt, released": ("MetaPrompt", (*BASE, "TRAINER.METAPROMPT.VARIANT", "released")),
     "MetaPrompt, domain split": ("MetaPrompt", ("DATASET.NUM_SHOTS", 1)),

@@ -173,7 +173,7 @@ def test_submitits_signal_stops_at_the_batch_and_requeues(one_run, clips, out, m
             in_task(cluster.Task((one_run,)), requeued)
     assert requeued == [signal.SIGUSR2]
     stopped = torch.load(Path(one_run.folder) / "prompt_learner" / "model-interrupted.pth.tar", weights_only=True)
-    assert (stopped["epoch"], stopped["step"]) == (1, 1)  # the drawn images are one batch an epoch
+    assert (stopped["epoch"], stopped["step"]) == (1, 1)  # the drawn images are one batch per epoch
     in_task(cluster.Task((one_run,)).checkpoint().function, requeued)
     assert len(requeued) == 1
     numbers = finished(one_run)["metrics"]

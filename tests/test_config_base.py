@@ -8,7 +8,9 @@ import yaml
 
 import train
 from dassl.config import get_cfg_default, merge_file, methods_of, write_config
+from dassl.config.effect import EFFECTS, RunFacts, without_effect
 from dassl.config.reading import MOST_CONFIG_BYTES, MOST_DEEP, MOST_FILES, config_layers
+from dassl.engine import build_trainer
 from dassl.utils import InputError
 from training.build_config import CONFIGS as CONFIG_FOLDER
 from training.build_config import owner_of_config
@@ -34,6 +36,11 @@ def merged(path):
     cfg = get_cfg_default()
     merge_file(cfg, path, open_trainer=True)
     return cfg
+
+
+def leaves(tree, prefix=""):
+    for name, value in tree.items():
+        yield from leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else [f"{prefix}{name}"]
 
 
 def told(path):
@@ -189,3 +196,26 @@ def test_no_input_is_written_out_twice():
     for (one, keys), (other, others) in itertools.combinations(blocks, 2):
         both = {key for key in keys if keys[key] == others.get(key)}
         assert len(both) < 2 or {one.parent.name, other.parent.name} == {"inputs"}, (one, other, both)
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    """{backbone: loaded CLIP}, filled by the first trainer."""
+    return {}
+
+
+@pytest.mark.parametrize("method", sorted(path.name for path in (CONFIGS / "trainers").iterdir()))
+def test_no_config_sets_a_key_that_acts_nowhere(method, drawn_root, tmp_path, loaded):
+    def config(path):
+        return train.build_config(train.parse_arguments([
+            "--root", str(drawn_root), "--trainer", method, "--config-file", str(path), "--dataset-config-file",
+            str(CONFIGS / "datasets" / "caltech101.yaml"), "--output-dir", str(tmp_path), "DATASET.NUM_SHOTS", "1"]))
+
+    folder = CONFIGS / "trainers" / method
+    trainer = build_trainer(config(folder / "tiny.yaml"), clips=loaded)
+    for path in folder.glob("*.yaml"):
+        facts, known = RunFacts(config(path), trainer), train.default_config()
+        said = set(leaves(yaml.safe_load(path.read_text()))) & set(EFFECTS)
+        assert "DATALOADER.TEST.BATCH_SIZE" in said
+        assert [key for key in said if not EFFECTS[key][1](facts)] == []
+        assert without_effect(facts, known, set()) == {}

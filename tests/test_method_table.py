@@ -28,7 +28,7 @@ def test_parameters_grow_with_the_classes_where_they_belong_to_them(monkeypatch)
 
     monkeypatch.setattr(method_table, "count_num_param", lambda params: 5 + 9 * len(params))
     build = lambda method, config, key, which: Trainer(12 if which == "base" else 24)  # noqa: E731
-    assert method_table.parameters(build, "Some") == "5 + 9 a class"
+    assert method_table.parameters(build, "Some") == "5 + 9 per class"
 
 
 def test_the_table_goes_between_its_marks(tmp_path, monkeypatch, capsys):
@@ -54,4 +54,4 @@ def test_the_table_goes_between_its_marks(tmp_path, monkeypatch, capsys):
 def test_a_row_is_measured(tmp_path, capsys):
     method_table.main(["--trainer", "LinearProbe", "--repeats", "2", "--root", str(tmp_path)])
     cells = [cell.strip() for cell in capsys.readouterr().out.splitlines()[-1].strip("|").split("|")]
-    assert cells[0] == "LinearProbe" and cells[3] == "513 a class" and cells[4] == "no" and float(cells[7]) > 0
+    assert cells[0] == "LinearProbe" and cells[3] == "513 per class" and cells[4] == "no" and float(cells[7]) > 0

@@ -17,7 +17,7 @@ from yacs.config import CfgNode as CN
 import train
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import InputError
-from prompting import backbone
+from prompting import backbone, weights
 from tools import protocol
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,7 +88,7 @@ def test_foreign_code_loads_the_clip_that_comes_along(monkeypatch):
     expected = backbone.load_clip("tiny").state_dict()
     assert loaded.keys() == expected.keys()
     assert all(torch.equal(loaded[name].float(), tensor) for name, tensor in expected.items())
-    assert "tiny" not in backbone._published_urls()
+    assert "tiny" not in weights.published_urls()
 
 
 @pytest.mark.usefixtures("cache", "own_registries")

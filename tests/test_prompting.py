@@ -24,7 +24,7 @@ NAMES = ["dog", "alarm_clock", "Boeing 737-200", "a"]
 
 # ---- plain formulations, written down once more ----
 def plain_text(model, ctx, names, position, deep=None):
-    """77 tokens a class through OpenAI's own blocks; ctx (C, n, W)."""
+    """77 tokens per class through OpenAI's own blocks; ctx (C, n, W)."""
     n, rows, eots = ctx.shape[1], [], []
     for context, name in zip(ctx, names):
         name = name.replace("_", " ")
@@ -118,7 +118,7 @@ def test_a_class_name_beyond_the_context_is_an_error(towers):
     with pytest.raises(PromptingError, match="too long"):
         ClassPrompts(towers.text, ["dog", "very " * 80 + "long"], 4)
     with pytest.raises(PromptingError, match="77"):
-        towers.frozen_text(["very " * 80 + "long"], ["a photo of a {}."])
+        towers.encode_classnames(["very " * 80 + "long"], ["a photo of a {}."])
 
 
 # ---- image tower ----
@@ -245,7 +245,7 @@ def test_frozen_text_of_several_templates(towers, clip_model):
     names, templates = ["dog", "cat"], ["a photo of a {}.", "art of the {}."]
     texts = [clip.tokenize([t.format(n) for n in names]) for t in templates]
     parts = [F.normalize(clip_model.encode_text(text), dim=-1) for text in texts]
-    same(towers.frozen_text(names, templates), F.normalize(sum(parts) / 2, dim=-1))
+    same(towers.encode_classnames(names, templates), F.normalize(sum(parts) / 2, dim=-1))
 
 
 # ---- episodes ----
@@ -317,7 +317,7 @@ def test_second_order_goes_through_both_towers(towers):
     """The meta-gradient of order 2 by finite differences of the first-order quantity it differentiates."""
     torch.manual_seed(0)
     embedded = towers.image.embed(torch.randn(4, 3, 32, 32))
-    text = towers.frozen_text(["dog", "cat"], ["a photo of a {}"])
+    text = towers.encode_classnames(["dog", "cat"], ["a photo of a {}"])
     label = torch.tensor([0, 1, 0, 1])
     phi = (torch.randn(2, 2, 128) * 0.02).requires_grad_()
 

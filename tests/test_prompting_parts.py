@@ -16,17 +16,18 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
-import prompting.backbone as backbone
 import tiny_clip
-from prompting import ClassPrompts, PromptingError, Towers, load_clip, memory, templates
+from prompting import ClassPrompts, PromptingError, Towers, backbone, load_clip, memory, normalize, templates
+from prompting import weights as weight_files
 from prompting.adapter import Adapter
 from prompting.blocks import Block, differentiable_attention
 from prompting.cache import CacheCLIP
+from prompting.class_prompts import Prompts
 from prompting.consistency import cosine_distance, diverse_text_features, l1_distance
 from prompting.episodes import halve_classes, meta_gradient, plain_gradient, splittable_order
 from prompting.model import Prompt, PromptedCLIP, random_vectors
 from prompting.precision import GradientOverflow, Precision, all_finite
-from prompting.text import KEPT_PER_KEY, KEPT_PER_TOKEN, Prompts, TextTower
+from prompting.text import KEPT_PER_KEY, KEPT_PER_TOKEN, TextTower
 
 OPENAI = "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"  # of ViT-B/16
 NOWHERE = "https://127.0.0.1:9"
@@ -35,50 +36,50 @@ NOWHERE = "https://127.0.0.1:9"
 # ---- backbones: names, digests, facts ----
 def test_names_that_are_known():
     published = [name for name in clip.available_models() if not name.endswith(".pt")]  # other tests add files
-    assert backbone.known_names() == ["tiny", *published]
+    assert weight_files.known_names() == ["tiny", *published]
 
 
 def test_a_digest_is_of_the_content(tmp_path, clip_file):
     path = tmp_path / "weights.pt"
     path.write_bytes(b"x" * (2**20 + 5))
-    assert backbone.weights_digest(str(path)) == hashlib.sha256(b"x" * (2**20 + 5)).hexdigest()
+    assert weight_files.weights_digest(str(path)) == hashlib.sha256(b"x" * (2**20 + 5)).hexdigest()
     path.write_bytes(b"y" * (2**20 + 6))
-    assert backbone.weights_digest(str(path)) == hashlib.sha256(b"y" * (2**20 + 6)).hexdigest()
-    shipped = backbone.SHIPPED["tiny"]
+    assert weight_files.weights_digest(str(path)) == hashlib.sha256(b"y" * (2**20 + 6)).hexdigest()
+    shipped = weight_files.SHIPPED["tiny"]
     with open(shipped, "rb") as file:
-        assert backbone.weights_digest("tiny") == hashlib.sha256(file.read()).hexdigest()
-    assert backbone.weights_digest("ViT-B/16") == OPENAI
-    assert backbone.weights_digest("ViT-Z/99") is None
-    assert load_clip(clip_file).weights_digest == backbone.weights_digest(clip_file)
+        assert weight_files.weights_digest("tiny") == hashlib.sha256(file.read()).hexdigest()
+    assert weight_files.weights_digest("ViT-B/16") == OPENAI
+    assert weight_files.weights_digest("ViT-Z/99") is None
+    assert load_clip(clip_file).weights_digest == weight_files.weights_digest(clip_file)
 
 
 def test_files_of_one_size_and_time_have_digests_of_their_own(tmp_path):
     for name in "ab":
         (tmp_path / name).write_text(name)
         os.utime(tmp_path / name, ns=(10**9, 10**9))
-    assert backbone.weights_digest(str(tmp_path / "a")) == hashlib.sha256(b"a").hexdigest()
-    assert backbone.weights_digest(str(tmp_path / "b")) == hashlib.sha256(b"b").hexdigest()
+    assert weight_files.weights_digest(str(tmp_path / "a")) == hashlib.sha256(b"a").hexdigest()
+    assert weight_files.weights_digest(str(tmp_path / "b")) == hashlib.sha256(b"b").hexdigest()
     time.sleep(0.01)  # a disk's clock has steps
     (tmp_path / "a").write_text("c")
     os.utime(tmp_path / "a", ns=(10**9, 10**9))  # set back; its time of change is not
-    assert backbone.weights_digest(str(tmp_path / "a")) == hashlib.sha256(b"c").hexdigest()
+    assert weight_files.weights_digest(str(tmp_path / "a")) == hashlib.sha256(b"c").hexdigest()
 
 
 def test_a_digest_is_not_read_twice(tmp_path, monkeypatch):
     path = tmp_path / "weights.pt"
     path.write_bytes(b"x")
-    first = backbone.weights_digest(str(path))
-    monkeypatch.setattr(backbone.hashlib, "sha256", lambda: pytest.fail("read again"))
-    assert backbone.weights_digest(str(path)) == first
+    first = weight_files.weights_digest(str(path))
+    monkeypatch.setattr(weight_files.hashlib, "sha256", lambda: pytest.fail("read again"))
+    assert weight_files.weights_digest(str(path)) == first
     monkeypatch.undo()
     os.utime(path, ns=(1, 1))  # as large as before, but changed
     path.write_bytes(b"z")
-    assert backbone.weights_digest(str(path)) == hashlib.sha256(b"z").hexdigest()
+    assert weight_files.weights_digest(str(path)) == hashlib.sha256(b"z").hexdigest()
 
 
 def test_what_is_known_of_a_vit_and_of_a_resnet(clip_file, clip_model, resnet_file):
     assert backbone.describe_backbone(clip_model, "mine") == {
-        "name": "mine", "digest": backbone.weights_digest(clip_file), "published": False, "activation": "QuickGELU",
+        "name": "mine", "digest": weight_files.weights_digest(clip_file), "published": False, "activation": "QuickGELU",
         "heads": {"text": 2, "image": 2}}
     resnet = load_clip(resnet_file)  # its image tower has 32 * 16 channels
     assert backbone.describe_backbone(resnet)["heads"] == {"text": 1, "image": 8}
@@ -145,14 +146,14 @@ def test_the_note_on_weights_is_for_files_that_are_not_published(tmp_path, clip_
 
 # ---- backbones: loading ----
 def test_the_shipped_clip_has_every_token():
-    stored = load_file(backbone.SHIPPED["tiny"])
+    stored = load_file(weight_files.SHIPPED["tiny"])
     rows, values = stored["token_embedding.rows"], stored["token_embedding.values"].float()
     weight = load_clip("tiny").token_embedding.weight
     assert weight.shape == (49408, values.shape[1]) and torch.equal(weight[rows], values)
     other = torch.ones(len(weight), dtype=torch.bool)
     other[rows] = False
     assert weight[other].abs().max() <= 0.035 and weight[other].std().item() == pytest.approx(0.035 / 3 ** 0.5, 0.01)
-    whole = backbone.whole_vocabulary({**stored, "counter": torch.tensor(3), "half": torch.ones(2).half()})
+    whole = weight_files.whole_vocabulary({**stored, "counter": torch.tensor(3), "half": torch.ones(2).half()})
     assert torch.equal(whole["token_embedding.weight"], weight)  # drawn with a fixed seed,
     drawn = hashlib.sha256(weight[other].detach().numpy().tobytes()).hexdigest()
     assert drawn == "a58dc5a743ad3f83cfa813aac3fd2c57a8f1cf405f5630a7e0d7b060c46f7fcc"  # and the same for ever
@@ -191,9 +192,9 @@ def test_damaged_files_are_named(tmp_path):
 
 
 def test_the_first_line_of_an_error_is_short():
-    assert backbone._first_line(ValueError(" \n first \n second")) == "first "
-    assert backbone._first_line(ValueError("x" * 200)) == "x" * 120
-    assert backbone._first_line(KeyError()) == "KeyError"
+    assert weight_files.first_line(ValueError(" \n first \n second")) == "first "
+    assert weight_files.first_line(ValueError("x" * 200)) == "x" * 120
+    assert weight_files.first_line(KeyError()) == "KeyError"
 
 
 def test_sizes_beside_the_tensors_are_no_tensors_of_the_model(tmp_path, clip_model):
@@ -219,9 +220,9 @@ def test_a_folder_that_cannot_be_written_is_no_fault(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with warnings.catch_warnings(record=True) as shown:
         warnings.simplefilter("always")
-        assert backbone._from_archive("x.pt", "0" * 64, str(tmp_path / "file" / "cache")) is weights
+        assert weight_files._read_archive("x.pt", "0" * 64, str(tmp_path / "file" / "cache")) is weights
     assert [str(warning.message) for warning in shown] == ["look here"]
-    assert backbone._from_archive("x.pt", "0" * 64, str(tmp_path / "new" / "cache")) is weights
+    assert weight_files._read_archive("x.pt", "0" * 64, str(tmp_path / "new" / "cache")) is weights
     kept = list((tmp_path / "new" / "cache").iterdir())
     assert [path.name for path in kept] == ["0" * 64 + ".safetensors"]
     assert torch.equal(load_file(kept[0])["a"], weights["a"])
@@ -232,7 +233,7 @@ def test_what_torch_says_of_an_archive_is_not_shown(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "load", lambda path, **words: warnings.warn("an archive", stacklevel=1) or {"a": words})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        loaded = backbone._from_file(str(tmp_path / "x.pt"), "/cache")
+        loaded = weight_files.read_file(str(tmp_path / "x.pt"), "/cache")
     assert loaded == {"a": {"map_location": "cpu", "weights_only": True}}
 
 
@@ -241,8 +242,8 @@ def test_a_published_archive_is_known_by_its_content(tmp_path, monkeypatch):
     path.write_text("an archive")
     digest = hashlib.sha256(b"an archive").hexdigest()
     monkeypatch.setitem(clip._MODELS, "mine", f"{NOWHERE}/{digest}/mine.pt")
-    monkeypatch.setattr(backbone, "_from_archive", lambda *words: words)
-    assert backbone._from_file(str(path), "/cache") == (str(path), digest, "/cache")
+    monkeypatch.setattr(weight_files, "_read_archive", lambda *words: words)
+    assert weight_files.read_file(str(path), "/cache") == (str(path), digest, "/cache")
 
 
 def test_the_cache_of_downloads_is_a_folder_at_home(monkeypatch, tmp_path):
@@ -275,7 +276,7 @@ def test_foreign_code_finds_the_weights_by_name(tmp_path, monkeypatch, clip_file
     assert clip._download("https://x/y") == "/other/file"
     backbone.serve_foreign_code("tiny", cache=str(tmp_path / "cache"))
     path = clip._download(clip._MODELS["tiny"], "/anywhere")
-    assert path == str(tmp_path / "cache" / f"{backbone.weights_digest('tiny')}.pt")
+    assert path == str(tmp_path / "cache" / f"{weight_files.weights_digest('tiny')}.pt")
     assert [file.name for file in (tmp_path / "cache").iterdir()] == [os.path.basename(path)]
     assert torch.equal(torch.load(path, weights_only=True)["visual.proj"], load_clip("tiny").visual.proj)
     changed = os.stat(path).st_mtime_ns
@@ -316,12 +317,12 @@ def test_features_of_frozen_text_and_logits_by_hand(towers, clip_model):
     with torch.no_grad():
         parts = [F.normalize(clip_model.encode_text(clip.tokenize([s.replace("{}", n) for n in names])), dim=-1)
                  for s in sentences]
-    torch.testing.assert_close(towers.frozen_text(names, sentences), F.normalize(parts[0] + parts[1], dim=-1))
-    assert not towers.frozen_text(names, sentences).requires_grad
+    torch.testing.assert_close(towers.encode_classnames(names, sentences), F.normalize(parts[0] + parts[1], dim=-1))
+    assert not towers.encode_classnames(names, sentences).requires_grad
     images, text = torch.randn(3, 64).half(), torch.randn(2, 64)
     expected = clip_model.logit_scale.exp() * F.normalize(images.float(), dim=1) @ F.normalize(text, dim=1).T
     torch.testing.assert_close(towers.cosine_logits(images, text), expected)
-    assert backbone.normalize(images).dtype == torch.float32
+    assert normalize(images).dtype == torch.float32
 
 
 def test_a_block_taken_apart_is_the_block(clip_model):
@@ -439,7 +440,7 @@ def test_precisions(name, device, known_as, dtype, scaled):
     precision = Precision(name, torch.device(device))
     assert (precision.name, precision.dtype, precision.scaled) == (known_as, dtype, scaled)
     assert precision.scale == (65536.0 if scaled else 1.0) and precision.half is (name == "fp16")
-    assert precision.ranks.size == 1
+    assert precision.ranks.world_size == 1
     if device == "cpu":
         with precision.autocast():
             assert torch.is_autocast_enabled("cpu") is (name == "amp")

@@ -74,7 +74,7 @@ def test_processes_on_one_machine_share_its_cores_for_reading(monkeypatch):
 
     cores = len(os.sched_getaffinity(0))
     assert workers() == min(2, cores)
-    monkeypatch.setattr("dassl.data.data_manager.processes_here", lambda: cores)
+    monkeypatch.setattr("dassl.data.data_manager.local_world_size", lambda: cores)
     assert workers() == 1
 
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import tiny_clip
+from dassl.utils import distributed as module
 from dassl.utils import share_of
+from dassl.utils.distributed import Ranks
 from harness import make_trainer
 from prompting import ClassPrompts, PromptingError, Towers
-from prompting import ranks as module
 from prompting.precision import Precision
-from prompting.ranks import Ranks
 from prompting.text import WORTH_DIVIDING, TextTower
 from training import prompt_trainer as base
 
@@ -79,9 +79,9 @@ def derivatives(rows, ranks):
     found = ranks.divide(len(rows), lambda part: (rows[part] @ weight).tanh())
     loss = (found.square() * torch.arange(1, len(rows) + 1)[:, None]).sum()
     first = torch.autograd.grad(loss, weight, create_graph=True)[0]
-    first, = ranks.mean([first])
+    first, = ranks.all_reduce_mean([first])
     second = torch.autograd.grad(first.square().sum(), weight)[0]
-    second, = ranks.mean([second])
+    second, = ranks.all_reduce_mean([second])
     return [tensor.detach() for tensor in (found, loss, first, second)]
 
 
@@ -103,7 +103,7 @@ def test_rows_along_another_dimension_and_of_any_type(group):
         def divided(rank, values=values):
             ranks = Ranks(rank, group.size)
             own = values[:, ranks.share(5)]
-            return ranks.gather(own, 5, dim=1), ranks.divide(5, lambda part: values[:, part], dim=1)
+            return ranks.all_gather(own, 5, dim=1), ranks.divide(5, lambda part: values[:, part], dim=1)
 
         for gathered, made in group.run(divided):
             assert torch.equal(gathered, values) and torch.equal(made, values) and made.dtype == kind
@@ -125,29 +125,29 @@ def test_a_rank_makes_its_share_and_no_more(group, n):
 def test_the_mean_is_over_the_ranks(group):
     tensors = [[torch.full((2, 2), float(rank)), torch.tensor([10.0 * rank])] for rank in range(group.size)]
     middle = (group.size - 1) / 2
-    for one, other in group.run(lambda rank: Ranks(rank, group.size).mean(tensors[rank])):
+    for one, other in group.run(lambda rank: Ranks(rank, group.size).all_reduce_mean(tensors[rank])):
         assert torch.equal(one, torch.full((2, 2), middle)) and torch.equal(other, torch.tensor([10 * middle]))
-    assert Ranks(1, group.size).mean([]) == [] and Ranks().mean(tensors[0]) is tensors[0]
-    assert Ranks().gather(tensors[0][0], 2) is tensors[0][0]
+    assert Ranks(1, group.size).all_reduce_mean([]) == [] and Ranks().all_reduce_mean(tensors[0]) is tensors[0]
+    assert Ranks().all_gather(tensors[0][0], 2) is tensors[0][0]
 
 
-def test_apart_a_rank_works_alone_and_then_together_again():
+def test_without_sync_a_rank_works_alone():
     ranks = Ranks(1, 3)
-    with contextlib.suppress(KeyError), ranks.apart():
-        assert (ranks.rank, ranks.size) == (0, 1)
+    with contextlib.suppress(KeyError), ranks.no_sync():
+        assert (ranks.rank, ranks.world_size) == (0, 1)
         raise KeyError
-    assert (ranks.rank, ranks.size) == (1, 3)
+    assert (ranks.rank, ranks.world_size) == (1, 3)
     assert ranks.share(7) == slice(2, 4) and ranks.share(7, 2) == slice(4, 7) and Ranks().share(4) == slice(0, 4)
 
 
 def test_a_run_without_a_group_is_one_rank(monkeypatch):
-    assert vars(Ranks.of_this_run()) == {"rank": 0, "size": 1} == vars(Ranks())
+    assert vars(Ranks.of_this_run()) == {"rank": 0, "world_size": 1} == vars(Ranks())
     monkeypatch.setattr(module.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(module.distributed, "get_rank", lambda: 2)
     monkeypatch.setattr(module.distributed, "get_world_size", lambda: 5)
-    assert vars(Ranks.of_this_run()) == {"rank": 2, "size": 5}
+    assert vars(Ranks.of_this_run()) == {"rank": 2, "world_size": 5}
     monkeypatch.setattr(module.distributed, "is_available", lambda: False)
-    assert vars(Ranks.of_this_run()) == {"rank": 0, "size": 1}
+    assert vars(Ranks.of_this_run()) == {"rank": 0, "world_size": 1}
 
 
 def test_shares_are_neighbours_and_cover_all():
@@ -162,7 +162,7 @@ def test_shares_are_neighbours_and_cover_all():
 def test_scaled_gradients_stay_as_large_as_those_of_one_process():
     """Inside the towers the gradients of all ranks are added up; half precision has no room for their sum."""
     class Four(Ranks):
-        def mean(self, tensors):
+        def all_reduce_mean(self, tensors):
             return tensors
 
     precision = Precision("fp32", torch.device("cpu"), Four(0, 4))
@@ -177,8 +177,8 @@ def test_scaled_gradients_stay_as_large_as_those_of_one_process():
 # ---- the towers ----
 FORMS = {  # name: (context, deep prompts of all classes, of each class's own, what the ranks divide the pass by)
     "shared": ((2, 128), None, None, "classes"), "deep": ((2, 128), (2, 128), None, "classes"),
-    "a class's own": ((5, 1, 2, 128), None, None, "classes"),
-    "a class's own deep": ((5, 1, 2, 128), None, (5, 2, 128), "classes"), "an image's own": ((6, 2, 128), None, None,
+    "per class": ((5, 1, 2, 128), None, None, "classes"),
+    "deep per class": ((5, 1, 2, 128), None, (5, 2, 128), "classes"), "per image": ((6, 2, 128), None, None,
                                                                                             "groups"),
 }
 
@@ -203,10 +203,10 @@ def test_a_text_pass_is_that_of_one_rank(form, group, clip_model, monkeypatch):
         features = text.encode(prompts, dict(zip(deep, learned[1:])))
         features = features.float()
         loss = (features * torch.linspace(-1, 1, features.shape[-1])).square().sum()
-        return divided, passes, features.detach(), ranks.mean(list(torch.autograd.grad(loss, learned)))
+        return divided, passes, features.detach(), ranks.all_reduce_mean(list(torch.autograd.grad(loss, learned)))
 
     _, whole, features, gradients = encoded(Ranks())
-    groups = len(ctx) if form == "an image's own" else 1
+    groups = len(ctx) if form == "per image" else 1
     assert whole == [(groups, len(NAMES))]
     found = group.run(lambda rank: encoded(Ranks(rank, group.size)))
     shares = [share_of(groups if by == "groups" else len(NAMES), rank, group.size) for rank in range(group.size)]
@@ -249,7 +249,7 @@ def test_an_image_pass_is_that_of_one_rank(images, group, clip_model):
         learned = [prompt.clone().requires_grad_() for prompt in prompts]
         features = image.encode(image.embed(pictures), learned)
         gradients = torch.autograd.grad(features.square().sum(), learned)
-        return features.detach(), image.encode_plain(pictures).detach(), ranks.mean(list(gradients))
+        return features.detach(), image.encode_unprompted(pictures).detach(), ranks.all_reduce_mean(list(gradients))
 
     features, plain, gradients = encoded(Ranks())
     for found, found_plain, own_gradients in group.run(lambda rank: encoded(Ranks(rank, group.size))):

@@ -310,12 +310,13 @@ def test_bad_settings_are_refused_in_one_line(method, options, message, clip_mod
 # ---- templates of one's own ----
 OWN = ["an X-ray of a {}.", "a scan of the {}"]
 FROZEN = {  # where a method keeps the features of its frozen prompts
-    "ZeroshotCLIP": lambda t: t.model.text_features, "CLIPAdapter": lambda t: t.model.text_features,
-    "TipAdapter": lambda t: t.model.text_features, "LinearProbe": lambda t: t.model.weight,
-    "KgCoOp": lambda t: t.frozen_text, "TCP": lambda t: t.model.frozen_text, "ProGrad": lambda t: t.zero_shot_text,
-    "MetaPrompt": lambda t: t.model.frozen_text, "VPT": lambda t: t.model.frozen_text,
-    "PromptSRC": lambda t: t.frozen_text, "ProMetaR": lambda t: t.frozen_text,
-    "CoPrompt": lambda t: t.sentence_features, "ZeroshotCLIP2": lambda t: t.model.text_features,
+    "ZeroshotCLIP": lambda t: t.model.frozen_text_features, "CLIPAdapter": lambda t: t.model.frozen_text_features,
+    "TipAdapter": lambda t: t.model.frozen_text_features, "LinearProbe": lambda t: t.model.weight,
+    "KgCoOp": lambda t: t.frozen_text_features, "TCP": lambda t: t.model.frozen_text_features,
+    "ProGrad": lambda t: t.frozen_text_features,
+    "MetaPrompt": lambda t: t.model.frozen_text_features, "VPT": lambda t: t.model.frozen_text_features,
+    "PromptSRC": lambda t: t.frozen_text_features, "ProMetaR": lambda t: t.frozen_text_features,
+    "CoPrompt": lambda t: t.sentence_features, "ZeroshotCLIP2": lambda t: t.model.frozen_text_features,
 }
 
 
@@ -330,9 +331,9 @@ def test_own_templates_are_every_method_s_frozen_prompts(method, clip_model, cap
     trainer = make_trainer(method, clip_model, NAMES, options, dataset="OxfordPets", settings={
         "DATASET.TEMPLATES": OWN})
     towers, names = trainer.towers, [name.replace("_", " ") for name in NAMES]
-    expected = towers.frozen_text(names, OWN)
+    expected = towers.encode_classnames(names, OWN)
     if method == "ZeroshotCLIP2":
-        expected = towers.frozen_text(names, [*IMAGENET_SELECT, *OWN])
+        expected = towers.encode_classnames(names, [*IMAGENET_SELECT, *OWN])
     elif method == "CoPrompt":
         expected = torch.stack([towers.text.encode_texts([t.replace("{}", name) for name in names])
                                 for t in (*IMAGENET_SELECT, *OWN)])

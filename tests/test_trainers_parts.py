@@ -429,7 +429,7 @@ def test_prograds_divergence_has_a_temperature():
     ("UCF101", "person doing", "."), ("StanfordCars", "", ", a type of car"), ("Caltech101", "", ".")])
 def test_tcps_prompts_have_the_words_of_the_dataset(dataset, between, after, clip_model):
     model = make_trainer("TCP", clip_model, NAMES, SMALL["TCP"], dataset=dataset).model
-    ours = model.prompts(model.prompt_learner.ctx)
+    ours = model.class_prompts(model.prompt_learner.ctx)
     expected = ClassPrompts(model.towers.text, NAMES, 4, between=between, after=after)(model.prompt_learner.ctx)
     assert torch.equal(ours.suffix, expected.suffix) and torch.equal(ours.eot, expected.eot)
 
@@ -438,7 +438,7 @@ def test_own_templates_say_what_stands_behind_the_name(clip_model):
     settings = {"DATASET.TEMPLATES": ["a {} on an X-ray.", "a {}."]}
     model = make_trainer("TCP", clip_model, NAMES, SMALL["TCP"], dataset="UCF101", settings=settings).model
     expected = ClassPrompts(model.towers.text, NAMES, 4, after=" on an X-ray.")(model.prompt_learner.ctx)
-    assert torch.equal(model.prompts(model.prompt_learner.ctx).suffix, expected.suffix)
+    assert torch.equal(model.class_prompts(model.prompt_learner.ctx).suffix, expected.suffix)
     message = r"none of DATASET.TEMPLATES \(a \{\} on an X-ray., \{\} scan\) has all its words there"
     with pytest.raises(InputError, match=message):
         make_trainer("ProGrad", clip_model, NAMES, {"TEMPLATE_INIT": True}, settings={
@@ -693,7 +693,7 @@ def test_the_cache_by_hand(method, clip_model):
         passes = [clip_model.encode_image(data["img"] + number) for number in range(3)]
         torch.testing.assert_close(keys(trainer), F.normalize(torch.stack(passes).mean(0), dim=1), rtol=1e-4, atol=1e-5)
         images = clip_model.encode_image(batch(6, step=3)["img"])
-        images, text = F.normalize(images, dim=1), trainer.model.text_features
+        images, text = F.normalize(images, dim=1), trainer.model.frozen_text_features
         cache = torch.exp(-5.5 * (1 - images @ keys(trainer).T)) @ F.one_hot(data["label"], 10).float()
         torch.testing.assert_close(logits(trainer, batch(6, step=3)["img"]), 100 * images @ text.T + 1.17 * cache,
                                    rtol=1e-4, atol=1e-3)
@@ -726,7 +726,7 @@ def test_own_templates_of_tip_adapter_come_first(clip_model, towers):
     for own, expected in (((), ["mine {}."]), (("a {}", "the {}"), ["a {}", "the {}"])):
         trainer = make_trainer("TipAdapter", clip_model, NAMES, {"TEMPLATES": own}, settings={
             "DATASET.TEMPLATES": ["mine {}."]})
-        torch.testing.assert_close(trainer.model.text_features, towers.frozen_text(names, expected))
+        torch.testing.assert_close(trainer.model.frozen_text_features, towers.encode_classnames(names, expected))
 
 
 def test_tip_adapter_f_learns_by_adamw_along_a_cosine_over_all_steps(clip_model):

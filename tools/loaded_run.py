@@ -114,7 +114,7 @@ class LoadedRun:
             top: how many of the most probable classes to give.
             files: the images' names in a message, where they are given as PIL images.
         Returns:
-            a list of Prediction, one an image, in order.
+            a list of Prediction, one per image, in order.
         Raises:
             InputError: an image cannot be read, or its logits are not finite; the method cannot score these classes.
         """

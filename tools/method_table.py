@@ -98,8 +98,8 @@ def parameters(build, method):
     if rest:
         raise AssertionError(f"{method}: {counts} parameters do not grow evenly with the classes")
     fixed = less - each * few
-    return " + ".join(part for part in (f"{fixed:,}" if fixed or not each else "", f"{each:,} a class" if each else "")
-                      if part)
+    parts = ([f"{fixed:,}"] if fixed or not each else []) + ([f"{each:,} per class"] if each else [])
+    return " + ".join(parts)
 
 
 def step_times(build, method, args):

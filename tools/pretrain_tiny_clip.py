@@ -331,7 +331,11 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self):
+    def step(self, closure=None):
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:
@@ -342,6 +346,7 @@ class Muon(torch.optim.Optimizer):
                 update = _orthogonal(p.grad.lerp(momentum, group["momentum"]))
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.add_(update, alpha=-group["lr"] * 0.2 * max(p.shape) ** 0.5)
+        return loss
 
 
 def _orthogonal(matrix, steps=5):
@@ -468,10 +473,10 @@ class Evaluation:
                 schedule.step()
         with torch.no_grad():
             text = encode(slice(None))
-        n = len(dataset.CLASSNAMES)
+        n, (tested, tested_labels) = len(dataset.CLASSNAMES), photo
         return {
-            "CoOp photo base": self.accuracy(*photo, text, 0, half),
-            "CoOp photo new": self.accuracy(*photo, text, half, n),
+            "CoOp photo base": self.accuracy(tested, tested_labels, text, 0, half),
+            "CoOp photo new": self.accuracy(tested, tested_labels, text, half, n),
         }
 
 
@@ -725,7 +730,8 @@ def training_losses(model, heads, evaluate, pool, facts, args, step):
     losses = {"heads": args.aux * heads.loss(images, torch.from_numpy(shown).to(args.device))}
     if step >= args.vision_share * args.steps:
         long = step % 10 == 0  # long captions are rare but together, so that the others stay short
-        lines = [caption(rng, *row, long=long and i % 4 == 0) for i, row in enumerate(shown)]
+        lines = [caption(rng, shape, pattern, domain, color, long=long and i % 4 == 0)
+                 for i, (shape, pattern, domain, color) in enumerate(shown)]
         unique = sorted(set(lines))
         which = torch.tensor([unique.index(line) for line in lines], device=args.device)
         losses["contrast"] = contrast(model, images, evaluate.tokens(unique), which)
@@ -752,7 +758,7 @@ def main(argv=None):
     checkpoint = os.path.join(args.work_dir, "checkpoint.pt")
     done, seconds = load_checkpoint(checkpoint, args, (model, heads), optimizers)
     start, begin, language_from = time.time() - seconds, done, args.vision_share * args.steps
-    recent = {}
+    recent: dict[str, list[float]] = {}
     for step in range(done, args.steps):
         losses = training_losses(model.train(), heads, evaluate, pool, facts, args, step)
         rates = [

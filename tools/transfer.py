@@ -1,4 +1,4 @@
-"""One request to a server that ends whatever the server does: it has a clock, and its redirects are counted."""
+"""One HTTP request that ends whatever the server does: its time and its redirects are limited."""
 import io
 import string
 import time
@@ -27,7 +27,7 @@ class Clock:
         self.goal, self.end = self.done + CHECK_EVERY * SLOWEST, time.monotonic() + CHECK_EVERY
 
     def start_over(self):
-        """The server sends the file from its beginning. Raises InputError where it does so again and again."""
+        """The server sends the file from its start. Raises InputError where it does so again and again."""
         self.starts += 1
         if self.starts > ATTEMPTS:
             raise self.stopped("the server starts over each time")
@@ -129,5 +129,5 @@ def timed_handlers(clock):
 
 
 def shown(text, most=200):
-    """The beginning of what a server or an archive says, as it may be printed."""
+    """The first part of what a server or an archive says, as it may be printed."""
     return printable(str(text)[:most])[:most]  # escaped it is longer

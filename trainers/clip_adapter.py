@@ -1,6 +1,6 @@
 """CLIP-Adapter: Gao et al., "CLIP-Adapter: Better Vision-Language Models with Feature Adapters", arXiv 2110.04544.
 
-Learned: a two-layer network behind the image tower, whose output is mixed with the frozen feature.
+Learned: a two-layer network (the adapter) behind the image tower; its output is mixed with the frozen feature.
 """
 from yacs.config import CfgNode as CN
 
@@ -18,7 +18,7 @@ class AdaptedCLIP(FrozenCLIP):
     Args:
         towers: prompting.Towers.
         classnames: n_cls names; templates: their prompts.
-        ratio: the share of what is learned; reduction: how much narrower the network is inside.
+        ratio: the adapter's share of the mixture; reduction: how much narrower the adapter is inside.
     """
 
     def __init__(self, towers, classnames, templates, ratio, reduction):

@@ -9,12 +9,12 @@ from torch import nn
 from yacs.config import CfgNode as CN
 
 from dassl.engine import TRAINER_REGISTRY
-from prompting.backbone import normalize
+from prompting.class_prompts import ClassPrompts
 from prompting.model import Prompt, PromptedCLIP
-from prompting.text import ClassPrompts
+from prompting.towers import normalize
 from training import PromptTrainer
 
-PROMPTS_AT_ONCE = 4096  # prompts (images x classes) that evaluation runs through the text tower together
+PROMPTS_AT_ONCE = 4096  # prompts (images x classes) that evaluation runs through the text tower at a time
 
 
 class CoCoOpCLIP(PromptedCLIP):
@@ -23,12 +23,12 @@ class CoCoOpCLIP(PromptedCLIP):
     Args:
         towers: prompting.Towers.
         classnames: n_cls names.
-        ctx: the start of v, (n_ctx, W).
+        ctx: what v starts as, (n_ctx, W).
     """
 
     def __init__(self, towers, classnames, ctx):
         super().__init__(towers)
-        self.prompts = ClassPrompts(towers.text, classnames, len(ctx))
+        self.class_prompts = ClassPrompts(towers.text, classnames, len(ctx))
         self.prompt_learner = Prompt(ctx)
         hidden = towers.embed_dim // 16
         self.prompt_learner.meta_net = nn.Sequential(OrderedDict([
@@ -38,18 +38,18 @@ class CoCoOpCLIP(PromptedCLIP):
         ]))
 
     def forward(self, images):
-        """Every image has prompts of its own: the text tower runs once an image."""
+        """Every image has prompts of its own: the text tower runs once per image."""
         features = normalize(self.encode_images(images))
         if torch.is_grad_enabled():
             return self.logits_of(features)
-        chunk = max(1, PROMPTS_AT_ONCE // self.prompts.n_cls)
+        chunk = max(1, PROMPTS_AT_ONCE // self.class_prompts.n_cls)
         return torch.cat([self.logits_of(part) for part in features.split(chunk)])
 
     def logits_of(self, features):
         """Normalised image features (B, E) -> (B, n_cls)."""
         shift = self.prompt_learner.meta_net(features)
         ctx = self.prompt_learner.ctx + shift[:, None].float()  # (B, n_ctx, W)
-        text = self.towers.text.encode(self.prompts(ctx))  # (B, n_cls, E)
+        text = self.towers.text.encode(self.class_prompts(ctx))  # (B, n_cls, E)
         return self.towers.cosine_logits(features[:, None], text)[:, 0]
 
 

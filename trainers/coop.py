@@ -1,15 +1,15 @@
 """CoOp: Zhou et al., "Learning to Prompt for Vision-Language Models", arXiv 2109.01134.
 
-Learned: context vectors in front of, around or behind the class name, shared by all classes (unified context) or each
-class's own (class-specific context, CSC), section 3.2.
+Learned: context vectors in front of, around or behind the class name, one set for all classes (unified context) or one
+per class (class-specific context, CSC), section 3.2.
 """
 import torch
 from yacs.config import CfgNode as CN
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import InputError
+from prompting.class_prompts import ClassPrompts
 from prompting.model import Prompt, PromptedCLIP
-from prompting.text import ClassPrompts
 from training import PromptTrainer
 
 
@@ -19,18 +19,18 @@ class CoOpCLIP(PromptedCLIP):
     Args:
         towers: prompting.Towers.
         classnames: n_cls names.
-        ctx: the start, (n_ctx, W) or class-specific (n_cls, n_ctx, W).
+        ctx: what the context starts as, (n_ctx, W) or class-specific (n_cls, n_ctx, W).
         position: of the class token: end, middle or front.
     """
 
     def __init__(self, towers, classnames, ctx, position):
         super().__init__(towers)
         self.prompt_learner = Prompt(ctx)
-        self.prompts = ClassPrompts(towers.text, classnames, ctx.shape[-2], position)
+        self.class_prompts = ClassPrompts(towers.text, classnames, ctx.shape[-2], position)
 
     def encode_classes(self):
         ctx = self.prompt_learner.ctx
-        prompts = self.prompts(ctx[:, None] if ctx.dim() == 3 else ctx)
+        prompts = self.class_prompts(ctx[:, None] if ctx.dim() == 3 else ctx)
         return self.towers.text.encode(prompts)[0]
 
 

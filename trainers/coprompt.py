@@ -1,11 +1,11 @@
 """CoPrompt: Roy and Etemad, "Consistency-guided Prompt Learning for Vision-Language Models", arXiv 2306.01195.
 
 Learned: MaPLe's coupled prompts and an adapter behind each tower. Loss, with t, v the adapted features, s0 the frozen
-feature of one sentence a class and v0 the frozen feature of a second view of the image:
+feature of one sentence per class and v0 the frozen feature of a second view of the image:
 
     CE + W [(1 - mean cos(t, s0)) + (1 - mean cos(v, v0))]
 
-The sentences are written by a language model in the paper; here they come from a JSON file of the user's
+In the paper a language model writes the sentences; here they come from a JSON file of the user's
 (docs/COPROMPT_SENTENCES.md).
 """
 import functools
@@ -18,18 +18,18 @@ from dassl.utils import InputError, open_regular
 from dassl.utils.stored import require
 from dassl.utils.tools import MOST_JSON
 from prompting.adapter import Adapter
+from prompting.class_prompts import readable
 from prompting.consistency import cosine_distance
 from prompting.deep import CoupledCLIP
 from prompting.templates import ensemble_of, fill
-from prompting.text import readable
 from trainers.maple import MaPLe, coupled_prompts_cfg
 
 
 class CoPromptCLIP(CoupledCLIP):
-    """MaPLe with an adapter behind each tower, at test too.
+    """MaPLe with an adapter behind each tower, in training and in evaluation.
 
     Args:
-        text, between: the start of the text prompts (J, n, W) and the fixed words behind them.
+        text, between: what the text prompts start as, (J, n, W), and the fixed words behind them.
         image_ratio, text_ratio: the adapters' share of the features.
     """
 
@@ -84,12 +84,12 @@ class CoPrompt(MaPLe):
         return self.cross_entropy(logits, batch["label"]) + self.node.W * consistency, logits
 
     def sentence_number(self, count):
-        """The step's draw, one for all classes."""
+        """The number of the sentence of this step, drawn once for all classes."""
         return self.step_rng("sentence").randrange(count)
 
     @functools.cached_property
     def sentence_features(self):
-        """Frozen features (S, n_cls, E); a class with fewer than S sentences starts over. Only training asks for them.
+        """Frozen features (S, n_cls, E); a class with fewer than S sentences repeats them. Only training needs them.
 
         Raises InputError for a class without sentences."""
         names = [readable(name) for name in self.dm.dataset.classnames]

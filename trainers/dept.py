@@ -1,8 +1,8 @@
 """DePT on CoOp: Zhang et al., "DePT: Decoupled Prompt Tuning", arXiv 2309.07439.
 
 Learned: CoOp's context, and a second head beside the cosine of image and text: a linear classifier over features that
-are scaled and shifted channel by channel (the channel-adjusted transfer head). What is specific to the trained classes
-settles in that head; new classes are scored by the cosine alone. As in the authors' code the two heads' logits are
+are scaled and shifted per channel (the channel-adjusted transfer head). That head takes up what is specific to the
+trained classes; new classes are scored by the cosine alone. As in the authors' code the logits of the two heads are
 mixed, not their probabilities.
 """
 import torch
@@ -17,7 +17,7 @@ from training import PromptTrainer
 
 
 class ChannelAdjustment(nn.Module):
-    """scale * x + bias, a scale and a bias a channel; (B, E) -> (B, E)."""
+    """scale * x + bias, with one scale and one bias per channel; (B, E) -> (B, E)."""
 
     def __init__(self, dim):
         super().__init__()

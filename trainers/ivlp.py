@@ -1,7 +1,7 @@
 """IVLP: independent vision-language prompting, the baseline of MaPLe (Khattak et al., arXiv 2210.03117) and PromptSRC
 (Khattak et al., arXiv 2307.06948).
 
-Learned: prompts at the input and in the first blocks of both towers, without a connection between the towers. Loss:
+Learned: prompts at the input and in the first blocks of both towers, independent of each other. Loss:
 cross-entropy.
 """
 from yacs.config import CfgNode as CN
@@ -13,7 +13,7 @@ from training import PromptTrainer
 
 
 def independent_prompts_cfg(n_ctx):
-    """The settings of independent prompts with `n_ctx` tokens a tower: a config node."""
+    """The settings of independent prompts with `n_ctx` tokens per tower: a config node."""
     node = CN()
     node.N_CTX_VISION = n_ctx  # image prompt tokens
     node.N_CTX_TEXT = n_ctx  # text prompt tokens

@@ -1,15 +1,15 @@
 """KgCoOp: Yao et al., "Visual-Language Prompt Tuning with Knowledge-guided Context Optimization", arXiv 2303.13283.
 
 Learned: CoOp's context. Loss: cross-entropy, and W times the distance of the learned class features from those of
-hand-written prompts, which keeps what CLIP knows of classes that are not trained on.
+hand-written prompts. The distance keeps what CLIP knows of classes that are not trained on.
 """
 from yacs.config import CfgNode as CN
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import InputError
+from prompting.class_prompts import readable
 from prompting.consistency import cosine_distance
 from prompting.templates import kgcoop_template_of
-from prompting.text import readable
 from trainers.coop import CoOpCLIP
 from training import PromptTrainer
 
@@ -29,12 +29,12 @@ class KgCoOp(PromptTrainer):
             raise InputError(f"TRAINER.KGCOOP.W must not be negative, it is {cfg.TRAINER.KGCOOP.W}")
 
     def build_model(self, towers, classnames):
-        self.frozen_text = towers.frozen_text([readable(name) for name in classnames],
-                                              self.frozen_templates(kgcoop_template_of(self.cfg.DATASET.NAME)))
+        templates = self.frozen_templates(kgcoop_template_of(self.cfg.DATASET.NAME))
+        self.frozen_text_features = towers.encode_classnames([readable(name) for name in classnames], templates)
         return CoOpCLIP(towers, classnames, self.initial_context(towers), "end")
 
     def compute_loss(self, batch):
         text = self.model.class_features()
         logits = self.model.logits(self.model.encode_images(batch["img"]), text)
-        loss = self.cross_entropy(logits, batch["label"]) + self.node.W * cosine_distance(text, self.frozen_text)
-        return loss, logits
+        loss = self.cross_entropy(logits, batch["label"])
+        return loss + self.node.W * cosine_distance(text, self.frozen_text_features), logits

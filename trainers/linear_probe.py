@@ -11,9 +11,9 @@ from yacs.config import CfgNode as CN
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import check_availability
-from prompting.backbone import normalize
+from prompting.class_prompts import readable
 from prompting.templates import template_of
-from prompting.text import readable
+from prompting.towers import normalize
 from training import PromptTrainer
 
 
@@ -23,7 +23,7 @@ class ProbedCLIP(nn.Module):
 
     Args:
         towers: prompting.Towers.
-        weight: the start of W, (n_cls, E).
+        weight: what W starts as, (n_cls, E).
     """
 
     def __init__(self, towers, weight):
@@ -53,6 +53,5 @@ class LinearProbe(PromptTrainer):
     def build_model(self, towers, classnames):
         if self.node.INIT == "zero":
             return ProbedCLIP(towers, torch.zeros(len(classnames), towers.embed_dim))
-        text = towers.frozen_text([readable(name) for name in classnames],
-                                  self.frozen_templates(template_of(self.cfg.DATASET.NAME)))
-        return ProbedCLIP(towers, text)
+        templates = self.frozen_templates(template_of(self.cfg.DATASET.NAME))
+        return ProbedCLIP(towers, towers.encode_classnames([readable(name) for name in classnames], templates))

@@ -1,7 +1,7 @@
 """MaPLe: Khattak et al., "MaPLe: Multi-modal Prompt Learning", arXiv 2210.03117.
 
 Learned: prompts at the input and in the first blocks of the text tower, and for each of these depths a linear function
-that makes the image tower's prompts out of them (section 3.2). Loss: cross-entropy.
+that computes the image tower's prompts from them (section 3.2). Loss: cross-entropy.
 """
 from yacs.config import CfgNode as CN
 
@@ -30,7 +30,7 @@ class MaPLe(PromptTrainer):
         return CoupledCLIP(towers, classnames, *self.start_of_prompts(towers))
 
     def start_of_prompts(self, towers):
-        """(text prompts (J, n, W), the fixed words behind them)"""
+        """(what the text prompts start as (J, n, W), the fixed words behind them)"""
         node, name = self.node, type(self).__name__
         for tower in (towers.promptable_image(name), towers.text):
             check_prompts(f"TRAINER.{name.upper()}.PROMPT_DEPTH and N_CTX", tower, node.PROMPT_DEPTH, node.N_CTX)

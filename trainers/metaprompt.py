@@ -1,8 +1,9 @@
 """MetaPrompt: Zhao et al., "Learning Domain Invariant Prompt for Vision-Language Models", arXiv 2212.04196.
 
 Learned: deep prompts of both towers. Loss: an asymmetric contrast, each prompted modality against the other's frozen
-features (section III-B). A batch makes two updates: one in its own domain, then a meta-update of one prompt, asked to
-do well on a part of the batch after a step on the other parts (section III-C, algorithm 1).
+features (section III-B). Each batch makes two updates: an in-domain update on the whole batch, then a meta-update of
+one prompt, which lowers the loss on each part of the batch after a step on the other parts (section III-C, algorithm
+1).
 """
 import contextlib
 
@@ -14,9 +15,9 @@ from dassl.metrics import compute_accuracy
 from dassl.utils import InputError, check_availability
 from prompting.asymmetric import AsymmetricCLIP
 from prompting.blocks import differentiable_attention
+from prompting.class_prompts import readable
 from prompting.episodes import halve_classes, meta_gradient
 from prompting.templates import frozen_templates_of
-from prompting.text import readable
 from training import PromptTrainer, split_of
 
 
@@ -28,13 +29,13 @@ class MetaPrompt(PromptTrainer):
     @staticmethod
     def extend_cfg(cfg):
         cfg.TRAINER.METAPROMPT = CN()
-        cfg.TRAINER.METAPROMPT.N_CTX = 2  # text prompt tokens a layer
-        cfg.TRAINER.METAPROMPT.N_PRO = 2  # image prompt tokens a layer
+        cfg.TRAINER.METAPROMPT.N_CTX = 2  # text prompt tokens per layer
+        cfg.TRAINER.METAPROMPT.N_PRO = 2  # image prompt tokens per layer
         cfg.TRAINER.METAPROMPT.LAYERS = 12
         cfg.TRAINER.METAPROMPT.META_STEP = 0.2  # the meta-update's rate, in learning rates
         cfg.TRAINER.METAPROMPT.SPLIT = "auto"  # class, domain, or auto: domain when there are several source domains
         cfg.TRAINER.METAPROMPT.ORDER = 1  # of the meta-gradient: 1 or 2
-        cfg.TRAINER.METAPROMPT.VARIANT = "paper"  # or released: what the authors' published code computes
+        cfg.TRAINER.METAPROMPT.VARIANT = "paper"  # or released: as the authors' published code
         cfg.TRAINER.METAPROMPT.PREC = "auto"
 
     def check_cfg(self, cfg):
@@ -65,14 +66,14 @@ class MetaPrompt(PromptTrainer):
         embedded = self.towers.image.embed(batch["img"])
         frozen = self.towers.image.encode(embedded)
 
-        # In-domain update: all three logits learn the batch.
-        image_logits = model.image_logits(model.image_features(embedded))
-        text_logits = model.text_logits(frozen, model.text_features())
+        # In-domain update: the loss has all three logits.
+        image_logits = model.image_logits(model.encode_embedded(embedded))
+        text_logits = model.text_logits(frozen, model.encode_text_prompts())
         mix = (image_logits + text_logits) / 2
         loss = sum(self.cross_entropy(logits, label) for logits in (mix, image_logits, text_logits))
         self.apply_gradients(self.gradients(loss, self.trainables))
 
-        # Domain-split update: one prompt must also do well on what it was not stepped on.
+        # Domain-split update: one prompt must also do well on the part that its step has not seen.
         phi, parts, counts = self.parts(batch, embedded, frozen)
         self.held_out_losses = []
         if parts:
@@ -84,15 +85,15 @@ class MetaPrompt(PromptTrainer):
         return summary
 
     def parts(self, batch, embedded, frozen):
-        """The prompt to meta-learn, and for each part of the batch its loss as a function of that prompt, and its size.
-        """
+        """(the prompt to meta-learn, the loss of each part of the batch as a function of that prompt, the number of
+        images of each part)."""
         model, label = self.model, batch["label"]
         if self.split == "domain":
             chosen = [torch.where(batch["domain"] == d)[0] for d in batch["domain"].unique()]
 
             def part(index):
                 return lambda ctx: self.cross_entropy(
-                    model.image_logits(model.image_features(embedded[index], ctx)), label[index])
+                    model.image_logits(model.encode_embedded(embedded[index], ctx)), label[index])
 
             if len(chosen) < 2:
                 raise InputError("a batch of MetaPrompt's domain split has images of one domain only")
@@ -109,12 +110,12 @@ class MetaPrompt(PromptTrainer):
         def part(index, half):
             target = (label[index][:, None] == half).int().argmax(dim=1)
             return lambda ctx: self.cross_entropy(
-                model.text_logits(frozen[index], model.text_features(ctx, half)), target)
+                model.text_logits(frozen[index], model.encode_text_prompts(ctx, half)), target)
 
         return model.prompt_learner.ctx, [part(i, h) for i, h in zip(chosen, halves)], [len(i) for i in chosen]
 
     def class_order(self, label):
-        """The step's shuffle of the classes, whose first ceil(n/2) are one half."""
+        """The classes in the order drawn for this step; the first ceil(n/2) are one half."""
         rng = self.step_rng("class halves")
         if self.node.VARIANT == "released":
             return rng.sample(range(self.num_classes), self.num_classes)

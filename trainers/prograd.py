@@ -1,7 +1,7 @@
 """ProGrad: Zhu et al., "Prompt-aligned Gradient for Prompt Tuning", arXiv 2205.14865.
 
-Learned: CoOp's context. A step follows the gradient of the cross-entropy, less what of it goes against the general
-direction, the gradient of the divergence from zero-shot CLIP's predictions.
+Learned: CoOp's context. A step follows the gradient of the cross-entropy (the domain gradient), without the part of it
+that goes against the general direction: the gradient of the divergence from zero-shot CLIP's predictions.
 """
 import torch
 from torch.nn import functional as F
@@ -10,26 +10,26 @@ from yacs.config import CfgNode as CN
 from dassl.engine import TRAINER_REGISTRY
 from dassl.metrics import compute_accuracy
 from dassl.utils import InputError
+from prompting.class_prompts import readable
 from prompting.templates import leading_template_of, leading_words
-from prompting.text import readable
 from trainers.coop import CoOpCLIP
 from training import PromptTrainer
 
-# A general gradient that is shorter, in units of the domain gradient, is a rounding error of what the towers compute
-# in: it has no direction. At the start, where it is exactly 0, it was 2e-7 in float32, 2e-3 in float16 and 4e-4 in
-# bfloat16; a step later 2e-2 and more.
+# A general gradient that is shorter than this, relative to the domain gradient, is a rounding error: no direction.
+# At the start, where the exact gradient is 0, 2e-7 was measured in float32, 2e-3 in float16 and 4e-4 in bfloat16; one
+# step later 2e-2 and more.
 ROUNDING = {torch.float32: 16 * torch.finfo(torch.float32).eps, torch.float16: 2.0 ** -8, torch.bfloat16: 2.0 ** -8}
 
 
 def without_conflict(domain, general, weight, dtype=torch.float32):
     """The domain gradient, less `weight` times its part along the general direction where they disagree.
 
-    A context that starts as the zero-shot prompt agrees with zero-shot CLIP, and has no general direction yet. Its
-    rounding error has one, another with every number of threads; it is left out.
+    A context that starts as the zero-shot prompt agrees with zero-shot CLIP and has no general direction yet. The
+    direction of its rounding error, which differs with the number of threads, is not used.
 
     Args:
         domain, general: gradients of one tensor, any shape.
-        weight: 1 removes all that goes against the general direction, 0 nothing.
+        weight: 1 removes all of the part that goes against the general direction, 0 nothing.
         dtype: what the gradients were computed in.
     """
     length = general.norm()
@@ -64,7 +64,7 @@ class ProGrad(PromptTrainer):
 
     def build_model(self, towers, classnames):
         templates = self.frozen_templates(leading_template_of(self.cfg.DATASET.NAME))
-        self.zero_shot_text = towers.frozen_text([readable(name) for name in classnames], templates)
+        self.frozen_text_features = towers.encode_classnames([readable(name) for name in classnames], templates)
         ctx = self.initial_context(towers)
         if self.node.TEMPLATE_INIT:
             template = next((template for template in templates if leading_words(template)), None)
@@ -82,7 +82,7 @@ class ProGrad(PromptTrainer):
     def training_step(self, batch):
         images, label = self.model.encode_images(batch["img"]), batch["label"]
         logits = self.model.logits(images, self.model.class_features())
-        teacher = self.towers.cosine_logits(images, self.zero_shot_text)
+        teacher = self.towers.cosine_logits(images, self.frozen_text_features)
 
         loss = self.cross_entropy(logits, label)
         divergence = soft_cross_entropy(logits, teacher, self.node.T)

@@ -5,9 +5,9 @@ to the frozen features (PromptSRC's, of each tower to its own prompts), a prompt
 
     g = grad CE + sigmoid(net([grad CE; grad R])) * grad R
 
-A batch makes two updates: one with g on the whole batch; then an episode, in which one class is the query and the other
-classes are the support: the prompts take an inner step with g on the support, and prompts and networks are updated so
-that the query, mixed with support images (task augmentation), does well after it.
+Each batch makes two updates. The first is a step with g on the whole batch. The second is an episode: one class is the
+query and the other classes are the support. The prompts take an inner step with g on the support; then prompts and
+networks are updated to lower the loss of the query, mixed with support images (task augmentation), after that step.
 """
 import contextlib
 import functools
@@ -26,8 +26,8 @@ from trainers.ivlp import IVLP, independent_prompts_cfg
 
 
 class GradientGate(nn.Module):
-    """Networks, one a depth, that weigh the regulariser's gradient of prompts (J, n, W) by values in (0, 1); one value
-    serves `rate` entries. Two linear layers without an activation between them, as in the authors' code."""
+    """One network per depth, which weighs the regulariser's gradient of prompts (J, n, W) by values in (0, 1), one per
+    `rate` entries. It has two linear layers without an activation between them, as in the authors' code."""
 
     def __init__(self, depth, size, rate):
         super().__init__()
@@ -71,17 +71,19 @@ class ProMetaR(IVLP):
 
     def build_model(self, towers, classnames):
         model, rate = super().build_model(towers, classnames), self.node.DIM_RATE
-        self.prompts = [model.prompt_learner.ctx, model.vision_prompt_learner.ctx]  # as in all pairs below: text, image
-        sizes = [prompts[0].numel() for prompts in self.prompts]
+        # All pairs below are of text and image, too.
+        self.trained_prompts = [model.prompt_learner.ctx, model.vision_prompt_learner.ctx]
+        sizes = [ctx[0].numel() for ctx in self.trained_prompts]
         if rate < 1 or any(size % rate for size in sizes):
             raise InputError(f"TRAINER.PROMETAR.DIM_RATE must divide the {sizes[0]} and {sizes[1]} numbers that the "
                              f"prompts of a block have; it is {rate}")
-        model.vnet = nn.ModuleList(GradientGate(len(prompts), prompts[0].numel(), rate) for prompts in self.prompts)
+        model.vnet = nn.ModuleList(GradientGate(len(ctx), ctx[0].numel(), rate) for ctx in self.trained_prompts)
         return model
 
     def build_optimizers(self):
-        """The prompts' optimizer; the networks' has a constant rate (the authors' schedule of it never steps)."""
-        for_prompts = build_optimizer(self.prompts, self.cfg.OPTIM)
+        """One optimizer for the prompts, and one with a constant rate for the networks (the authors' schedule of that
+        rate never steps)."""
+        for_prompts = build_optimizer(self.trained_prompts, self.cfg.OPTIM)
         settings = self.cfg.OPTIM.clone()
         settings.defrost()
         settings.LR, settings.WEIGHT_DECAY = self.node.VNET_LR, self.node.VNET_WEIGHT_DECAY
@@ -90,8 +92,8 @@ class ProMetaR(IVLP):
         return [(for_prompts, build_lr_scheduler(for_prompts, self.cfg.OPTIM)), (self.for_gates, constant)]
 
     @functools.cached_property
-    def frozen_text(self):
-        """Frozen text features (n_cls, E); only training asks for them."""
+    def frozen_text_features(self):
+        """(n_cls, E); only training needs them."""
         return diverse_text_features(self.towers, self.dm.dataset.classnames,
                                      self.frozen_templates(*IMAGENET_FIRST_60))
 
@@ -101,7 +103,7 @@ class ProMetaR(IVLP):
 
         # The whole batch.
         gradients, loss, logits = self.regularised_gradients(embedded, frozen, label)
-        self.apply_gradients([gradient.detach() for gradient in gradients], self.prompts)
+        self.apply_gradients([gradient.detach() for gradient in gradients], self.trained_prompts)
         summary = {"loss": loss.item(), "acc": compute_accuracy(logits.detach(), label)[0].item()}
         if len(label.unique()) == 1:
             return summary
@@ -112,30 +114,29 @@ class ProMetaR(IVLP):
         second = self.node.ORDER == 2
         with differentiable_attention() if second else contextlib.nullcontext():
             gradients, *_ = self.regularised_gradients(embedded[support], frozen[support], label[support], second)
-        text, visual = (prompts - self.node.ADAPT_LR * gradient
-                        for prompts, gradient in zip(self.prompts, gradients))
-        images, texts = self.model.image_features(embedded, visual), self.model.text_features(text)
+        text, visual = (ctx - self.node.ADAPT_LR * gradient for ctx, gradient in zip(self.trained_prompts, gradients))
+        images, texts = self.model.encode_embedded(embedded, visual), self.model.encode_text_prompts(text)
         mixed = ratio[:, None] * images[query] + (1 - ratio)[:, None] * images[support][partners]
         logits = self.towers.cosine_logits(mixed, texts)
         loss = (ratio * self.cross_entropy(logits, label[query], reduction="none")
                 + (1 - ratio) * self.cross_entropy(logits, label[support][partners], reduction="none")).mean()
         gates = list(self.model.vnet.parameters())
-        gradients = self.gradients(self.node.LR_RATIO * loss, [*self.prompts, *gates])
-        self.apply_gradients(gradients[:2], self.prompts)
+        gradients = self.gradients(self.node.LR_RATIO * loss, [*self.trained_prompts, *gates])
+        self.apply_gradients(gradients[:2], self.trained_prompts)
         self.apply_gradients(gradients[2:], gates, self.for_gates)
         return {**summary, "query": loss.item()}
 
     def regularised_gradients(self, embedded, frozen, label, create_graph=False):
         """([g of the text prompts, g of the visual prompts], cross-entropy, logits (B, n_cls)) of embedded images whose
         frozen features are `frozen` (B, E)."""
-        images, texts = self.model.image_features(embedded), self.model.text_features()
+        images, texts = self.model.encode_embedded(embedded), self.model.encode_text_prompts()
         logits = self.towers.cosine_logits(images, texts)
         loss = self.cross_entropy(logits, label)
         # Each distance depends on its own tower's prompts alone, so the sum's gradient is both of theirs.
-        distance = (self.node.TEXT_LOSS_WEIGHT * l1_distance(texts, self.frozen_text)
+        distance = (self.node.TEXT_LOSS_WEIGHT * l1_distance(texts, self.frozen_text_features)
                     + self.node.IMAGE_LOSS_WEIGHT * l1_distance(images, frozen))
-        task = self.gradients(loss, self.prompts, create_graph=create_graph, retain_graph=True)
-        regulariser = self.gradients(distance, self.prompts, create_graph=create_graph)
+        task = self.gradients(loss, self.trained_prompts, create_graph=create_graph, retain_graph=True)
+        regulariser = self.gradients(distance, self.trained_prompts, create_graph=create_graph)
         gates = self.model.vnet
         return [gate(*pair) for gate, *pair in zip(gates, task, regulariser)], loss, logits
 

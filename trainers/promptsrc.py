@@ -2,8 +2,8 @@
 2307.06948.
 
 Learned: independent prompts of both towers, held back by three constraints (section 3.2): prompted features and logits
-agree with the frozen CLIP's; the deployed prompts are a Gaussian-weighted average over the epochs of training; the
-frozen text features are a mean over many templates.
+agree with those of the frozen CLIP; the deployed prompts are a Gaussian-weighted average over the epochs of training;
+the frozen text features are a mean over many templates.
 
 With t, v the prompted features of length 1, t0, v0 the frozen ones, p, p0 the class probabilities each pair gives, and
 means over all entries:
@@ -40,20 +40,20 @@ class PromptSRC(IVLP):
             raise InputError(f"TRAINER.PROMPTSRC.GPA_STD must be positive, it is {cfg.TRAINER.PROMPTSRC.GPA_STD}")
 
     @functools.cached_property
-    def frozen_text(self):
-        """t0 before it is normalised, (n_cls, E); only training asks for it."""
+    def frozen_text_features(self):
+        """t0 before it is normalised, (n_cls, E); only training needs it."""
         return diverse_text_features(self.towers, self.dm.dataset.classnames,
                                      self.frozen_templates(*IMAGENET_FIRST_60))
 
     def compute_loss(self, batch):
         model, towers, node = self.model, self.towers, self.node
         embedded = towers.image.embed(batch["img"])
-        images, texts = model.image_features(embedded), model.text_features()
+        images, texts = model.encode_embedded(embedded), model.encode_text_prompts()
         frozen_images = towers.image.encode(embedded)
         logits = towers.cosine_logits(images, texts)
-        frozen_logits = towers.cosine_logits(frozen_images, self.frozen_text)
+        frozen_logits = towers.cosine_logits(frozen_images, self.frozen_text_features)
 
-        text = l1_distance(texts, self.frozen_text)
+        text = l1_distance(texts, self.frozen_text_features)
         image = l1_distance(images, frozen_images)
         divergence = F.kl_div(logits.log_softmax(1), frozen_logits.log_softmax(1), reduction="sum", log_target=True)
         divergence = divergence / logits.numel()  # by images and classes, as in the authors' code
@@ -77,34 +77,35 @@ class PromptSRC(IVLP):
         super().before_train()
         done = self.start_epoch
         if self.average and self.averaged_for not in (None, self.max_epoch) and done < self.max_epoch:
-            # Their weights have summed up to 1 over another number of epochs.
+            # The weights sum to 1 over another number of epochs.
             now, then = self.epoch_weight(done), self.epoch_weight(done, self.averaged_for)
-            self.average = {name: prompts * (now / then) for name, prompts in self.average.items()}
+            self.average = {name: tensor * (now / then) for name, tensor in self.average.items()}
         if self.went_on_from_finished and done < self.max_epoch and self.last:
-            self.put(self.last)  # what the average had taken the place of
+            self.put(self.last)  # which the average had replaced
 
     @torch.no_grad()
     def after_epoch(self):
-        """Add the epoch's prompts to the average; after the last epoch the average takes their place."""
+        """Add the prompts of this epoch to the average; after the last epoch the average replaces them."""
         weight, now = self.epoch_weight(self.epoch + 1), self.trained_state()
-        before = self.average or {name: torch.zeros_like(prompts) for name, prompts in now.items()}
-        self.average = {name: before[name] + weight * prompts for name, prompts in now.items()}
+        before = self.average or {name: torch.zeros_like(tensor) for name, tensor in now.items()}
+        self.average = {name: before[name] + weight * tensor for name, tensor in now.items()}
         self.last, self.averaged_for = None, self.max_epoch
         if self.epoch + 1 == self.max_epoch:
             self.finish()
         super().after_epoch()
 
     def finish(self):
-        """The average takes the prompts' place; of fewer epochs than planned it is that of those."""
+        """The average replaces the prompts; after fewer epochs than planned it is the average over those."""
         self.last = self.trained_state()
         done = self.epoch + 1
         whole = 1 if done == self.max_epoch else sum(self.epoch_weight(epoch + 1) for epoch in range(done))
-        self.put(self.average if whole == 1 else {name: prompts / whole for name, prompts in self.average.items()})
+        self.put(self.average if whole == 1 else {name: tensor / whole for name, tensor in self.average.items()})
 
     @torch.no_grad()
-    def put(self, prompts):
+    def put(self, trained):
+        """Set the prompts to `trained`, {name: tensor}."""
         for name, parameter in self.model.named_parameters():
-            parameter.copy_(prompts[name])
+            parameter.copy_(trained[name])
 
     def extra_state(self):
         if not self.average:

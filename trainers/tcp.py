@@ -1,7 +1,7 @@
 """TCP: Yao et al., "TCP: Textual-based Class-aware Prompt Tuning for Visual-Language Model", arXiv 2311.18231.
 
-Learned: CoOp's context at the input, and a network that makes of a class's frozen text feature the prompts of that
-class, which take the context's place in one later layer of the text tower.
+Learned: CoOp's context at the input, and a network that computes prompts of each class from its frozen text feature.
+These replace the context in one later layer of the text tower.
 """
 from collections import OrderedDict
 
@@ -10,13 +10,13 @@ from yacs.config import CfgNode as CN
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import InputError
+from prompting.class_prompts import ClassPrompts, readable
 from prompting.consistency import cosine_distance
 from prompting.model import Prompt, PromptedCLIP
 from prompting.templates import tcp_template_of, tcp_words_of
-from prompting.text import ClassPrompts, readable
 from training import PromptTrainer
 
-CLASS_TOKENS = 4  # prompts that the network makes of a class
+CLASS_TOKENS = 4  # prompt tokens per class that the network makes
 
 
 class TCPCLIP(PromptedCLIP):
@@ -25,9 +25,9 @@ class TCPCLIP(PromptedCLIP):
     Args:
         towers: prompting.Towers.
         classnames: n_cls names; templates: those of their frozen features.
-        ctx: the start of the context, (n_ctx, W).
+        ctx: what the context starts as, (n_ctx, W).
         words: (before, after) the class name in the learned prompt.
-        layer: of the text tower, counted from 0, at whose input the class prompts come in.
+        layer: the layer of the text tower, from 0, at whose input the class prompts are inserted.
     """
 
     def __init__(self, towers, classnames, templates, ctx, words, layer):
@@ -36,8 +36,8 @@ class TCPCLIP(PromptedCLIP):
         super().__init__(towers)
         width, dim, before, after = towers.text.width, towers.embed_dim, *words
         self.layer = layer
-        self.prompts = ClassPrompts(towers.text, classnames, len(ctx), between=before, after=after)
-        self.frozen_text = towers.frozen_text([readable(name) for name in classnames], templates)  # (n_cls, E)
+        self.class_prompts = ClassPrompts(towers.text, classnames, len(ctx), between=before, after=after)
+        self.frozen_text_features = towers.encode_classnames([readable(name) for name in classnames], templates)
         self.prompt_learner = Prompt(ctx)
         self.prompt_learner.meta_net = nn.Sequential(OrderedDict([
             ("linear1", nn.Linear(dim, dim // 4)),
@@ -46,10 +46,10 @@ class TCPCLIP(PromptedCLIP):
         ]))
 
     def encode_classes(self):
-        ctx, n_cls = self.prompt_learner.ctx, len(self.frozen_text)
-        own = self.prompt_learner.meta_net(self.frozen_text).float().view(n_cls, CLASS_TOKENS, -1)
-        # The tower takes prompts of each class's own behind a shared prefix that ends before them.
-        return self.towers.text.encode(self.prompts(ctx.expand(n_cls, 1, -1, -1)), {self.layer: own})[0]
+        ctx, n_cls = self.prompt_learner.ctx, len(self.frozen_text_features)
+        own = self.prompt_learner.meta_net(self.frozen_text_features).float().view(n_cls, CLASS_TOKENS, -1)
+        # Prompts that differ between classes must stand behind the shared prefix, so the context is given per class.
+        return self.towers.text.encode(self.class_prompts(ctx.expand(n_cls, 1, -1, -1)), {self.layer: own})[0]
 
 
 @TRAINER_REGISTRY.register()
@@ -60,7 +60,7 @@ class TCP(PromptTrainer):
         cfg.TRAINER.TCP.N_CTX = 4
         cfg.TRAINER.TCP.CTX_INIT = ""  # words to start from; their number then is the number of context vectors
         cfg.TRAINER.TCP.W = 8.0  # weight of the distance to the frozen class features
-        cfg.TRAINER.TCP.LAYER = 8  # of the text tower's 12, from 0, at whose input the class prompts come in
+        cfg.TRAINER.TCP.LAYER = 8  # of the text tower's 12, from 0, at whose input the class prompts are inserted
         cfg.TRAINER.TCP.PREC = "auto"
 
     def check_cfg(self, cfg):
@@ -82,4 +82,4 @@ class TCP(PromptTrainer):
         text = self.model.class_features()
         logits = self.model.logits(self.model.encode_images(batch["img"]), text)
         loss = self.cross_entropy(logits, batch["label"])
-        return loss + self.node.W * cosine_distance(text, self.model.frozen_text), logits
+        return loss + self.node.W * cosine_distance(text, self.model.frozen_text_features), logits

@@ -1,10 +1,10 @@
 """Tip-Adapter and Tip-Adapter-F: Zhang et al., "Tip-Adapter: Training-free Adaption of CLIP for Few-shot
 Classification", arXiv 2207.09519.
 
-A cache of the few-shot images: their features are the keys, their labels the values. An image's logits are zero-shot
-CLIP's and what the cache says of its labels. Tip-Adapter learns nothing, Tip-Adapter-F starts from it. Learned: the
-keys of the cache. The sharpness beta and the weight alpha of the cache are searched on validation images, and
-Tip-Adapter-F's best epoch is chosen on them. Test images have no part in either.
+A cache of the few-shot images: their features are the keys, their labels the values. The logits of an image are the sum
+of zero-shot CLIP's logits and those of the cache. Tip-Adapter learns nothing, Tip-Adapter-F starts from it. Learned:
+the keys of the cache. The sharpness beta and the weight alpha of the cache are searched on validation images, on which
+Tip-Adapter-F's best epoch is chosen, too. Test images are used for neither.
 """
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR
@@ -15,9 +15,9 @@ from dassl.metrics import require_finite
 from dassl.optim import build_optimizer
 from dassl.utils import InputError
 from dassl.utils.stored import alike, require_like
-from prompting.backbone import normalize
 from prompting.cache import CacheCLIP
 from prompting.templates import cache_templates_of
+from prompting.towers import normalize
 from training import FrozenFeatures, PromptTrainer
 
 ADAMW_EPS = 1e-4  # of the authors' AdamW; torch's is 1e-8
@@ -25,7 +25,7 @@ ADAMW_EPS = 1e-4  # of the authors' AdamW; torch's is 1e-8
 
 @TRAINER_REGISTRY.register()
 class TipAdapter(FrozenFeatures):
-    """Nothing is stored: each run fills its cache anew, from its training images."""
+    """Nothing is stored: each run fills its cache again, from its training images."""
 
     trains = False
     class_bound = True
@@ -67,12 +67,12 @@ class TipAdapter(FrozenFeatures):
         self.search()
 
     def fill_cache(self):
-        """Keys: the mean over augmentations of an image's features, of length 1."""
+        """The key of an image is the mean of its features over the augmentations, scaled to length 1."""
         passes = [self.image_features(self.few_shot_batches(number))[0] for number in range(self.node.AUGMENT_EPOCH)]
         self.model.adapter.weight.data.copy_(normalize(torch.stack(passes).mean(dim=0)))
 
     def search(self):
-        """Beta and alpha by validation accuracy."""
+        """Choose beta and alpha by validation accuracy."""
         if self.validation is not None:
             accuracy = self.model.search(*self.validation, self.node.SEARCH_SCALE, self.node.SEARCH_STEP)
             print(f"Searched on {len(self.validation[1])} validation images: beta {self.model.beta:.3f}, "
@@ -86,7 +86,7 @@ class TipAdapterF(TipAdapter):
     last_keys = None  # at the end of a training: those of its last epoch
 
     def build_optimizers(self):
-        """AdamW (by the config) whose rate falls to 0 along a cosine over all steps, not epoch by epoch."""
+        """AdamW (by the config); its rate falls to 0 along a cosine, per step and not per epoch."""
         optim = build_optimizer(self.trainables, self.cfg.OPTIM)
         for group in optim.param_groups:
             if "eps" in group:
@@ -99,7 +99,7 @@ class TipAdapterF(TipAdapter):
         return summary
 
     def update_lr(self, names=None):
-        """Each step did it."""
+        """Nothing: the rate is updated per step."""
 
     def before_train(self):
         PromptTrainer.before_train(self)
@@ -120,14 +120,14 @@ class TipAdapterF(TipAdapter):
         super().after_epoch()
 
     def finish(self):
-        """Take the best epoch's keys, and search what goes with them."""
+        """Take the keys of the best epoch, and search beta and alpha for them."""
         self.last_keys = self.model.adapter.weight.detach().clone()
         self.model.adapter.weight.data.copy_(self.best_keys)
         self.search()
 
     @torch.no_grad()
     def keep_best(self):
-        """Remember the keys of the best epoch so far, by validation accuracy; of the last without validation images."""
+        """Keep the keys of the best epoch so far, by validation accuracy; of the last without validation images."""
         accuracy = self.best_accuracy
         if self.validation is not None:
             features, labels = self.validation

@@ -7,26 +7,26 @@ Learned: image prompts, at the input (shallow) or also in the first blocks (deep
 from yacs.config import CfgNode as CN
 
 from dassl.engine import TRAINER_REGISTRY
+from prompting.class_prompts import readable
 from prompting.deep import check_prompts
 from prompting.model import Prompt, PromptedCLIP, random_vectors
 from prompting.templates import DEFAULT
-from prompting.text import readable
 from training import PromptTrainer
 
 
 class VisualPromptCLIP(PromptedCLIP):
-    """Image prompts, which start as `visual` (J, n, W), and frozen text features of `templates`."""
+    """Image prompts, which start as `visual` (J, n, W), and the frozen text features of `templates`."""
 
     def __init__(self, towers, classnames, visual, templates=(DEFAULT,)):
         super().__init__(towers)
         self.vision_prompt_learner = Prompt(visual)
-        self.frozen_text = towers.frozen_text([readable(name) for name in classnames], templates)
+        self.frozen_text_features = towers.encode_classnames([readable(name) for name in classnames], templates)
 
     def encode_images(self, images):
         return self.towers.image.encode(self.towers.image.embed(images), self.vision_prompt_learner.ctx)
 
     def encode_classes(self):
-        return self.frozen_text
+        return self.frozen_text_features
 
 
 @TRAINER_REGISTRY.register()

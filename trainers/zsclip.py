@@ -1,5 +1,5 @@
 """Zero-shot CLIP (Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", arXiv
-2103.00020, section 3.1), with one hand-written prompt a dataset or an ensemble of prompts."""
+2103.00020, section 3.1), with one hand-written prompt per dataset or an ensemble of prompts."""
 from yacs.config import CfgNode as CN
 
 from dassl.engine import TRAINER_REGISTRY

@@ -17,13 +17,13 @@ from dassl.utils import (
     derive_seed,
     isolated_rng,
     load_pretrained_weights,
+    local_world_size,
     main_process_first,
-    processes_here,
 )
+from dassl.utils.distributed import Ranks
 from prompting.backbone import Towers, describe_backbone, load_clip, unpublished_note, weights_digest
 from prompting.memory import activation_budget
 from prompting.precision import GradientOverflow, Precision, all_finite
-from prompting.ranks import Ranks
 from training.checkpoints import PromptCheckpoints
 from training.without_data import DataManagerWithoutData
 
@@ -194,13 +194,13 @@ class PromptTrainer(PromptCheckpoints):
         self.towers = Towers(clip_model, self.device, half=self.precision.half, ranks=self.ranks)
         self._budget.passes = self.towers.passes
         self.towers.text.activation_bytes = cfg.TRAIN.TEXT_MEMORY_MB * 2**20 or activation_budget(
-            self.device, processes_here())
+            self.device, local_world_size())
         size = self.towers.resolution
         if tuple(cfg.INPUT.SIZE) != (size, size):
             raise InputError(f"INPUT.SIZE is {tuple(cfg.INPUT.SIZE)}, but the backbone {cfg.MODEL.BACKBONE.NAME} takes "
                              f"images of {size} x {size}; set INPUT.SIZE \"({size},{size})\"")
         if self.train_loader_x is not None:
-            self.train_loader_x.batch_sampler.divide(self.ranks.rank, self.ranks.size)
+            self.train_loader_x.batch_sampler.divide(self.ranks.rank, self.ranks.world_size)
         with isolated_rng(derive_seed("init", cfg.SEED)):
             self.model = self.build_model(self.towers, self.dm.dataset.classnames).to(self.device)
         if cfg.DATASET.TEMPLATES and not self.templates_taken:
@@ -250,7 +250,7 @@ class PromptTrainer(PromptCheckpoints):
 
     def whole(self, batch):
         """The batch of one process from those that the ranks have read."""
-        if self.ranks.size == 1:
+        if self.ranks.world_size == 1:
             return batch
         size = self.train_loader_x.batch_sampler.size_of(self.batch_idx)
         share = self.ranks.share(size)
@@ -258,7 +258,7 @@ class PromptTrainer(PromptCheckpoints):
 
         def gathered(value):
             if torch.is_tensor(value):
-                return self.ranks.gather(value[:own], size)
+                return self.ranks.all_gather(value[:own], size)
             if value and torch.is_tensor(value[0]):
                 return [gathered(view) for view in value]
             return [entry for part in all_gather(value[:own]) for entry in part]
@@ -267,7 +267,7 @@ class PromptTrainer(PromptCheckpoints):
 
     @torch.no_grad()
     def test(self, split=None):
-        with self.ranks.apart():  # each rank has test images of its own
+        with self.ranks.no_sync():  # each rank has test images of its own
             return super().test(split)
 
     def model_inference(self, images):
@@ -324,7 +324,7 @@ class PromptTrainer(PromptCheckpoints):
         """For methods that are written with `loss.backward()`: what it leaves is the mean over the ranks."""
         super().model_backward(loss)
         tensors = [tensor for tensor in self.trainables if tensor.grad is not None]
-        for tensor, gradient in zip(tensors, self.ranks.mean([tensor.grad for tensor in tensors])):
+        for tensor, gradient in zip(tensors, self.ranks.all_reduce_mean([tensor.grad for tensor in tensors])):
             tensor.grad = gradient
 
     def update_lr(self, names=None):

@@ -1,4 +1,4 @@
-"""What the engine's numbers may be, so that a typing error ends a run before it starts."""
+"""Bounds of the engine's numbers: a typing error ends a run before it starts."""
 from dassl.utils.errors import InputError
 from dassl.utils.text import printable
 

@@ -1,7 +1,7 @@
-"""Options without effect: what is set away from its default and acts nowhere in this run.
+"""Options without effect: keys that differ from their default and act nowhere in this run.
 
-EFFECTS says of every key of the engine what makes it act; a key that is new must be entered. A foreign trainer or
-dataset may read any key, so that for those a key is silent only where its name is nowhere in their source, either.
+EFFECTS says for every key of the engine when it acts. Enter each new key there. A trainer or dataset of a plugin may
+read any key; with one, a key counts as without effect only if the plugin's source does not contain its name.
 """
 import contextlib
 import inspect
@@ -17,7 +17,7 @@ from dassl.data.datasets import DATASET_REGISTRY
 from dassl.data.samplers import SAMPLER_REGISTRY
 from dassl.optim import EpochSchedule
 
-OWN_PACKAGES = ("dassl", "datasets", "prompting", "trainers", "training")  # whose use of the keys is known
+OWN_PACKAGES = ("dassl", "datasets", "prompting", "trainers", "training")  # EFFECTS knows how these use the keys
 ADAMS = ("adam", "amsgrad", "radam", "adamw")
 
 
@@ -43,8 +43,13 @@ class RunFacts:
         return DATASET_REGISTRY.get(self.cfg.DATASET.NAME)
 
     @property
+    def learned(self):
+        """Whether what is evaluated was trained, in this run or before it."""
+        return bool(getattr(self.trainer, "trains", True))
+
+    @property
     def trains(self):
-        return not self.eval_only and bool(getattr(self.trainer, "trains", True))
+        return not self.eval_only and self.learned
 
     @property
     def tests(self):
@@ -170,8 +175,9 @@ STAGES = "the optimizer is made from tensors, not from named layers"
 # key: (why it may act nowhere, whether it acts in a run)
 EFFECTS = {
     "VERSION": NOTHING, "OUTPUT_DIR": ACTS, "RESUME": TRAINING, "SEED": ACTS, "USE_CUDA": ACTS, "VERBOSE": ACTS,
-    "INPUT.SIZE": ACTS, "INPUT.INTERPOLATION": ACTS, "INPUT.EXIF": ACTS, "INPUT.TRANSFORMS": ACTS,
-    "INPUT.NO_TRANSFORM": ACTS,
+    "INPUT.SIZE": ACTS, "INPUT.INTERPOLATION": ACTS, "INPUT.EXIF": ACTS, "INPUT.NO_TRANSFORM": ACTS,
+    "INPUT.TRANSFORMS": ("no picture is augmented, and test pictures are read in one way", lambda run: (
+        not run.cfg.INPUT.NO_TRANSFORM and (run.trains_on_pictures or "normalize" not in run.cfg.INPUT.TRANSFORMS))),
     **dict.fromkeys(("INPUT.PIXEL_MEAN", "INPUT.PIXEL_STD"), (
         "without normalize among INPUT.TRANSFORMS",
         lambda run: not run.cfg.INPUT.NO_TRANSFORM and "normalize" in run.cfg.INPUT.TRANSFORMS)),
@@ -234,7 +240,7 @@ EFFECTS = {
     "TEST.SAVE_LOGITS": TESTING, "TEST.SPLIT": TESTING,
     "TEST.ALLOW_CHANGED": ("only --eval-only compares with a training", lambda run: run.eval_only),
     "TEST.NO_TEST": ("--eval-only tests", lambda run: not run.eval_only),
-    "TEST.FINAL_MODEL": TESTING,
+    "TEST.FINAL_MODEL": ("nothing is trained and tested", lambda run: run.tests and run.learned),
     "TRAINER.NAME": ACTS,
 }
 # What is told of a config file also where nothing is trained: it acts in no other run with that dataset, either.
@@ -248,11 +254,20 @@ def leaf_of(cfg, key):
     return cfg
 
 
-def without_effect(run, defaults, given):
-    """{key: why} of what is set away from its default and acts nowhere in a run.
+def _leaves(node, prefix):
+    """The dotted keys of a config tree."""
+    for name, value in node.items():
+        if isinstance(value, CN):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
 
-    Where nothing is trained, a config file's training settings are not among them, but those given on the command line
-    are; so are settings of other methods.
+
+def without_effect(run, defaults, given):
+    """{key: why} of the keys that differ from their default and act nowhere in a run.
+
+    Where nothing is trained, training settings of a config file are left out, because the same file also serves
+    trainings. Those given on the command line are named, and so are settings of other methods.
 
     Args:
         run: RunFacts.
@@ -268,6 +283,9 @@ def without_effect(run, defaults, given):
         name = key.split(".")[-2 if key.startswith("MODEL.HEAD.") else -1]
         if told and not run.plugin_mentions(name):
             silent[key] = why
+    for key in _leaves(run.cfg.TRAINER, "TRAINER."):  # a plugin that declares no keys may be given any
+        if leaf_of(defaults, key) is None and not run.mentions(key.split(".")[-1], type(run.trainer)):
+            silent[key] = "its name is nowhere in the plugin"
     for key, why in getattr(run.trainer, "overruled", {}).items():
         if leaf_of(run.cfg, key) != leaf_of(defaults, key):
             silent[key] = why

@@ -1,4 +1,4 @@
-"""Merging YAML files and `KEY value` options into the tree, naming the nearest known key where one is wrong."""
+"""Merges YAML files and `KEY value` options into the config tree. An unknown key is told with the nearest known one."""
 import ast
 import copy
 import math
@@ -13,8 +13,8 @@ from dassl.utils.checkpoint import write_atomically
 from dassl.utils.errors import InputError
 from dassl.utils.registry import nearest
 
-WORD = re.compile(r"[\w.+/:-]+")  # entries of a list that commas tell apart
-NUMBERS = {"MODEL.HEAD.HIDDEN_LAYERS": 0}  # lists that are empty by default and hold no names: a value like theirs
+WORD = re.compile(r"[\w.+/:-]+")  # an entry of a list that is written as words between commas
+NUMBERS = {"MODEL.HEAD.HIDDEN_LAYERS": 0}  # lists of numbers that are empty by default -> an example entry
 
 
 def merge_file(cfg, path, open_trainer=False):

@@ -14,7 +14,7 @@ from dassl.utils import (
     InputError,
     derive_seed,
     isolated_rng,
-    processes_here,
+    local_world_size,
     read_image,
 )
 
@@ -32,7 +32,7 @@ def build_data_loader(cfg, sampler_type="SequentialSampler", data_source=None, b
     if cfg.DATALOADER.NUM_WORKERS < 0:
         raise InputError(f"DATALOADER.NUM_WORKERS must be 0 or more, not {cfg.DATALOADER.NUM_WORKERS}")
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    wanted = min(cfg.DATALOADER.NUM_WORKERS, max(1, usable // processes_here()))
+    wanted = min(cfg.DATALOADER.NUM_WORKERS, max(1, usable // local_world_size()))
     workers, why = possible_workers(wanted)
     if workers < wanted and is_train:  # once a run
         print(f"Note: {workers} instead of {wanted} loader workers: {why}; the numbers are the same")

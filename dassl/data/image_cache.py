@@ -8,11 +8,12 @@ from dassl.utils.images import size_of
 
 
 class ImageCache:
-    """Pictures by their place in a list, read from their files once.
+    """Pictures by their index in a list, read from their files once.
 
-    Each is decoded when it is first asked for and kept as it is, (H, W, 3) uint8, in memory that the workers of a
-    loader share with the process that forked them: what one has decoded, none decodes again. Where workers are started
-    afresh instead of forked, each fills a memory of its own. No file is opened before the first use, or `reserve`.
+    A picture is decoded when it is first asked for. Its pixels, (H, W, 3) uint8, are kept in memory that the workers of
+    a loader share with the process that forked them: what one worker has decoded, no other decodes again. Workers that
+    are started afresh instead of forked each fill a memory of their own. No file is opened before the first use, or
+    `reserve`.
 
     Args:
         paths: the files.
@@ -28,7 +29,7 @@ class ImageCache:
         self.reserved = False
 
     def reserve(self):
-        """Give each picture its place, by the size that its file's header tells; once, before workers are forked."""
+        """Give each picture its place, by the size in its file's header. Done once, before workers are forked."""
         if self.reserved:
             return
         self.reserved = True

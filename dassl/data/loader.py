@@ -1,4 +1,4 @@
-"""A DataLoader whose workers are no more than the machine can serve, and which waits for none of them for ever."""
+"""A DataLoader that starts only as many workers as the machine can serve, and never waits for one without a limit."""
 import contextlib
 import multiprocessing
 import os
@@ -17,8 +17,8 @@ resource = optional_module("resource")
 BATCH_TIMEOUT = 900  # seconds that a batch may take; a disk that answers so late answers no more
 # Seconds between two looks whether the workers live; torch is told of most deaths, but not of the earliest.
 WORKER_POLL = 5.0
-FILES = 64  # that a worker's batches keep open here while they are handed over, in all loaders of a run together
-SPARE = 80  # files that a run opens beside, and a worker for what it hands over
+FILES = 64  # files per worker that this process keeps open while batches are handed over, in all loaders together
+SPARE = 80  # files that a run opens besides
 SOCKET = os.path.join("pymp-12345678", "listener-12345678")  # below the temporary folder: where tensors are handed over
 LONGEST = 103  # bytes of a socket's path; Linux takes 107
 
@@ -26,8 +26,8 @@ LONGEST = 103  # bytes of a socket's path; Linux takes 107
 def possible_workers(asked):
     """(how many of the `asked` loader workers can hand their batches over, why not all of them).
 
-    A worker that cannot open a file or a socket loses its batch without a word to the process that waits for it. The
-    limit of open files is raised as far as this user may."""
+    A worker that cannot open a file or a socket loses its batch silently, and the process that waits for it is not
+    told. The limit of open files is raised as far as this user may."""
     if not asked:
         return 0, ""
     try:
@@ -101,8 +101,8 @@ class EpochLoader(DataLoader):
 
 @contextlib.contextmanager
 def _safe_path():
-    """Within it a worker that is not forked, but started as `python -c ...`, does not look into the working folder for
-    modules first."""
+    """A context in which workers do not import modules from the working folder. This concerns workers that are started
+    as `python -c ...` instead of forked."""
     if multiprocessing.get_start_method() == "fork" or "PYTHONSAFEPATH" in os.environ:
         yield
         return
@@ -114,8 +114,8 @@ def _safe_path():
 
 
 def _in_time(batches):
-    """The batches of torch's iterator, each within BATCH_TIMEOUT seconds. With a limit of its own torch looks for dead
-    workers at the end of it only; so that is short, and asked for again."""
+    """The batches of torch's iterator, each within BATCH_TIMEOUT seconds. With a timeout, torch looks for dead workers
+    only when it ends. So torch is given the short WORKER_POLL, again and again."""
     batches._timeout, looks = WORKER_POLL, 0  # looks and no clock: a run that is suspended meanwhile goes on
     while True:
         try:
@@ -136,9 +136,9 @@ def _in_time(batches):
 
 
 def begin_worker(worker_id=0):
-    """What a loader's worker does first. A batch that it cannot hand over (no file, socket or memory left, or something
-    in it that cannot be sent) is lost in a thread of its own, while the parent waits: so the worker ends, which the
-    parent notices."""
+    """What a loader's worker does first. A worker that cannot hand over a batch (no file, socket or memory left, or an
+    object that cannot be sent) would lose it in a thread, while the parent waits. So it ends, which the parent
+    notices."""
     leave_signals_to_the_parent()
     hook = staticmethod(lambda error, item: _give_up(error))
     queues.Queue._on_queue_feeder_error = hook  # type: ignore[attr-defined]  # typeshed leaves it out

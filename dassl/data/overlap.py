@@ -22,10 +22,10 @@ RECORD = "train_images.csv.gz"  # in the folder of a run that has learned from i
 COLUMNS = ("path", "size", "sha256")
 MOST_IMAGES, MOST_RECORD_BYTES = 3 * 10**6, 2**28  # of such a list; ImageNet has 1.3 million
 DIGITS = 16  # of a SHA-256 that are kept
-ENDS = 4096  # bytes at the beginning and at the end of a file that are compared first
+ENDS = 4096  # first and last bytes of a file that are compared before the rest
 THREADS = 8
-CHUNK = 64  # files a thread is given together
-REMEMBERED = 2**16  # files whose digests a process keeps
+CHUNK = 64  # files that one thread is given together
+REMEMBERED = 2**16  # number of files whose digests a process keeps
 NAMES = {"train": "training", "val": "validation", "test": "test"}
 
 
@@ -175,8 +175,8 @@ class ImageSet:
 
     # ---- what a run notes of its training images, for evaluations of it ----
     def write(self, folder):
-        """Write `train_images.csv.gz`, a row an image: path below the root, size in bytes, first digits of the SHA-256.
-        """
+        """Write `train_images.csv.gz`, one row per image: path below the root, size in bytes, first digits of the
+        SHA-256."""
         files = list(self.files.values())
         _each(File.digest, files)
         rows = [(relative_path(os.path.abspath(file.path), self.root), file.size, file.digest()) for file in files]

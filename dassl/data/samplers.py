@@ -1,4 +1,4 @@
-"""Orders of an epoch. Each is a function of (seed, epoch): `set_epoch(e)`, then iterate."""
+"""The order of images in an epoch, a function of (seed, epoch): call `set_epoch(e)`, then iterate."""
 import random
 from collections import defaultdict
 
@@ -132,7 +132,7 @@ class RandomClassSampler(EpochSampler):
         for index, item in enumerate(data_source):
             self.by_class[item.label].append(index)
         if len(self.by_class) < self.n_cls:
-            raise InputError(f"RandomClassSampler: {self.n_cls} classes a batch wanted, the data has "
+            raise InputError(f"RandomClassSampler: {self.n_cls} classes per batch wanted, the data has "
                              f"{len(self.by_class)}; raise N_INS or make the batch smaller")
         self.length = len(self.order(random.Random(0)))
 
@@ -170,7 +170,7 @@ class EpochBatchSampler(Sampler):
         self.sampler, self.batch_size = sampler, batch_size
         self.drop_last = drop_last
         self.epoch = self.first_batch = 0
-        self.rank, self.ranks = 0, 1
+        self.rank, self.world_size = 0, 1
         self.total = 0  # keys of the latest pass
 
     def set_epoch(self, epoch, first_batch=0):
@@ -178,20 +178,20 @@ class EpochBatchSampler(Sampler):
         self.epoch, self.first_batch = epoch, first_batch
         self.sampler.set_epoch(epoch)
 
-    def divide(self, rank, ranks):
-        """From the next pass on yield only `rank`'s share of every batch; the first key where that is none, because a
-        loader makes no empty batches."""
-        self.rank, self.ranks = rank, ranks
+    def divide(self, rank, world_size):
+        """From the next pass on yield only the share of `rank` of every batch; where that is empty, the first key,
+        because a loader makes no empty batches."""
+        self.rank, self.world_size = rank, world_size
 
     def __iter__(self):
         keys = [(index, self.epoch, position) for position, index in enumerate(self.sampler)]
         self.total = len(keys)
         for batch in range(self.first_batch, self._batches(len(keys))):
             whole = keys[batch * self.batch_size:(batch + 1) * self.batch_size]
-            yield whole[share_of(len(whole), self.rank, self.ranks)] or whole[:1]
+            yield whole[share_of(len(whole), self.rank, self.world_size)] or whole[:1]
 
     def size_of(self, batch):
-        """How many images the latest pass has in a batch, those of all ranks together."""
+        """The number of images of a batch of the latest pass, on all ranks together."""
         return min(self.batch_size, self.total - batch * self.batch_size)
 
     def _batches(self, size):

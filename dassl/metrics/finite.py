@@ -1,4 +1,4 @@
-"""Logits that are NaN or infinite: argmax and topk would still name a class, and a loop would count it."""
+"""Refuses logits that are NaN or infinite: argmax would still name a class, and an accuracy would count it."""
 import math
 
 from dassl.utils.errors import NonFiniteError

@@ -1,4 +1,4 @@
-"""Optimizers and schedules of a run that goes on: what they have learned stays, their settings are the config's."""
+"""Optimizers and schedules of a resumed run: their state comes from the checkpoint, their settings from the config."""
 import warnings
 
 import torch
@@ -60,7 +60,7 @@ def go_on(optimizer, schedule, optimizer_state, schedule_state, changed=(), epoc
             schedule.step()
 
 
-# ---- whether a stored state can be gone on from at all ----
+# ---- whether a stored state can be resumed from ----
 def require_fits(optimizer, schedule, optimizer_state, schedule_state, epoch, most_steps, same_kind=True):
     """Raise InputError unless stored states of an optimizer and its schedule are such as these would have.
 

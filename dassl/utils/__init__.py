@@ -15,6 +15,21 @@ from dassl.utils.checkpoint import (
     save_checkpoint,
     write_atomically,
 )
+from dassl.utils.distributed import (
+    all_gather,
+    all_reduce_max,
+    broadcast,
+    first_to_tell,
+    joined,
+    local_world_size,
+    lost_another,
+    main_process_first,
+    rank,
+    rank_zero_within,
+    require_own_gpu,
+    share_of,
+    world_size,
+)
 from dassl.utils.errors import InputError, NonFiniteError, last_line, surroundings
 from dassl.utils.files import open_own, open_regular, require_own_folder
 from dassl.utils.images import read_image
@@ -31,21 +46,6 @@ from dassl.utils.random import (
     require_rng_state,
     set_random_seed,
     set_rng_state,
-)
-from dassl.utils.ranks import (
-    all_gather,
-    all_reduce_max,
-    broadcast,
-    first_to_tell,
-    joined,
-    lost_another,
-    main_process_first,
-    processes_here,
-    rank,
-    rank_zero_within,
-    require_own_gpu,
-    share_of,
-    world_size,
 )
 from dassl.utils.registry import Registry
 from dassl.utils.signals import StopRequest, Terminated, leave_signals_to_the_parent, sigterm_raises
@@ -68,11 +68,10 @@ __all__ = [
     "escaped_streams", "first_to_tell", "FolderLock", "get_rng_state", "import_package_modules", "InputError",
     "INTERRUPTED", "is_text", "isolated_rng", "joined", "last_line", "leave_signals_to_the_parent", "listdir_nohidden",
     "lives_here", "load_checkpoint", "load_entry_points", "load_plugin", "load_pretrained_weights", "load_tensors",
-    "lock_holder", "LOCK_NAME", "Logger", "lost_another", "main_process_first", "MetricMeter", "MISFITS",
-    "mkdir_if_missing", "NonFiniteError", "note_checkpoint", "noted_checkpoint", "open_own", "open_regular",
-    "orphaned", "printable", "processes_here", "quiet", "rank", "rank_zero_within", "read_image", "read_json",
-    "Registry", "remove_torn_files", "require_own_folder", "require_own_gpu", "require_rng_state",
-    "resume_from_checkpoint", "save_checkpoint", "set_random_seed", "set_rng_state", "setup_logger", "share_of",
-    "sigterm_raises", "slurm_job", "StopRequest", "surroundings", "Terminated", "tolist_if_not", "world_size",
-    "write_atomically", "write_json",
+    "local_world_size", "lock_holder", "LOCK_NAME", "Logger", "lost_another", "main_process_first", "MetricMeter",
+    "MISFITS", "mkdir_if_missing", "NonFiniteError", "note_checkpoint", "noted_checkpoint", "open_own", "open_regular",
+    "orphaned", "printable", "quiet", "rank", "rank_zero_within", "read_image", "read_json", "Registry",
+    "remove_torn_files", "require_own_folder", "require_own_gpu", "require_rng_state", "resume_from_checkpoint",
+    "save_checkpoint", "set_random_seed", "set_rng_state", "setup_logger", "share_of", "sigterm_raises", "slurm_job",
+    "StopRequest", "surroundings", "Terminated", "tolist_if_not", "world_size", "write_atomically", "write_json",
 ]

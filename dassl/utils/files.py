@@ -1,7 +1,7 @@
-"""Opening files so that nothing planted in their place leads elsewhere or waits for ever.
+"""Opens files safely, also in a run folder that comes from somebody else.
 
-A run folder may come from anybody: what lies in it under a name that the program reads may be a pipe, and what lies
-under a name that it writes may be a link to a file that is worth more.
+A file that the program reads may have been replaced by a pipe, which would never end. A file that it writes may have
+been replaced by a link to another file, which would be overwritten.
 """
 import errno
 import os

@@ -8,7 +8,7 @@ SIGPIPE = 13  # what ends a Unix program whose reader has gone
 
 
 class ReaderGone(SystemExit):
-    """Nobody reads the output any more; the exit status is the one that a shell gives such a program, 141."""
+    """Nobody reads the output any more. The exit status is 141, as a shell reports for such a program."""
 
     def __init__(self):
         super().__init__(128 + SIGPIPE)
@@ -45,7 +45,7 @@ class Watched:
 
 
 def go_on(error):
-    """For a program whose work is worth more than what it prints of it."""
+    """For a program whose result is in files: it goes on without printing."""
 
 
 def end_quietly(error):

@@ -21,12 +21,12 @@ def _escape(found):
 
 
 def escaped(text):
-    """A text of lines as it may be printed: what a terminal would obey is written out."""
+    """A text of several lines, safe to print: characters that a terminal would obey are written out."""
     return UNSAFE.sub(_escape, text)
 
 
 def printable(text):
-    """A name, or anything else that belongs into one line, as it may be printed: line breaks are written out, too."""
+    """A name, or any other text of one line, safe to print: line breaks are written out, too."""
     return IN_ONE_LINE.sub(_escape, str(text))
 
 

@@ -34,7 +34,7 @@ from training.build_config import declares_config
 ROOT = Path(__file__).resolve().parents[2]
 SHAPES = ROOT / "configs" / "datasets" / "shapes.yaml"
 GENERIC = Path(__file__).with_name("tiny.yaml")
-# Pictures a class of the training, validation and test part: enough to draw two shots from.
+# Pictures per class of the training, validation and test part: enough to draw two shots from.
 PART_SIZES = {"photo": (6, 2, 4)} | dict.fromkeys(shapes.DOMAINS[1:], (1, 1, 1))
 SHOTS, EPOCHS, BATCH = 2, 4, 8
 

@@ -10,7 +10,7 @@ from training import PromptTrainer
 
 
 class Weights(PromptedCLIP):
-    """A learned vector a class."""
+    """One learned vector per class."""
 
     def __init__(self, towers, n_cls):
         super().__init__(towers)

@@ -255,7 +255,7 @@ def test_the_cache_of_weights_is_written_through_no_link(victim, tmp_path):
     shipped = backbone.SHIPPED["tiny"]
     digest = backbone.weights_digest("tiny")
     plant("link", tmp_path / f"{digest}.pt.tmp{os.getpid()}", victim)
-    path = backbone._whole_file(shipped, str(tmp_path))
+    path = backbone.whole_file(shipped, str(tmp_path))
     assert torch.load(path, weights_only=True) and sorted(os.listdir(tmp_path)) == sorted(
         [f"{digest}.pt", f"{digest}.pt.tmp{os.getpid()}", "elsewhere"])
 

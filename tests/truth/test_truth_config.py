@@ -380,6 +380,8 @@ SILENT = [  # trainer, words, {key: why}
         "OPTIM.WARMUP_CONS_LR": "without such"}),
     ("ZeroshotCLIP", ("OPTIM.MAX_EPOCH", 9), {"OPTIM.MAX_EPOCH": "nothing is trained"}),
     ("ZeroshotCLIP", ("OPTIM.LABEL_SMOOTHING", 0.1), {"OPTIM.LABEL_SMOOTHING": "nothing is trained"}),
+    ("ZeroshotCLIP", ("INPUT.TRANSFORMS", "center_crop,normalize"), {"INPUT.TRANSFORMS": "no picture is augmented"}),
+    ("ZeroshotCLIP", ("TEST.FINAL_MODEL", "best_val"), {"TEST.FINAL_MODEL": "nothing is trained and tested"}),
 ]
 
 
@@ -400,6 +402,8 @@ def test_what_acts_nowhere_is_named_in_one_line(trainer, words, silent, made):
     ("CoOp", ("INPUT.TRANSFORMS", "gaussian_blur,normalize", "INPUT.GB_K", 9)),
     ("CoOp", ("DATALOADER.TRAIN_X.SAMPLER", "RandomClassSampler", "DATALOADER.TRAIN_X.N_INS", 2)),
     ("TipAdapter", ("INPUT.TRANSFORMS", "random_resized_crop", "INPUT.RRCROP_SCALE", "0.5,1")),
+    ("ZeroshotCLIP", ("INPUT.TRANSFORMS", "center_crop")),  # test pictures are then not normalised
+    ("CoOp", ("TEST.FINAL_MODEL", "best_val")),
 ])
 def test_what_acts_is_not_named(trainer, words, made, tiny_config, tmp_path):
     _, said = made(trainer, "--no-train", *words)
@@ -508,6 +512,15 @@ def test_a_foreign_run_keeps_what_differs_and_reads_back(words, nodes, foreign, 
     cfg = train.build_config(train.parse_arguments(["--config-file", str(path), "--output-dir", "x"]))
     first = train.build_config(train.parse_arguments(["--config-file", str(path)]))
     assert cfg.TRAINER == first.TRAINER and "TIPADAPTERF" in cfg.TRAINER
+
+
+@pytest.mark.usefixtures("own_registries")
+def test_a_key_that_a_plugin_does_not_read_is_named(made, tmp_path):
+    """A plugin that declares no keys may be given any under TRAINER; one with a typing error would be lost."""
+    (tmp_path / "foreign.py").write_text(FOREIGN)
+    _, said = made("Foreign", "--plugin", tmp_path / "foreign.py", "--no-train", "TRAINER.FOREIGN.N_CTXX", 3,
+                   "TRAINER.MINE.N_CTX", 2)
+    assert "TRAINER.FOREIGN.N_CTXX (its name is nowhere in the plugin)" in said and "TRAINER.MINE" not in said
 
 
 @pytest.mark.usefixtures("own_registries")

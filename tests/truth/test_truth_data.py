@@ -323,7 +323,7 @@ def shots_of(folder):
 
 
 def test_a_split_that_grew(made, root, tmp_path):
-    """Two training images a class, then twelve: four shots are two, then four."""
+    """Two training images per class, then twelve: four shots are two, then four."""
     classes = ("dog", "guitar", "house")
     for count, expected in ((2, 2), (12, 4)):
         shutil.rmtree(root, ignore_errors=True)

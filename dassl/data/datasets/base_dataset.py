@@ -123,7 +123,7 @@ class DatasetBase:
         return output
 
     def generate_fewshot_dataset(self, *data_sources, num_shots=-1, repeat=False, rng=random):
-        """Draw `num_shots` images a class from each source with `rng`; all of them where a class has fewer
+        """Draw `num_shots` images per class from each source with `rng`; all of them where a class has fewer
         (with `repeat`, drawn with repetition). Below 1: the sources as they are."""
         output = []
         for data_source in data_sources:

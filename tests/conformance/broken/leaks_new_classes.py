@@ -23,5 +23,5 @@ class LeaksNewImages(Healthy):
 @TRAINER_REGISTRY.register()
 class LeaksNewNames(Healthy):
     def build_model(self, towers, classnames):
-        self.negatives = towers.frozen_text(new_classes(self.cfg).classnames, ["a photo of a {}."])
+        self.negatives = towers.encode_classnames(new_classes(self.cfg).classnames, ["a photo of a {}."])
         return super().build_model(towers, classnames)

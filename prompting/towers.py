@@ -1,0 +1,119 @@
+"""`Towers`: what a method sees of a CLIP."""
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from prompting.blocks import ACTIVATION
+from prompting.errors import PromptingError
+from prompting.image import ImageTower
+from prompting.parallel import Collectives, SingleProcess
+from prompting.passes import Passes
+from prompting.templates import fill
+from prompting.text import TextTower
+
+if TYPE_CHECKING:
+    from clip.model import CLIP
+
+
+class Towers:
+    """What a method sees of a CLIP: promptable towers, the logit scale, frozen features.
+
+    The model that is handed in is never changed: it is copied unless it already is frozen, on the device and of the
+    right type. Nothing here is a registered submodule, so the parameters and the state dict of a method's module are
+    what the method learns and nothing else.
+
+    Args:
+        model: `clip.model.CLIP`.
+        device: where to run.
+        half: frozen weights in float16 (PREC fp16).
+        ranks: the processes that divide the towers' work; by default this one alone.
+    Raises:
+        PromptingError: a block has another activation than QuickGELU.
+    Attributes:
+        text: TextTower; image: ImageTower, or None for a ResNet; resolution (pixels per side), embed_dim E;
+        logit_scale: float; passes: Passes, how much went through both towers.
+    """
+
+    def __init__(self, model: CLIP, device: str | torch.device = "cpu", half: bool = False,
+                 ranks: Collectives | None = None) -> None:
+        _require_known_activation(model)
+        device, self.ranks = torch.device(device), ranks or SingleProcess()
+        wanted = torch.float16 if half else torch.float32
+        weight = model.text_projection
+        if (weight.device.type != device.type or weight.dtype != wanted or model.training
+                or any(p.requires_grad for p in model.parameters())):
+            model = copy.deepcopy(model).requires_grad_(False).float().eval().to(device)
+            if half:
+                from clip.model import convert_weights
+
+                convert_weights(model)
+        self.model, self.device = model, device
+        self.passes = Passes()
+        self.text = TextTower(model, self.ranks, self.passes)
+        self.image = ImageTower(model, self.ranks, self.passes) if hasattr(model.visual, "transformer") else None
+        self.resolution: int = model.visual.input_resolution
+        self.embed_dim = self.text.embed_dim
+        self.logit_scale: float = model.logit_scale.exp().item()
+
+    def promptable_image(self, method: str) -> ImageTower:
+        """The ImageTower. Raises PromptingError, which names the method, for a ResNet: it has no tokens to prompt."""
+        if self.image is None:
+            raise PromptingError(f"{method} prompts the image tower and needs a ViT backbone (ViT-B/16, ViT-B/32, "
+                                 "ViT-L/14), not a ResNet")
+        return self.image
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W') -> frozen features (B, E), not normalised."""
+        if self.image is not None:
+            return self.image.encode_unprompted(images)
+
+        def share(rows: slice) -> Tensor:
+            features: Tensor = self.model.visual(images[rows].to(self.model.dtype))
+            return features
+
+        self.passes.add(images=len(images))
+        return self.ranks.divide(len(images), share)
+
+    @torch.no_grad()
+    def encode_classnames(self, classnames: Sequence[str], templates: Sequence[str]) -> Tensor:
+        """Frozen text features of classes (len(classnames), E), float32, of length 1.
+
+        The feature of each template is normalised, and their mean is normalised again (CLIP, section 3.1.4).
+
+        Args:
+            classnames: the names as they stand in the prompts (`readable` takes "_" out).
+            templates: prompts with {} for the name.
+        """
+        total = torch.zeros(len(classnames), self.embed_dim, device=self.text.device)
+        for template in templates:
+            total = total + normalize(self.text.encode_texts([fill(template, name) for name in classnames]))
+        return normalize(total / len(templates))
+
+    def frozen_text(self, classnames: Sequence[str], templates: Sequence[str]) -> Tensor:
+        """The same as `encode_classnames`: its name in earlier releases, which method files use."""
+        return self.encode_classnames(classnames, templates)
+
+    def cosine_logits(self, image_features: Tensor, text_features: Tensor) -> Tensor:
+        """(B, E) and (C, E), of any length -> exp(logit_scale) * cosine, (B, C) float32."""
+        return self.logit_scale * normalize(image_features) @ normalize(text_features).transpose(-1, -2)
+
+
+def normalize(features: Tensor) -> Tensor:
+    """To length 1 along the last dimension, in float32."""
+    features = features.float()
+    length: Tensor = features.norm(dim=-1, keepdim=True)
+    return features / length
+
+
+def _require_known_activation(model: CLIP) -> None:
+    for tower in (model, model.visual):
+        for block in getattr(getattr(tower, "transformer", None), "resblocks", ()):
+            name = type(block.mlp[1]).__name__
+            if name != ACTIVATION:
+                raise PromptingError(f"the CLIP that was handed in has {name} in its blocks, which are computed with "
+                                     f"{ACTIVATION} here: its numbers would be wrong; hand in OpenAI's kind of CLIP")
