@@ -36,7 +36,7 @@ def budget_tables(cells):
 
 def spent(cells, name, trainings):
     """The Count of one name over a method's runs of `trainings`, a set of (dataset, part)."""
-    columns = {training: {} for training in trainings}
+    columns: dict[tuple, dict] = {training: {} for training in trainings}
     for place, results in cells.items():
         columns[place.dataset, place.part][place.seed] = (results.get("budget") or {}).get(name)
     found = average(columns.values())

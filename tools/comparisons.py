@@ -33,7 +33,7 @@ def comparisons(cells, where, names=None, against=None):
         numbers = {method: average(chosen.where(**fields).by_seed() for fields in tested.members)
                    for method, chosen in methods.items()}
         present = sorted((method for method, number in numbers.items() if number.mean is not None),
-                         key=lambda method: -numbers[method].mean)
+                         key=lambda method: -numbers[method].value)
         folders = {method: [{place.seed: where[place] for place in methods[method].where(**fields)}
                             for fields in tested.members] for method in present}
         pairs = pairs_of(present, against)
@@ -73,10 +73,11 @@ def compared(pair, folders_of, tested, trained, read):
         seeds = [sorted(set.intersection(*map(set, seeds)))] * len(seeds)
     if not all(seeds):
         return None
-    sets = [significance.paired_differences(*([by_seed[seed] for seed in own] for by_seed in both), read)
-            for both, own in zip(folders, seeds)]
+    sets = [significance.paired_differences([one[seed] for seed in own], [other[seed] for seed in own], read)
+            for (one, other), own in zip(folders, seeds)]
     blocks = [sets] if tested.together else [[differences] for differences in sets]
-    found = significance.compare(*pair, blocks, trained, aligned=all(own == seeds[0] for own in seeds))
+    first, second = pair
+    found = significance.compare(first, second, blocks, trained, aligned=all(own == seeds[0] for own in seeds))
     found.left_out = any(set(by_seed) != set(own) for both, own in zip(folders, seeds) for by_seed in both)
     return found
 
@@ -85,7 +86,7 @@ class Difference(Number):
     """A Number with its sign."""
 
     def text(self, digits=2, sign="+-", marks=None):
-        return ("+" if self.mean >= 0 else "") + super().text(digits, sign, marks)
+        return ("+" if self.value >= 0 else "") + super().text(digits, sign, marks)
 
 
 def comparison_table(title, found, marks):

@@ -90,8 +90,8 @@ class Planner:
         """{trainer: names of its variants}; sets `variants`, {(trainer, name): options}.
 
         runs: {trainer: its runs without a variant}. Raises InputError for a variant that changes nothing."""
-        chosen = {trainer: [] for trainer in runs}
-        known = {}  # trainer -> [(what it is called, its config)]
+        chosen: dict[str, list[str]] = {trainer: [] for trainer in runs}
+        known: dict[str, list[tuple]] = {}  # trainer -> [(what it is called, its config)]
         for variant in read_variants(self.variant_words, list(runs)):
             for trainer in [variant.method] if variant.method else runs:
                 run = runs[trainer][0]
@@ -154,7 +154,8 @@ def _settings(run, options):
 def _with_same(runs):
     """The runs of a plan; those of methods whose numbers neither seed nor shots change name the first of their kind as
     `same`."""
-    first, found = {}, []
+    first: dict[Place, str] = {}
+    found = []
     for run in runs:
         if reads_no_image(TRAINER_REGISTRY.get(run.place.trainer)):
             kind = replace(run.place, shots=None if run.place.shots is None else 0, seed=0)

@@ -8,7 +8,6 @@
 The scripts in scripts/ call this; docs/PROTOCOLS.md describes each protocol. Runs that are finished are taken over,
 interrupted ones go on. `--launcher slurm` gives them to a cluster; `--status` and `--table` tell how far they are.
 """
-import argparse
 import functools
 import os
 import sys
@@ -40,7 +39,7 @@ PUBLISHED = ("ZeroshotCLIP", "MetaPrompt")  # compared with published averages b
 def shared_arguments(protocol, methods):
     """The flags that every protocol takes, a parser. protocol: whose defaults --help tells; methods: that of --trainer.
     """
-    shared = argparse.ArgumentParser(add_help=False)
+    shared = train.ArgumentParser(add_help=False)
     several = f", or several (default {' '.join(methods)})" if methods else ""
     shared.add_argument("--trainer", nargs="*", help=f"the method{several}")
     shared.add_argument("--seeds", nargs="+", help=f"default {' '.join(map(str, protocol.seeds))}")
@@ -98,7 +97,7 @@ def parse_arguments(argv):
     kinds[COMPARE[0]] = kinds[asked if asked in compared else DEFAULT][0], COMPARE[1], COMPARED
     parsers, own = {}, {}
     for name, (protocol, words, methods) in kinds.items():
-        flags = argparse.ArgumentParser(add_help=False)
+        flags = train.ArgumentParser(add_help=False)
         protocol.add_arguments(flags)
         own[name] = [action.dest for action in flags._actions]
         parsers[name] = commands.add_parser(name, parents=[shared_arguments(protocol, methods), flags], help=words,
@@ -228,7 +227,8 @@ def submitted(runs, args):
 @uncollected()
 def made(runs):
     """The Outcome of what is done, without making anything. Raises InputError if that is nothing."""
-    outcome, seen, shared = Outcome(list(runs)), Listings(), {}
+    outcome, seen = Outcome(list(runs)), Listings()
+    shared: dict = {}
     for run in runs:
         try:
             results = finished(run, seen)

@@ -65,7 +65,10 @@ def collect(folders):
     Raises:
         InputError: a folder is not there, nothing is found, two folders hold the same run, or an accuracy is not one.
     """
-    found, elsewhere, unread, unfinished, shared = Found(Cells(), {}, []), 0, [], [], {}
+    found, elsewhere = Found(Cells(), {}, []), 0
+    unread: list[OSError] = []
+    unfinished: list[str] = []
+    shared: dict = {}
     for folder in folders:
         if not os.path.isdir(folder):
             raise InputError(f"no folder at {folder}; give the output folder of a protocol")
@@ -78,7 +81,8 @@ def collect(folders):
             place = Place.parse(path)
             results = read_results(path) if place else results_or_none(path)
             run = None if place else StoredRun.of(results)
-            place = place or run and recognised(run)
+            if run:
+                place = recognised(run)
             if place:
                 _add(found, place, path, for_tables(results, shared))
             elif run:
@@ -191,7 +195,7 @@ def known_backbone(results):
 
 def _require_one_backbone(cells, where, protocol):
     """Raise InputError, naming two runs, unless every two have the same weights."""
-    kinds = {}
+    kinds: dict[tuple, Place] = {}
     for place, results in cells.items():
         kinds.setdefault(tuple(known_backbone(results).items()), place)
     for (one, first), (other, second) in itertools.combinations(kinds.items(), 2):
