@@ -180,6 +180,15 @@ def test_the_protocol_of_the_docs(call, tmp_path):
 
 
 # ---- the registry ----
+def test_nothing_outside_of_its_file_names_a_protocol():
+    """But for what `compare` compares by default, and groups of datasets of that name."""
+    names, allowed = "|".join(PROTOCOL_REGISTRY.registered_names()), {"tools/protocol.py": 1, "tools/sources.py": 2}
+    for folder in ("tools", "training", "trainers", "dassl", "protocols/parts"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            found = re.findall(rf'"(?:{names})"', path.read_text())
+            assert len(found) == allowed.get(str(path.relative_to(ROOT)), 0), (path, found)
+
+
 @pytest.mark.usefixtures("own_registries")
 @pytest.mark.parametrize(("name", "layout"), [
     ("mine", "other/{dataset}/{trainer}/{config}/seed{seed}"), ("mine", "mine/{trainer}/{config}/seed{seed}"),
@@ -269,7 +278,7 @@ def test_what_no_protocol_would_make_is_told_run_by_run(tmp_path, capsys):
     for seed in (1, 2):
         single(tmp_path, seed=seed, right=40 + seed, shots=-1, part="new")
     table = report.main([str(tmp_path)])[-1]
-    assert [row[3:6] for row in table.rows] == [["trained, new classes", "all", seed] for seed in "12"]
+    assert [row[3:6] for row in table.rows] == [["new classes: tested after training", "all", seed] for seed in "12"]
     assert [row[6].text() for row in table.rows] == ["41.00", "42.00"]
     assert len(report.main([str(tmp_path), "--protocol", "base2new"])) == 1
     [only] = report.main([str(tmp_path), "--seeds", "2"])

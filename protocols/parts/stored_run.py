@@ -78,16 +78,15 @@ class StoredRun:
 
     def told(self) -> str:
         """What was trained and tested, in words."""
-        classes = {"base": "base classes", "new": "new classes"}.get(self.part, f"{self.part} classes")
-        domains = f" of {_list(self.target_domains)}" if self.target_domains else ""
+        targets = f" of {', '.join(self.target_domains)}" if self.target_domains else ""
         if not self.eval_only:
-            sources = f", trained on {_list(self.source_domains)}" if self.source_domains else ""
-            return f"trained, {classes}{domains}{sources}"
+            sources = f" on {', '.join(self.source_domains)}" if self.source_domains else ""
+            return f"{self.part} classes{targets}: tested after training{sources}"
         if self.model is None:
-            return f"not trained, {classes}{domains}"
-        learned = f"trained on {self.model.part or 'unknown'} classes of {self.model.dataset or 'an unknown dataset'}"
-        sources = f", {_list(self.model.source_domains)}" if self.model.source_domains else ""
-        return f"evaluated, {classes}{domains}, {learned}{sources}"
+            return f"{self.part} classes{targets}: tested without training"
+        sources = f", {', '.join(self.model.source_domains)}" if self.model.source_domains else ""
+        return (f"{self.part} classes{targets}: tested with what was trained on {self.model.part or 'unknown'} classes of "
+                f"{self.model.dataset or 'an unknown dataset'}{sources}")
 
 
 def of_dataset(run: StoredRun, name: str, shots: int) -> StoredRun:
@@ -117,7 +116,3 @@ def _number(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise ValueError("not a number")
     return value
-
-
-def _list(names: tuple[str, ...]) -> str:
-    return ", ".join(names)
