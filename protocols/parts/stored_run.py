@@ -84,9 +84,10 @@ class StoredRun:
             return f"{self.part} classes{targets}: tested after training{sources}"
         if self.model is None:
             return f"{self.part} classes{targets}: tested without training"
-        sources = f", {', '.join(self.model.source_domains)}" if self.model.source_domains else ""
-        return (f"{self.part} classes{targets}: tested with what was trained on {self.model.part or 'unknown'} classes of "
-                f"{self.model.dataset or 'an unknown dataset'}{sources}")
+        before = self.model
+        sources = f", {', '.join(before.source_domains)}" if before.source_domains else ""
+        return (f"{self.part} classes{targets}: tested with what was trained on {before.part or 'unknown'} classes of "
+                f"{before.dataset or 'an unknown dataset'}{sources}")
 
 
 def of_dataset(run: StoredRun, name: str, shots: int) -> StoredRun:
