@@ -14,7 +14,7 @@ from benchmarks.models import random_clip
 from benchmarks.sides import Ours, Plain, Work
 from benchmarks.step import TEST_SET, runs_of
 from benchmarks.suite import ROWS, Row
-from dassl.engine.trainer import end_workers
+from dassl.engine.loaders import end_workers
 
 HEADERS = {
     "speed": ["work", "plain, ms", "ours, ms", "ratio", "plain: of the peak", "ours: of the peak",

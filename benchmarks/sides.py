@@ -117,7 +117,7 @@ def without_data(cls, classnames):
         self.num_classes, self.num_source_domains = len(classnames), len(self.cfg.DATASET.SOURCE_DOMAINS)
         self.lab2cname, self.dm, self.applied = dict(enumerate(classnames)), Data, []
 
-    def whole(self, batch):
+    def all_gather_batch(self, batch):
         """Of several processes each has read its share of the images; here they have all, and exchange them alike."""
         share = self.ranks.share(len(batch["img"]))
         return {**batch, "img": self.ranks.all_gather(batch["img"][share], len(batch["img"]))}
@@ -126,7 +126,7 @@ def without_data(cls, classnames):
         self.applied.extend(gradient.detach().clone() for gradient in gradients)
         return cls.apply_gradients(self, gradients, *args, **kwargs)
 
-    return type(cls.__name__, (cls,), {"build_data_loader": build_data_loader, "whole": whole,
+    return type(cls.__name__, (cls,), {"build_data_loader": build_data_loader, "all_gather_batch": all_gather_batch,
                                        "apply_gradients": apply_gradients})
 
 

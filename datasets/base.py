@@ -79,9 +79,9 @@ class Lists:
 
 
 @functools.cache
-def _reads_draws(cls):
-    """Whether a dataset's class, or what it inherits from but ours here, may read SEED or NUM_SHOTS itself."""
-    others = [base for base in cls.__mro__ if base.__module__ not in (__name__, DatasetBase.__module__, "builtins")]
+def _reads_draws(classes):
+    """Whether one of a dataset's `classes`, its own and its bases, that is not from here may read SEED or NUM_SHOTS."""
+    others = [base for base in classes if base.__module__ not in (__name__, DatasetBase.__module__, "builtins")]
     try:
         return any(re.search(r"\b(SEED|NUM_SHOTS)\b", inspect.getsource(base)) for base in others)
     except (OSError, TypeError):  # its source is not there
@@ -120,8 +120,7 @@ class FewShotDataset(DatasetBase):
         """The dataset of a config that differs from this one's in SEED and NUM_SHOTS only, drawn from the same lists.
 
         None where they were not kept (`keep_lists`), or where a class that is not ours may read more of the config."""
-        kind: type = type(self)
-        if not hasattr(self, "lists") or _reads_draws(kind):
+        if not hasattr(self, "lists") or _reads_draws(type(self).__mro__):
             return None
         dataset = copy.copy(self)
         dataset.draw_records = {}

@@ -233,7 +233,7 @@ def test_second_order_gradients_pass_through_chunks(tiny):
 def test_a_run_keeps_the_chunks_it_was_started_with(arguments, tmp_path, monkeypatch):
     """Stopped after an epoch and gone on with where less memory is free: the same numbers."""
     def budget(value):
-        monkeypatch.setattr("training.prompt_trainer.activation_budget", lambda device, processes: value)
+        monkeypatch.setattr("training.towers.activation_budget", lambda device, processes: value)
 
     def final(folder):
         path = folder / "prompt_learner" / "model.pth.tar-2"

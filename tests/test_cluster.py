@@ -20,7 +20,6 @@ from dassl.utils import FolderLock, InputError, Terminated
 from tools import cluster, protocol, slurm_settings, status
 from tools.before_run import finished
 from tools.plans import Planner
-from training import prompt_trainer as trainers_base
 
 ROOT = Path(__file__).resolve().parents[1]
 SLURM = ("--launcher", "slurm", "--gpus", "0", "--cpus", "1")
@@ -39,7 +38,7 @@ def out(tmp_path):
 @pytest.fixture
 def call(drawn_root, tiny_config, clip_file, out, monkeypatch, clip_model):
     """(*words, options) -> what protocol.main returns for base2new of CoOp with seeds 1 and 2."""
-    monkeypatch.setattr(trainers_base, "load_clip", lambda name: clip_model)
+    monkeypatch.setattr("training.towers.load_clip", lambda name: clip_model)
 
     def call(*more, options=()):
         return protocol.main(["base2new", "--trainer", "CoOp", "--seeds", "1", "2", "--dataset", "caltech101", "--cfg",
@@ -165,7 +164,7 @@ def test_two_submissions_at_once(call, slurm, out):
 
 # ---- preemption ----
 def test_submitits_signal_stops_at_the_batch_and_requeues(one_run, clips, out, monkeypatch, clip_model):
-    monkeypatch.setattr(trainers_base, "load_clip", lambda name: clip_model)
+    monkeypatch.setattr("training.towers.load_clip", lambda name: clip_model)
     requeued = []
     with monkeypatch.context() as patch:
         stop_at(patch, 1, 0, signal.SIGUSR2)
@@ -185,7 +184,7 @@ def test_submitits_signal_stops_at_the_batch_and_requeues(one_run, clips, out, m
 def test_after_sigterm_only_a_job_that_slurm_still_wants_is_requeued(state, goes_on, one_run, slurm, monkeypatch,
                                                                      clip_model):
     """A preemption leaves the job running; scancel and scontrol requeue mark it first."""
-    monkeypatch.setattr(trainers_base, "load_clip", lambda name: clip_model)
+    monkeypatch.setattr("training.towers.load_clip", lambda name: clip_model)
     as_job(monkeypatch, "5", array="5", task="1")  # the last task of an array has the number of the array
     (slurm.folder / "bin" / "squeue").write_text(
         f'#!/bin/sh\ncase "$*" in *--jobs=5_1*) ;; *) echo RUNNING ;; esac\necho {state}\n')

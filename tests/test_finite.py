@@ -19,7 +19,7 @@ from dassl.utils import InputError, NonFiniteError
 from harness import make_trainer
 from prompting import PromptingError
 from tools import interpret_prompt, plans, predict, protocol, report
-from training import prompt_trainer as trainers_base
+from training import PromptTrainer, towers
 from written_runs import base2new, share, write_run
 
 NAN, INF = float("nan"), float("inf")
@@ -163,7 +163,7 @@ def test_an_evaluator_from_elsewhere(arguments, clips, run, plant, tmp_path, cap
 
 def test_a_run_of_a_protocol_fails_and_the_others_go_on(drawn_root, tiny_config, clip_file, clip_model, plant,
                                                         tmp_path, capsys, monkeypatch):
-    for module in (trainers_base, plans):
+    for module in (towers, plans):
         monkeypatch.setattr(module, "load_clip", lambda name: clip_model)
 
     def base2new(name):
@@ -202,15 +202,15 @@ def test_prediction(run, drawn_root, tmp_path, capsys, monkeypatch, clip_model):
     assert run("CoOp", tmp_path / "run") == 0
     capsys.readouterr()
     pictures = sorted(map(str, (drawn_root / "caltech-101").rglob("*.*")))[:3]
-    monkeypatch.setattr(trainers_base, "load_clip", lambda name: clip_model)
-    infer = trainers_base.PromptTrainer.model_inference
+    monkeypatch.setattr("training.towers.load_clip", lambda name: clip_model)
+    infer = PromptTrainer.model_inference
 
     def planted(self, images):
         logits = infer(self, images)
         logits[1, 0] = NAN
         return logits
 
-    monkeypatch.setattr(trainers_base.PromptTrainer, "model_inference", planted)
+    monkeypatch.setattr(PromptTrainer, "model_inference", planted)
     for more in ([], ["--json"]):
         assert train.command_line(lambda: predict.main(["--model-dir", str(tmp_path / "run"), *more, *pictures])) == 2
         said = capsys.readouterr()

@@ -17,7 +17,6 @@ from dassl.utils import InputError
 from prompting.openai import tokenizer
 from tools import interpret_prompt, predict
 from tools.predict import load_run
-from training import prompt_trainer as trainers_base
 
 BOUND = str(Path(__file__).parent / "plugins" / "bound.py")
 
@@ -54,7 +53,7 @@ def world(tmp_path_factory, tiny_config, clip_file, clips):
 
 @pytest.fixture(autouse=True)
 def one_clip(monkeypatch, clip_model):
-    monkeypatch.setattr(trainers_base, "load_clip", lambda name: clip_model)
+    monkeypatch.setattr("training.towers.load_clip", lambda name: clip_model)
     monkeypatch.setattr(interpret_prompt, "load_clip", lambda name: clip_model)
 
 

@@ -15,7 +15,6 @@ from protocols import PROTOCOL_REGISTRY, Place, Protocol
 from protocols.parts.stored_run import StoredRun
 from tools import plot, protocol, report, run_folders
 from tools.plans import Planner
-from training import prompt_trainer
 from written_runs import base2new, share, write_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,7 +25,7 @@ DOMAINS = ["art_painting", "cartoon", "photo", "sketch"]
 @pytest.fixture
 def call(drawn_root, tiny_config, clip_file, tmp_path, monkeypatch, clip_model):
     """tools/protocol.py on the drawn data, one seed and one epoch."""
-    monkeypatch.setattr(prompt_trainer, "load_clip", lambda name: clip_model)
+    monkeypatch.setattr("training.towers.load_clip", lambda name: clip_model)
 
     def call(name, *more, dataset="pacs"):
         return protocol.main([name, *more, "--dataset", dataset, "--cfg", tiny_config, "--root", str(drawn_root),

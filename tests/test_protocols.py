@@ -15,7 +15,6 @@ from protocols import PROTOCOL_REGISTRY, base2new, xd
 from protocols.parts import plan
 from tools import execution, plans, plot, protocol, report, side_by_side
 from tools.plans import Planner
-from training import prompt_trainer as trainers_base
 
 ROOT = Path(__file__).resolve().parents[1]
 DOMAINS = ["art_painting", "cartoon", "photo", "sketch"]
@@ -23,7 +22,7 @@ DOMAINS = ["art_painting", "cartoon", "photo", "sketch"]
 
 @pytest.fixture
 def words(drawn_root, tiny_config, clip_file, tmp_path, monkeypatch, clip_model):
-    monkeypatch.setattr(trainers_base, "load_clip", lambda name: clip_model)
+    monkeypatch.setattr("training.towers.load_clip", lambda name: clip_model)
 
     def words(name, *more, dataset="caltech101", shots=("--shots", "2"), options=()):
         return [name, *more, "--dataset", dataset, "--cfg", tiny_config, "--root", str(drawn_root), "--output",

@@ -14,7 +14,7 @@ from harness import make_trainer
 from prompting import ClassPrompts, PromptingError, Towers
 from prompting.precision import Precision
 from prompting.text import WORTH_DIVIDING, TextTower
-from training import prompt_trainer as base
+from training import batches
 
 NAMES = ["dog", "alarm clock", "Boeing 737-200", "a", "house"]
 
@@ -263,7 +263,7 @@ def test_an_image_pass_is_that_of_one_rank(images, group, clip_model):
 @pytest.mark.parametrize("images", [2, 7])
 def test_every_rank_gets_the_batch_of_one_process(images, group, clip_model, monkeypatch):
     """A rank without a share (of 2 images in 4 processes) has read one that does not count."""
-    monkeypatch.setattr(base, "all_gather", group.exchange)
+    monkeypatch.setattr(batches, "all_gather", group.exchange)
     trainer = make_trainer("CoOp", clip_model, NAMES, {"N_CTX": 1}, batch=images)
     next(iter(trainer.train_loader_x.batch_sampler))  # a pass over the training images has begun
     data = tiny_clip.batch("threads", 0, images, 5)
@@ -277,14 +277,13 @@ def test_every_rank_gets_the_batch_of_one_process(images, group, clip_model, mon
             own = slice(0, 1)
         read = {"img": [view[own] for view in whole["img"]], "label": whole["label"][own],
                 "impath": whole["impath"][own]}
-        of_rank = make_view(trainer, ranks)
-        return of_rank.whole(read)
+        return make_view(trainer, ranks).all_gather_batch(read)
 
     for found in group.run(batch):
         for one, other in zip(found["img"], whole["img"], strict=True):
             assert torch.equal(one, other)
         assert torch.equal(found["label"], whole["label"]) and found["impath"] == whole["impath"]
-    assert trainer.whole(whole) is whole
+    assert trainer.all_gather_batch(whole) is whole
 
 
 def make_view(trainer, ranks):

@@ -175,7 +175,7 @@ def test_a_signal_between_two_looks_is_not_lost(run, tmp_path, monkeypatch):
             os.kill(os.getpid(), signal.SIGTERM)
         return number
 
-    monkeypatch.setattr("dassl.engine.trainer.all_reduce_max", all_reduce_max)
+    monkeypatch.setattr("dassl.utils.signals.all_reduce_max", all_reduce_max)
     with pytest.raises(Terminated):
         run("CoOp", tmp_path, *EPOCHS)
     assert looks == [0, 0, signal.SIGTERM]

@@ -18,7 +18,7 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import InputError
 from tools import plans, protocol
 from training import PromptTrainer
-from training import prompt_trainer as trainers_base
+from training.trained_tensors import TrainedTensors
 
 TRAINED = {
     "CoOp": {"prompt_learner.ctx"},
@@ -189,15 +189,15 @@ def test_evaluation_on_new_classes(method, run, tmp_path):
                "DATASET.SUBSAMPLE_CLASSES", "base")["metrics"] == run(
         method, tmp_path / "base", "DATASET.SUBSAMPLE_CLASSES", "base")["metrics"]
     loaded = {}
-    original = PromptTrainer._load_state
+    original = TrainedTensors.load
 
-    def watch(self, path, check):
-        state = original(self, path, check)
-        loaded.update(self.trained_state(), path=path)
-        return state
+    def watch(self, directory, epoch):
+        path, *found = original(self, directory, epoch)
+        loaded.update(self.tensors(), path=path)
+        return path, *found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PromptTrainer, "_load_state", watch)
+        patch.setattr(TrainedTensors, "load", watch)
         results = run(method, tmp_path / "new", "--eval-only", "--model-dir", tmp_path / "base", "--load-epoch", 1,
                       "DATASET.SUBSAMPLE_CLASSES", "new")
     assert loaded.pop("path").endswith("model.pth.tar-1")
@@ -400,7 +400,7 @@ def test_configs_in_the_manner_of_coop_load(run, tmp_path):
 # ---- protocols ----
 @pytest.fixture
 def call(drawn_root, tiny_config, clip_file, tmp_path, monkeypatch, clip_model):
-    monkeypatch.setattr(trainers_base, "load_clip", lambda name: clip_model)
+    monkeypatch.setattr("training.towers.load_clip", lambda name: clip_model)
     monkeypatch.setattr(plans, "load_clip", lambda name: clip_model)
 
     def call(name, *words, dataset="caltech101", options=()):

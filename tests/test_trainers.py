@@ -62,7 +62,7 @@ def test_coop_in_all_its_forms(position, csc, words, clip_model):
     trainer = make_trainer("CoOp", clip_model, NAMES,
                            {"N_CTX": 5, "CSC": csc, "CTX_INIT": words, "CLASS_TOKEN_POSITION": position})
     assert trainer.trainables[0].shape == (*([10] if csc else []), 4 if words else 5, 128)
-    assert trainer.class_bound is csc
+    assert trainer.class_bound(trainer.cfg) is csc
     start = trainer.trainables[0].detach().clone()
     trainer.forward_backward(batch())
     moved = (trainer.trainables[0] - start).abs().flatten(1).sum(1)

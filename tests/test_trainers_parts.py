@@ -4,6 +4,7 @@ import math
 import os
 import random
 import warnings
+from types import SimpleNamespace
 
 import other_device
 import pytest
@@ -15,15 +16,18 @@ import tiny_clip
 from dassl.config import get_cfg_default
 from dassl.data.datasets import Datum
 from dassl.data.samplers import RandomSampler
-from dassl.engine import TRAINER_REGISTRY
+from dassl.engine import TRAINER_REGISTRY, SimpleTrainer, TrainerX
 from dassl.utils import INTERRUPTED, InputError, NonFiniteError, derive_seed, isolated_rng
 from harness import make_trainer
 from prompting import ClassPrompts, PromptingError, load_clip
 from prompting.episodes import splittable_order
 from prompting.precision import GradientOverflow
 from trainers.prograd import soft_cross_entropy
-from training import prompt_trainer as base
+from training import PromptTrainer
+from training import towers as towers_module
+from training.batches import to_device
 from training.episodes import MetaEpisodeSampler, split_of
+from training.options import options_set
 from training.without_data import DataManagerWithoutData, NeedsImages
 
 NAMES = tiny_clip.CLASSNAMES
@@ -88,7 +92,7 @@ def test_defaults_are_those_published(method):
     cls.extend_cfg(cfg)
     assert dict(cfg.TRAINER[method.upper()]) == DEFAULTS[method]
     if method != "CoOp":  # whose class_bound depends on CSC
-        traits = (cls.trains, cls.learns_from_images, cls.class_bound, cls.min_batch, cls.sampler)
+        traits = (cls.trains, cls.learns_from_images, cls.class_bound(cfg), cls.min_batch, cls.sampler)
         assert traits == TRAITS.get(method, (True, True, False, 1, None))
     assert cls.class_tensors == (("linear_probe_proj.",) if method == "DePT" else ())
 
@@ -226,11 +230,11 @@ def test_cocoop_runs_so_many_prompts_at_once(clip_model, monkeypatch):
 
 def test_options_that_are_set_are_listed():
     cfg = get_cfg_default()
-    assert base.options_set(cfg) == []
+    assert options_set(cfg) == []
     cfg.merge_from_list(["OPTIM.CLIP_GRAD_NORM", 1.0, "TRAIN.PATIENCE", 3])
-    assert base.options_set(cfg) == ["OPTIM.CLIP_GRAD_NORM", "TRAIN.PATIENCE"]
+    assert options_set(cfg) == ["OPTIM.CLIP_GRAD_NORM", "TRAIN.PATIENCE"]
     cfg.OPTIM.LABEL_SMOOTHING = 0.1
-    assert base.options_set(cfg) == ["OPTIM.LABEL_SMOOTHING", "OPTIM.CLIP_GRAD_NORM", "TRAIN.PATIENCE"]
+    assert options_set(cfg) == ["OPTIM.LABEL_SMOOTHING", "OPTIM.CLIP_GRAD_NORM", "TRAIN.PATIENCE"]
 
 
 @pytest.mark.parametrize(("option", "value", "how"), [
@@ -494,11 +498,10 @@ def test_a_sentence_file_of_another_form_is_told_the_form(clip_model, tmp_path):
         '...]} is needed; see docs/COPROMPT_SENTENCES.md')
 
 
-def test_what_goes_to_the_device(clip_model):
-    trainer = make_trainer("CoOp", clip_model, NAMES)
-    views, names, empty = [torch.ones(2), torch.zeros(2)], ["a", "b"], []
-    assert all(torch.equal(*pair) for pair in zip(trainer.to_device(views), views))
-    assert trainer.to_device(names) is names and trainer.to_device(empty) is empty and trainer.to_device(3) == 3
+def test_what_goes_to_the_device():
+    views, names, empty, device = [torch.ones(2), torch.zeros(2)], ["a", "b"], [], torch.device("cpu")
+    assert all(torch.equal(*pair) for pair in zip(to_device(views, device), views, strict=True))
+    assert to_device(names, device) is names and to_device(empty, device) is empty and to_device(3, device) == 3
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -606,7 +609,7 @@ def end_epoch(trainer, epoch, value):
 
 
 def test_epochs_weigh_by_a_gaussian(clip_model, monkeypatch):
-    monkeypatch.setattr(base.PromptCheckpoints, "after_epoch", lambda self: None)
+    monkeypatch.setattr(PromptTrainer, "after_epoch", lambda self: None)
     trainer = averaged(clip_model, 4)
     assert [trainer.epoch_weight(epoch) for epoch in range(1, 5)] == pytest.approx(gaussian(4))
     assert [trainer.epoch_weight(epoch, 6) for epoch in range(1, 7)] == pytest.approx(gaussian(6))
@@ -626,7 +629,7 @@ def test_epochs_weigh_by_a_gaussian(clip_model, monkeypatch):
 
 
 def test_a_training_that_ends_early_has_the_average_of_its_epochs(clip_model, monkeypatch):
-    monkeypatch.setattr(base.PromptCheckpoints, "after_epoch", lambda self: None)
+    monkeypatch.setattr(PromptTrainer, "after_epoch", lambda self: None)
     trainer = averaged(clip_model, 7)
     end_epoch(trainer, 0, 1.0)
     end_epoch(trainer, 1, 3.0)
@@ -636,8 +639,8 @@ def test_a_training_that_ends_early_has_the_average_of_its_epochs(clip_model, mo
 
 
 def test_a_finished_training_that_goes_on_longer_weighs_anew(clip_model, monkeypatch):
-    monkeypatch.setattr(base.PromptCheckpoints, "after_epoch", lambda self: None)
-    monkeypatch.setattr(base.PromptCheckpoints, "before_train", lambda self: None)
+    monkeypatch.setattr(PromptTrainer, "after_epoch", lambda self: None)
+    monkeypatch.setattr(PromptTrainer, "before_train", lambda self: None)
     first = averaged(clip_model, 2)
     for epoch, value in enumerate((1.0, 3.0)):
         end_epoch(first, epoch, value)
@@ -746,8 +749,8 @@ def test_tip_adapter_f_learns_by_adamw_along_a_cosine_over_all_steps(clip_model)
 
 
 def test_tip_adapter_f_takes_its_best_keys_at_the_end(clip_model, monkeypatch):
-    monkeypatch.setattr(base.PromptCheckpoints, "after_epoch", lambda self: None)
-    monkeypatch.setattr(base.PromptCheckpoints, "before_train", lambda self: None)
+    monkeypatch.setattr(PromptTrainer, "after_epoch", lambda self: None)
+    monkeypatch.setattr(PromptTrainer, "before_train", lambda self: None)
     trainer, _ = tip(clip_model, **{"OPTIM.MAX_EPOCH": 2})
     trainer.start_epoch = 0
     trainer.before_train()
@@ -794,7 +797,7 @@ def test_tip_adapter_f_takes_its_best_keys_at_the_end(clip_model, monkeypatch):
     other.load_extra_state(state)  # of an earlier version
     assert other.last_keys is None
     asked = []
-    monkeypatch.setattr(base.PromptTrainer, "load_model", lambda self, folder, epoch: asked.append((folder, epoch)))
+    monkeypatch.setattr(PromptTrainer, "load_model", lambda self, folder, epoch: asked.append((folder, epoch)))
     other.load_model("folder", 2)
     other.load_model("folder")
     assert asked == [("folder", 2), ("folder", None)]
@@ -830,7 +833,7 @@ def test_a_trainer_without_data_only_predicts(clip_model, capsys, tmp_path):
     predicting.load_model(str(tmp_path))
     assert capsys.readouterr().out == ""
     torch.testing.assert_close(logits(predicting), logits(trained))
-    assert predicting.optimizers == [(None, None)] and predicting.num_classes == 10
+    assert predicting.optimizers == [] and predicting.num_classes == 10
     assert predicting.lab2cname == dict(enumerate(NAMES))
     for name in ("train_loader_x", "train_loader_u", "val_loader", "test_loader"):
         assert getattr(predicting, name) is None
@@ -856,8 +859,8 @@ def test_a_method_made_of_images_needs_them(clip_model):
 
 # ---- backbones of a trainer ----
 def test_a_backbone_is_loaded_once_for_many_runs(clip_file, clip_model, monkeypatch, tmp_path):
-    loads, load = [], base.load_clip
-    monkeypatch.setattr(base, "load_clip", lambda name: loads.append(name) or load(name))
+    loads, load = [], towers_module.load_clip
+    monkeypatch.setattr("training.towers.load_clip", lambda name: loads.append(name) or load(name))
     trainer = make_trainer("CoOp", clip_model, NAMES, {"N_CTX": 2}, settings={"MODEL.BACKBONE.NAME": clip_file})
     assert loads == []
     clips, again = {}, type(trainer)
@@ -879,7 +882,8 @@ def test_a_backbone_is_loaded_once_for_many_runs(clip_file, clip_model, monkeypa
 
 def test_memory_for_text_is_a_setting_or_what_is_free(clip_model, monkeypatch):
     asked = []
-    monkeypatch.setattr(base, "activation_budget", lambda device, processes: asked.append((device, processes)) or 77)
+    monkeypatch.setattr("training.towers.activation_budget",
+                        lambda device, processes: asked.append((device, processes)) or 77)
     assert make_trainer("CoOp", clip_model, NAMES).towers.text.activation_bytes == 77
     assert asked == [(torch.device("cpu"), 1)]
     trainer = make_trainer("CoOp", clip_model, NAMES, settings={"TRAIN.TEXT_MEMORY_MB": 3})
@@ -897,7 +901,7 @@ def test_weights_to_start_from(clip_model, tmp_path):
 
 def test_training_free_methods_have_no_epochs(clip_model, monkeypatch):
     epochs = []
-    monkeypatch.setattr(base.PromptCheckpoints, "train", lambda self: epochs.append((self.start_epoch, self.max_epoch)))
+    monkeypatch.setattr(TrainerX, "train", lambda self: epochs.append((self.start_epoch, self.max_epoch)))
     for method in ("ZeroshotCLIP", "CoOp"):
         make_trainer(method, clip_model, NAMES, settings={"OPTIM.MAX_EPOCH": 5}).train()
     assert epochs == [(0, 0), (0, 5)]
@@ -1102,52 +1106,58 @@ def test_weights_of_another_backbone_are_told_of_ones_own_method_only(clip_model
 
 
 def test_when_checkpoints_are_written_and_removed(clip_model, tmp_path, monkeypatch):
-    """The engine writes the last epoch's and every CHECKPOINT_FREQ-th, this project all others."""
-    monkeypatch.setattr(base.PromptCheckpoints.__bases__[0], "after_epoch", lambda self: calls.append("engine"))
-    monkeypatch.setattr(base.PromptCheckpoints.__bases__[0], "before_train", lambda self: calls.append("engine"))
-    calls = []
+    """A Dassl-style trainer writes the last epoch's and every CHECKPOINT_FREQ-th, a PromptTrainer each, and removes
+    old ones."""
+    calls, folder = [], str(tmp_path)
     trainer = saved(clip_model, tmp_path, **{"OPTIM.MAX_EPOCH": 4})
     trainer.save_model = lambda epoch, folder: calls.append((epoch, folder))
-    trainer.forget_interruption = lambda: calls.append("forget")
-    trainer.prune_checkpoints = lambda done: calls.append(("prune", done))
-    for freq, own in ((0, (0, 1, 2)), (1, ()), (2, (0, 2)), (3, (0, 1))):
+    trainer.checkpointer = SimpleNamespace(
+        forget_interruption=lambda folder: calls.append(("forget", folder)),
+        prune=lambda folder, done, every: calls.append(("prune", folder, done, every)))
+    for every, due in ((0, (3,)), (1, (0, 1, 2, 3)), (2, (1, 3)), (3, (2, 3))):
         trainer.cfg.defrost()
-        trainer.cfg.TRAIN.CHECKPOINT_FREQ = freq
+        trainer.cfg.TRAIN.CHECKPOINT_FREQ = every
         for trainer.epoch in range(4):
             calls.clear()
             trainer.after_epoch()
-            written = [(trainer.epoch, str(tmp_path)), "forget"] if trainer.epoch in own else []
-            assert calls == ["engine", *written, ("prune", trainer.epoch + 1)], (freq, trainer.epoch)
-    for start, batches, expected in ((0, 0, []), (0, 2, []), (3, 0, [("prune", 3), "forget"]), (3, 2, [("prune", 3)])):
+            assert calls == [(trainer.epoch, folder), ("forget", folder), ("prune", folder, trainer.epoch + 1, every)]
+            calls.clear()
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(PromptTrainer, "checkpoint_due", SimpleTrainer.checkpoint_due)
+                SimpleTrainer.after_epoch(trainer)
+            assert calls == ([(trainer.epoch, folder), ("forget", folder)] if trainer.epoch in due else [])
+    trainer.cfg.TRAIN.CHECKPOINT_FREQ = 5
+    monkeypatch.setattr(SimpleTrainer, "before_train", lambda self: calls.append("engine"))
+    pruned = ("prune", folder, 3, 5)
+    for start, batches, expected in ((0, 0, []), (0, 2, []), (3, 0, [pruned, ("forget", folder)]), (3, 2, [pruned])):
         calls.clear()
         trainer.start_epoch, trainer.first_batch = start, batches
         trainer.before_train()
         assert calls == ["engine", *expected]
 
 
-def test_old_checkpoints_are_removed(clip_model, tmp_path):
+def test_old_checkpoints_are_removed(clip_model, tmp_path, monkeypatch):
     def left(freq, done, epochs=range(1, 7), others=("model-best.pth.tar", "checkpoint", "model.pth.tar-x")):
         folder = tmp_path / f"{freq} {done}" / "prompt_learner"
         folder.mkdir(parents=True)
         for name in (*(f"model.pth.tar-{epoch}" for epoch in epochs), *others):
             (folder / name).write_text("")
-        trainer = saved(clip_model, folder.parent, **{"TRAIN.CHECKPOINT_FREQ": freq})
-        trainer.prune_checkpoints(done)
+        checkpointer.prune(str(folder.parent), done, freq)
         assert all((folder / name).exists() for name in others)
         return sorted(int(path.name.rsplit("-", 1)[1]) for path in folder.glob("model.pth.tar-[0-9]*"))
 
+    trainer = saved(clip_model, tmp_path)
+    checkpointer = trainer.checkpointer
     assert left(0, 6) == [5, 6] and left(0, 4) == [3, 4, 5, 6] and left(2, 6) == [2, 4, 5, 6] and left(1, 6) == [
         1, 2, 3, 4, 5, 6]
     assert left(0, 1) == [1, 2, 3, 4, 5, 6]
-    trainer = saved(clip_model, tmp_path / "no folder")
-    trainer.prune_checkpoints(6)
-    trainer.output_dir = str(tmp_path / "0 6")
+    checkpointer.prune(str(tmp_path / "no folder"), 6, 0)
     (tmp_path / "0 6" / "prompt_learner" / "model.pth.tar-1").write_text("")
-    trainer.ranks.rank = 1  # only the first rank writes
-    trainer.prune_checkpoints(6)
+    with monkeypatch.context() as patch:  # only the first rank removes
+        patch.setattr("dassl.engine.checkpointer.rank", lambda: 1)
+        checkpointer.prune(str(tmp_path / "0 6"), 6, 0)
     assert (tmp_path / "0 6" / "prompt_learner" / "model.pth.tar-1").exists()
-    trainer.ranks.rank = 0
-    trainer.prune_checkpoints(6)
+    checkpointer.prune(str(tmp_path / "0 6"), 6, 0)
     assert not (tmp_path / "0 6" / "prompt_learner" / "model.pth.tar-1").exists()
 
 

@@ -1,4 +1,5 @@
 """Making the runs of a plan: what is done already, one after another in this process, or several at a time."""
+import functools
 import os
 import sys
 from collections.abc import Sequence
@@ -122,7 +123,7 @@ def _one_by_one(outcome: Outcome, clips: dict[str, Any]) -> None:
         if not outcome.ready(run):
             continue
         try:
-            known = broadcast(lambda run=run: _known(run, outcome, seen))
+            known = broadcast(functools.partial(_known, run, outcome, seen))
             outcome.results[run.folder] = known or train.main(run.spec, clips, seen, run.configs)
         except Exception as error:
             reason = mendable(error)

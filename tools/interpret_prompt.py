@@ -17,12 +17,12 @@ from tabulate import tabulate  # noqa: E402
 
 import train  # noqa: E402
 from dassl.engine.identity import require_own_backbone  # noqa: E402
-from dassl.utils import InputError, load_checkpoint, printable  # noqa: E402
+from dassl.utils import InputError, checkpoint_to_evaluate, load_checkpoint, printable  # noqa: E402
 from dassl.utils.stored import problem_of_values  # noqa: E402
 from prompting import load_clip  # noqa: E402
 from prompting.backbone import weights_digest  # noqa: E402
 from prompting.openai import tokenizer  # noqa: E402
-from tools.loaded_run import add_run_flags, newest_checkpoint, run_config  # noqa: E402
+from tools.loaded_run import add_run_flags, run_config  # noqa: E402
 
 CONTEXT = ("prompt_learner.ctx", "ctx")  # where methods of this project, and CoOp's own files, keep the text context
 
@@ -49,12 +49,9 @@ def text_context(folder, epoch=None):
 
 def learned(folder, epoch=None):
     """(file, contents) of a run's checkpoint: of `epoch` (from 1), else the best kept, else the newest."""
-    models = os.path.join(folder, "prompt_learner")
-    path = os.path.join(models, f"model.pth.tar-{epoch}" if epoch else "model-best.pth.tar")
-    if not epoch and not os.path.isfile(path):
-        path = newest_checkpoint(folder)
-        if path is None:
-            raise InputError(f"{folder} holds no learned prompts; its method learns none, or it was only evaluated")
+    path = checkpoint_to_evaluate(os.path.join(folder, "prompt_learner"), epoch or None)
+    if path is None:
+        raise InputError(f"{folder} holds no learned prompts; its method learns none, or it was only evaluated")
     if not os.path.isfile(path):
         raise InputError(f"no checkpoint at {path}; check --load-epoch")
     return path, load_checkpoint(path)

@@ -15,7 +15,7 @@ from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.run_folder import read_results
 from dassl.metrics import require_finite
-from dassl.utils import InputError, is_text, load_checkpoint, noted_checkpoint
+from dassl.utils import InputError, is_class_bound, is_text, load_checkpoint, newest_checkpoint
 from dassl.utils.images import bombs_are_errors, decoded, to_rgb
 from prompting.backbone import unpublished_note
 from training import PromptTrainer
@@ -71,20 +71,13 @@ def trained_classes(folder):
     finished = os.path.isfile(os.path.join(folder, "results.json"))
     if classes := finished and read_results(folder).get("classes"):
         return classes["name"]
-    path = newest_checkpoint(folder)
+    path = newest_checkpoint(os.path.join(folder, "prompt_learner"))
     if path is None:
         raise InputError(f"{folder} does not say its classes: it is not finished and has no checkpoint; "
                          "finish the run or give --classes")
     if not (names := load_checkpoint(path).get("classnames")):
         raise InputError(f"{path} does not say its classes; give --classes")
     return names
-
-
-def newest_checkpoint(folder):
-    """The file of a run's newest checkpoint; None without one."""
-    models = os.path.join(folder, "prompt_learner")
-    noted = noted_checkpoint(models)
-    return os.path.join(models, noted) if noted else None
 
 
 class LoadedRun:
@@ -203,7 +196,7 @@ class LoadedRun:
             trainer = self.kind(self.cfg, clips=self.clips, classnames=classes)
             if self.built is None and (note := unpublished_note(trainer.backbone_facts)):
                 print(note, file=sys.stderr)
-            if trainer.class_bound:
+            if is_class_bound(trainer, trainer.cfg):
                 self._require_own(classes)
             return trainer
         except NeedsImages as error:

@@ -29,8 +29,9 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 import train  # noqa: E402
+from dassl.config import get_cfg_default  # noqa: E402
 from dassl.engine import TRAINER_REGISTRY  # noqa: E402
-from dassl.utils import InputError, count_num_param  # noqa: E402
+from dassl.utils import InputError, count_num_param, is_class_bound  # noqa: E402
 from dassl.utils.checkpoint import write_atomically  # noqa: E402
 from tools.budgets import HEADERS as BUDGET_HEADERS  # noqa: E402
 from tools.config_budgets import config_budget_rows  # noqa: E402
@@ -163,11 +164,23 @@ def subject(trainer):
             learned[1] if learned and trainer.trains else "nothing" if not trainer.trains else "-")
 
 
+def scores_new_classes(trainer):
+    """yes, no, or "with some settings": whether that depends on a switch of the method's config."""
+    cfg = get_cfg_default()
+    trainer.extend_cfg(cfg)
+    node, bound = cfg.TRAINER[trainer.__name__.upper()], {is_class_bound(trainer, cfg)}
+    for key, value in list(node.items()):
+        if isinstance(value, bool):
+            node[key] = not value
+            bound.add(is_class_bound(trainer, cfg))
+            node[key] = value
+    return "with some settings" if len(bound) > 1 else "no" if bound == {True} else "yes"
+
+
 def row(build, method, parity, args):
     trainer = TRAINER_REGISTRY.get(method)
     paper, learned = subject(trainer)
-    bound = trainer.class_bound
-    new = "with some settings" if isinstance(bound, property) else "no" if bound else "yes"
+    new = scores_new_classes(trainer)
     configs = sorted(path.stem for path in (ROOT / "configs" / "trainers" / method).glob("*.yaml"))
     records, largest = parity.get(method, (0, 0))
     return [method, paper, learned, parameters(build, method), new, ", ".join(configs),

@@ -54,7 +54,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from dassl.metrics import require_finite  # noqa: E402
 from datasets import shapes as dataset  # noqa: E402
 from datasets._drawing import COLORS, DOMAINS, PATTERNS, SHAPES, SIZE, draw, hash32, main_colors  # noqa: E402
-from prompting.backbone import whole_vocabulary  # noqa: E402
+from prompting.weights import whole_vocabulary  # noqa: E402
 
 ARCHITECTURE = {
     "embed_dim": 128,

@@ -45,9 +45,9 @@ class CoOp(PromptTrainer):
         cfg.TRAINER.COOP.CLASS_TOKEN_POSITION = "end"
         cfg.TRAINER.COOP.PREC = "auto"
 
-    @property
-    def class_bound(self):
-        return self.node.CSC
+    @classmethod
+    def class_bound(cls, cfg):
+        return cfg.TRAINER.COOP.CSC
 
     def build_model(self, towers, classnames):
         node = self.node

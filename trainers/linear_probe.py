@@ -39,13 +39,15 @@ class ProbedCLIP(nn.Module):
 
 @TRAINER_REGISTRY.register()
 class LinearProbe(PromptTrainer):
-    class_bound = True
-
     @staticmethod
     def extend_cfg(cfg):
         cfg.TRAINER.LINEARPROBE = CN()
         cfg.TRAINER.LINEARPROBE.INIT = "zero"  # or text
         cfg.TRAINER.LINEARPROBE.PREC = "auto"
+
+    @classmethod
+    def class_bound(cls, cfg):
+        return True
 
     def check_cfg(self, cfg):
         check_availability(cfg.TRAINER.LINEARPROBE.INIT, ("zero", "text"), "TRAINER.LINEARPROBE.INIT")

@@ -28,7 +28,10 @@ class TipAdapter(FrozenFeatures):
     """Nothing is stored: each run fills its cache again, from its training images."""
 
     trains = False
-    class_bound = True
+
+    @classmethod
+    def class_bound(cls, cfg):
+        return True
 
     @classmethod
     def extend_cfg(cls, cfg):

@@ -1,12 +1,14 @@
-"""Meta-episodes as a sampler: for methods that learn on parts of a batch and ask how well the rest is done."""
+"""Meta-episodes as a sampler, for methods that learn on one part of a batch and measure the loss on the rest."""
+from typing import Any
+
 from dassl.data.samplers import SAMPLER_REGISTRY, RandomSampler
 from dassl.utils import InputError, check_availability
 from prompting.episodes import splittable_order
 
 
-def split_of(cfg):
-    """What a method's batches are split by: `TRAINER.<method>.SPLIT` (class, domain or auto), with auto resolved to
-    domain when there are several source domains.
+def split_of(cfg: Any) -> str:
+    """What the batches of a method are split by, class or domain: `TRAINER.<method>.SPLIT`, where auto means domain if
+    there are several source domains and class if not.
 
     Raises:
         InputError: unknown split, or a domain split of fewer than two domains.
@@ -24,9 +26,9 @@ def split_of(cfg):
 
 @SAMPLER_REGISTRY.register()
 class MetaEpisodeSampler(RandomSampler):
-    """RandomSampler's order, repaired so that every batch can be split into meta-episodes: images of at least two
-    domains (domain split) or of at least two classes (class split). Each image comes once an epoch, apart from the tail
-    after the last full batch.
+    """RandomSampler's order, repaired so that every batch can be split into meta-episodes: it has images of at least
+    two domains (domain split) or of at least two classes (class split). Each image comes once per epoch, except for
+    those that are left after the last full batch.
 
     Raises:
         PromptingError: the data has no such order (on construction).

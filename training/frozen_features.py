@@ -1,4 +1,5 @@
-"""Frozen image features of a run's few-shot and validation images, for methods that look at them all at once."""
+"""Frozen image features of a run's few-shot and validation images, for methods that use them all at once."""
+from collections.abc import Iterable
 from functools import cached_property
 
 import torch
@@ -6,14 +7,15 @@ import torch
 from dassl.data.data_manager import build_data_loader
 from dassl.data.overlap import ImageSet
 from dassl.metrics import require_finite
+from training.batches import Batch
 from training.prompt_trainer import PromptTrainer
 
 
 class FrozenFeatures(PromptTrainer):
-    """A method that keeps features of images, or chooses by them. Test images are never among them."""
+    """A method that keeps features of images, or chooses settings by them. Test images are never among them."""
 
-    def few_shot_batches(self, number):
-        """The training images in their order, in the augmentation `number`."""
+    def few_shot_batches(self, number: int) -> Iterable[Batch]:
+        """The training images in their order, with the augmentation that has this number."""
         from dassl.data.transforms import build_transform  # slow to import
 
         cfg = self.cfg
@@ -24,8 +26,8 @@ class FrozenFeatures(PromptTrainer):
         return loader
 
     @torch.no_grad()
-    def image_features(self, batches):
-        """Frozen features (images, E), not normalised, and labels (images,).
+    def image_features(self, batches: Iterable[Batch]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Frozen features (N, E), not normalised, and labels (N,) of the N images of some batches.
 
         Raises:
             NonFiniteError: a feature is NaN or infinite; the message names the image's file."""
@@ -39,9 +41,9 @@ class FrozenFeatures(PromptTrainer):
         return torch.cat(features), torch.cat(labels)
 
     @cached_property
-    def validation(self):
-        """(features (images, E), labels) of the validation part; None where it is not apart from the test and the
-        training images."""
+    def validation(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """(features (N, E), labels (N,)) of the N validation images; None where some of them are test or training
+        images, too."""
         dataset = self.dm.dataset
         others = ImageSet(item.impath for item in [*dataset.test, *dataset.train_x])
         shared = others.common([item.impath for item in dataset.val or ()])
@@ -52,5 +54,5 @@ class FrozenFeatures(PromptTrainer):
             print(f"Note: {self.cfg.DATASET.NAME} has no validation images apart from its test and training images: "
                   f"{type(self).__name__} keeps {'its last epoch and ' if self.trains else ''}its initial settings")
             return None
-        with self._budget.apart():
+        with self._budget.paused():
             return self.image_features(self.val_loader)

@@ -17,9 +17,7 @@ from dassl.engine.identity import check_evaluated, plain
 from dassl.engine.run_folder import (
     Sources,
     checkpoint_digest,
-    checkpoint_files,
     finished_results,
-    newest_epoch,
     stored_config,
 )
 from dassl.engine.run_record import write_logits, write_predictions
@@ -27,8 +25,10 @@ from dassl.optim import notes_on
 from dassl.utils import (
     InputError,
     broadcast,
+    checkpoint_files,
     collect_env_info,
     load_checkpoint,
+    newest_epoch,
     remove_torn_files,
     require_own_folder,
     set_random_seed,

@@ -1,4 +1,6 @@
-"""What a trainer has in the place of a dataset when it only predicts."""
+"""What a trainer holds instead of a dataset when it only predicts."""
+from typing import Any
+
 from dassl.utils import InputError
 
 
@@ -7,13 +9,15 @@ class NeedsImages(InputError):
 
 
 class DataManagerWithoutData:
-    """Class names in the place of a DataManager and of its dataset. Raises NeedsImages for anything else."""
+    """Class names instead of a DataManager and its dataset. Raises NeedsImages when asked for anything else.
 
-    def __init__(self, classnames, method):
+    method: the name of the trainer class, for that message."""
+
+    def __init__(self, classnames: list[str], method: str) -> None:
         self.classnames, self.method, self.dataset = list(classnames), method, self
         self.lab2cname, self.num_classes = dict(enumerate(self.classnames)), len(self.classnames)
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
         raise NeedsImages(f"{self.__dict__.get('method')} builds its model from the images it was trained on ({name})")

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from dassl.data.datasets import composed, relative_path
-from dassl.utils import InputError, csv_text, open_regular, printable, write_atomically
+from dassl.utils import InputError, csv_text, is_class_bound, open_regular, printable, write_atomically
 
 RECORD = "train_images.csv.gz"  # in the folder of a run that has learned from images
 COLUMNS = ("path", "size", "sha256")
@@ -243,7 +243,7 @@ def learned_from(trainer, eval_only, model_dir):
     trains = getattr(trainer, "trains", True)
     if dataset is None:
         return None
-    if not trains and not getattr(trainer, "class_bound", False):  # such as zero-shot CLIP
+    if not trains and not is_class_bound(trainer, cfg):  # such as zero-shot CLIP
         return None
     if eval_only and trains:
         images = ImageSet(root=cfg.DATASET.ROOT)

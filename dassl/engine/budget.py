@@ -1,6 +1,8 @@
-"""What a training spends. Methods that see the same pictures do not see equally many."""
+"""What a training spends: optimizer steps, images, passes through the towers."""
 import contextlib
 import re
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -10,37 +12,41 @@ COUNTS = ("updates", "images", "views", "image_passes", "text_passes")
 class Budget:
     """The counts of a training, from the start of its loop to its end. They are counted, not computed from settings.
 
-    updates: optimizer steps that were made, those of all optimizers. A batch whose gradient overflows makes none; a
-        batch of MetaPrompt makes two, one of ProMetaR three (two of the prompts, one of the gates). Inner steps to
-        virtual prompts, which no optimizer makes, are none; what they cost is in the passes. (The inner steps of
-        MetaPrompt's `VARIANT: released` are steps of its optimizer, and are counted.)
-    images: training images that the loaders gave, repeats counted.
-    views: augmented pictures of these images that the loaders made: two for each image where a method compares two.
+    updates: optimizer steps, summed over all optimizers. A batch whose gradient overflows makes none. One batch of
+        MetaPrompt makes two, one batch of ProMetaR three (two of the prompts, one of the gates). Inner steps on
+        virtual prompts are not counted, as no optimizer makes them; their cost is in the passes. (With MetaPrompt's
+        `VARIANT: released` its optimizer makes the inner steps, and they are counted.)
+    images: training images that the loaders gave; an image that comes twice counts twice.
+    views: augmented pictures of these images that the loaders made: two per image where a method compares two.
     image_passes, text_passes: images and prompts that went forward through the image and the text tower, learned or
-        frozen, as `prompting.passes.Passes` counts them: a class whose prompt is encoded anew for each of 4 images is 4
-        text passes. Frozen sentences, which are encoded once and kept, are not among them.
+        frozen, as `prompting.passes.Passes` counts them: a prompt that is encoded anew for each of 4 images is 4 text
+        passes. Frozen sentences are encoded once and kept, and are not counted.
 
-    Evaluation and validation count nothing, during the training either. The counts are those of the whole training,
-    also where it was stopped and went on, and those of one process, however many make the run. None is what cannot be
-    seen: the passes of a trainer with towers of its own, the images of a loader of another kind, the updates of a
+    Evaluation and validation are not counted. The counts are those of the whole training, also where it was stopped
+    and went on, and those of one process, however many processes make the run. A count is None where it cannot be
+    known: the passes of a trainer with towers of its own, the images of a loader of another kind, the updates of a
     foreign trainer that learns without an optimizer.
 
     Attributes:
-        passes: the towers' counter, by whoever builds them.
-        counting: whether what happens now counts.
+        passes: the counter of the towers, set by whoever builds them; None before.
+        counting: whether what happens now is counted.
     """
 
-    def __init__(self):
-        self.updates = self.images = self.views = 0
-        self.passes = None
+    def __init__(self) -> None:
+        self.updates = 0
+        self.images: int | None = 0
+        self.views: int | None = 0
+        self.passes: Any = None
         self.counting = self.begun = self.went_on = False
         self.lost = False  # a part of the training was made by a run that kept no counts
 
     # ---- counting ----
     @contextlib.contextmanager
-    def of_training(self, loaders_now):
-        """Within it all is counted. loaders_now: gives the loaders of training images; a trainer that has others in the
-        end has drawn images that were not seen."""
+    def of_training(self, loaders_now: Callable[[], list[Any]]) -> Iterator[None]:
+        """Within it everything is counted.
+
+        loaders_now: gives the loaders of training images. Where they are others at the end, images were drawn that
+            nobody counted."""
         if self.begun:  # another training of the same trainer
             self.updates = self.images = self.views = 0
             self.went_on = self.lost = False
@@ -65,8 +71,8 @@ class Budget:
                 loader.on_batch = None
 
     @contextlib.contextmanager
-    def apart(self):
-        """Within it, in an evaluation, nothing is counted."""
+    def paused(self) -> Iterator[None]:
+        """Within it nothing is counted, as in an evaluation."""
         before = self.counting
         self._count(False)
         try:
@@ -74,11 +80,11 @@ class Budget:
         finally:
             self._count(before)
 
-    def watch(self, loader):
+    def watch(self, loader: Any) -> None:
         """Count the images that a loader (`dassl.data.data_manager.EpochLoader`) gives."""
         loader.on_batch = self._drawn
 
-    def _count(self, counting):
+    def _count(self, counting: bool) -> None:
         self.counting = counting
         if self.passes is not None:
             self.passes.counting = counting
@@ -95,7 +101,7 @@ class Budget:
         self.views = None if None in (views, self.views) else self.views + views * size
 
     # ---- keeping ----
-    def counts(self):
+    def counts(self) -> dict[str, int | None] | None:
         """{name: number or None} so far, for a checkpoint; None where a part of the training is not known."""
         if self.lost:
             return None
@@ -103,8 +109,8 @@ class Budget:
         return {"updates": self.updates, "images": self.images, "views": self.views,
                 "image_passes": passes.images if passes else None, "text_passes": passes.texts if passes else None}
 
-    def go_on(self, counts):
-        """Go on from the counts of a checkpoint; from then on nothing is known where it has none."""
+    def go_on(self, counts: Any) -> None:
+        """Go on from the counts of a checkpoint. Where it has none, no count of this training is known."""
         self.went_on = True
         self.lost = not isinstance(counts, dict) or set(counts) != set(COUNTS) or counts["updates"] is None
         if self.lost:
@@ -113,11 +119,11 @@ class Budget:
         if self.passes is not None:
             self.passes.images, self.passes.texts = counts["image_passes"], counts["text_passes"]
 
-    def require_all(self, resumed):
-        """Before the first step: a training that was `resumed` by a trainer's own code has lost its counts."""
+    def require_all(self, resumed: bool) -> None:
+        """Called before the first step. A training that was `resumed` by a trainer's own code has lost its counts."""
         self.lost = self.lost or resumed and not self.went_on
 
-    def facts(self):
+    def facts(self) -> dict[str, int | None] | None:
         """The counts of a training that is over; None where no training was made, or not all of it was counted."""
         found = self.counts() if self.begun else None
         if found and self.passes is None and not self.updates and self.images != 0:
@@ -127,8 +133,8 @@ class Budget:
         return found
 
 
-def views_of(batch):
-    """Augmented pictures of each image of a batch as `DatasetWrapper` makes it; None for another kind of batch."""
+def views_of(batch: Any) -> int | None:
+    """Augmented pictures per image of a batch that `DatasetWrapper` made; None for another kind of batch."""
     if not isinstance(batch, dict):
         return None
     pictures = [value for key, value in batch.items() if re.fullmatch(r"img(|[1-9]\d*)", str(key))]

@@ -78,8 +78,8 @@ def read_data(trainer):
     if getattr(trainer, "predicts_only", False):
         return {}
     dm = getattr(trainer, "dm", None)
-    if getattr(dm, "listed_digest", None):
-        return dict(dm.listed_digest)
+    if listed := getattr(dm, "listed_digest", None):
+        return dict(listed)
     dataset = getattr(dm, "dataset", None)
     return dataset_digest(dataset, trainer.cfg.DATASET.ROOT) if dataset is not None else {}
 

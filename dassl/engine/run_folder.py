@@ -2,7 +2,6 @@
 import contextlib
 import hashlib
 import os
-import re
 import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -15,11 +14,12 @@ from dassl.data.datasets import build_dataset, dataset_digest, keep_lists, relat
 from dassl.engine.identity import leaves, plain, require_same_data, same_backbone, shown
 from dassl.utils import (
     BEST,
-    INTERRUPTED,
     InputError,
+    checkpoint_files,
     isolated_rng,
     load_checkpoint,
-    noted_checkpoint,
+    model_folders,
+    names_newest_first,
     open_regular,
     quiet,
     read_json,
@@ -133,7 +133,7 @@ def finished_results(cfg: CfgNode, defaults: Callable[[], CfgNode], evaluation: 
             return None
         _require_same_sources(folder, stored, then, sources)
         return stored
-    if evaluation["eval_only"] and _checkpoints(folder):
+    if evaluation["eval_only"] and model_folders(folder):
         raise InputError(f"{folder} holds a training run; choose another --output-dir for the evaluation")
     if os.path.isfile(config):
         stored = stored_config(folder)
@@ -198,8 +198,8 @@ def _require_weights(folder: str, then: dict[str, Any], now: dict[str, Any]) -> 
 def stored_identity_in(folder: str) -> dict[str, Any]:
     """What the newest checkpoint in a run folder says that it was made for (`dassl.engine.identity.made_for`); {} if it
     does not say, or there is none that can be read."""
-    for path in _checkpoints(folder):
-        for name in (INTERRUPTED, noted_checkpoint(path) or BEST):
+    for path in model_folders(folder):
+        for name in (*names_newest_first(path), BEST):
             with contextlib.suppress(InputError, OSError):
                 found = load_checkpoint(os.path.join(path, name)).get("made_for")
                 if isinstance(found, dict):
@@ -301,42 +301,10 @@ def _require_same(folder: str, stored: dict[str, Any], cfg: CfgNode, defaults: C
                              f"{older}choose another --output-dir or delete that folder")
 
 
-def _checkpoints(folder):
-    """Subfolders of a run that hold checkpoints."""
-    if not os.path.isdir(folder):
-        return []
-    return [path for name in sorted(os.listdir(folder))
-            if os.path.isfile(os.path.join(path := os.path.join(folder, name), "checkpoint"))
-            or os.path.isfile(os.path.join(path, BEST)) or os.path.isfile(os.path.join(path, INTERRUPTED))]
-
-
-def newest_epoch(folder):
-    """The epoch (from 1) of a run's newest checkpoint, None if only the best or none is there."""
-    for path in _checkpoints(folder):
-        if os.path.isfile(os.path.join(path, BEST)):
-            return None
-        if found := re.fullmatch(r"model\.pth\.tar-(\d+)", noted_checkpoint(path) or ""):
-            return int(found[1])
-    return None
-
-
-def checkpoint_files(folder, epoch=None):
-    """The checkpoints that an evaluation of the run in `folder` loads: those of `epoch` (from 1), else the best that
-    are kept, else the newest."""
-    found = []
-    for path in _checkpoints(folder):
-        name = f"model.pth.tar-{epoch}" if epoch is not None else BEST
-        if epoch is None and not os.path.isfile(os.path.join(path, name)):
-            name = f"model.pth.tar-{newest_epoch(folder)}"
-        if os.path.isfile(os.path.join(path, name)):
-            found.append(os.path.join(path, name))
-    return found
-
-
 def checkpoint_digest(folder, epoch=None):
     """SHA-256 over the checkpoints that an evaluation of the run in `folder` loads; None if there are none."""
     digest = hashlib.sha256()
     for path in checkpoint_files(folder, epoch):
         with open_regular(path) as file:
             digest.update(hashlib.sha256(file.read()).digest())
-    return digest.hexdigest() if _checkpoints(folder) else None
+    return digest.hexdigest() if model_folders(folder) else None

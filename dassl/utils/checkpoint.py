@@ -1,4 +1,5 @@
-"""Checkpoints: written whole or not at all, read without running code."""
+"""A checkpoint: written whole or not at all, read without running code. Which one of a folder is meant,
+`checkpoint_folder.py` says."""
 import contextlib
 import io
 import os
@@ -6,6 +7,7 @@ import re
 import secrets
 import warnings
 import zipfile
+from typing import Any
 
 import torch
 
@@ -17,6 +19,17 @@ from dassl.utils.stored import problem_of_state, problem_of_values, require, req
 BEST = "model-best.pth.tar"
 MISFITS = (LookupError, TypeError, ValueError, RuntimeError, AttributeError)  # what a state that does not fit raises
 INTERRUPTED = "model-interrupted.pth.tar"  # of the point within an epoch where a signal ended the run
+
+
+def checkpoint_name(epoch: int) -> str:
+    """The file name of the checkpoint of a finished epoch (from 1)."""
+    return f"model.pth.tar-{epoch}"
+
+
+def epoch_of(name: str) -> int | None:
+    """The epoch (from 1) that the file name of a checkpoint says; None for another name."""
+    found = re.fullmatch(r"model\.pth\.tar-(\d+)", name)
+    return int(found[1]) if found else None
 
 
 def write_atomically(fpath, write):
@@ -55,8 +68,8 @@ def flush_folder(folder):
 def remove_torn_files(folder):
     """Remove what writers that were killed left in a run folder and in its models' folders, not in other runs' folders
     that may lie below, nor in what links lead to. Call it as the folder's one writer."""
-    with os.scandir(folder) as entries:
-        entries = list(entries)
+    with os.scandir(folder) as found:
+        entries = list(found)
     for entry in entries:
         if entry.is_dir(follow_symlinks=False):
             torn = [inner for inner in os.listdir(entry.path)
@@ -81,7 +94,7 @@ def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True
     require_own_folder(save_dir)
     if remove_module_from_keys:
         state = dict(state, state_dict={k.removeprefix("module."): v for k, v in state["state_dict"].items()})
-    name = model_name or f"model.pth.tar-{state['epoch']}"
+    name = model_name or checkpoint_name(state["epoch"])
     fpath = os.path.join(save_dir, name)
     whole = io.BytesIO()  # torch.save into a file hides what went wrong with the file
     torch.save(state, whole)
@@ -93,7 +106,7 @@ def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True
     print(f"Checkpoint saved to {fpath}")
 
 
-def load_checkpoint(fpath):
+def load_checkpoint(fpath) -> dict[str, Any]:
     """The dict stored at `fpath`, its tensors on the CPU. Nothing pickled is executed.
 
     Raises:
@@ -131,8 +144,8 @@ def _require_place(path, state):
     """Raise InputError where a checkpoint is not of the epoch that its name says, or further than its training was to
     go: what was not trained must not count as finished."""
     epoch, step, training = state.get("epoch"), state.get("step", 0), (state.get("made_for") or {}).get("training", {})
-    named = re.fullmatch(r"model\.pth\.tar-(\d+)", os.path.basename(path))
-    if named and epoch is not None and int(named[1]) != epoch:
+    named = epoch_of(os.path.basename(path))
+    if None not in (named, epoch) and named != epoch:
         raise InputError(f"{path} is damaged: it says that it is of epoch {epoch}; delete it or train again")
     last, finished = training.get("OPTIM.MAX_EPOCH"), state.get("finished")
     if finished is None or epoch is None or not isinstance(last, int):
@@ -152,79 +165,19 @@ def _require_unpacked(fpath):
                     raise ValueError("it is compressed")
 
 
-def checkpoints_newest_first(folder, check=None):
-    """Yields (path, contents) of the checkpoints that a run in `folder` can go on from, furthest first.
-
-    A damaged or missing one is passed over with a warning.
-
-    Args:
-        check: called with path and contents of each; raises InputError for one that this run cannot go on from.
-
-    Raises:
-        InputError: there are checkpoints, and none can be read.
-    """
-    if not os.path.isdir(folder):
-        return
-    numbers = sorted((int(found[1]) for name in os.listdir(folder)
-                      if (found := re.fullmatch(r"model\.pth\.tar-(\d+)", name))), reverse=True)
-    names = [f"model.pth.tar-{number}" for number in numbers]
-    noted = noted_checkpoint(folder)
-    if noted and noted not in names:
-        names.insert(0, noted)
-    if os.path.lexists(os.path.join(folder, INTERRUPTED)):
-        names.insert(0, INTERRUPTED)
-    whole, first_complaint = 0, None
-    waiting = None  # the interrupted one, until it is clear that no epoch's checkpoint is further on
-    for name in names:
-        path = os.path.join(folder, name)
-        try:
-            state = _resumable(path)
-            if check is not None:
-                check(path, state)
-        except (InputError, OSError) as error:
-            first_complaint = first_complaint or error
-            print(f"Warning: passed over a checkpoint: {error}")
-            continue
-        whole += 1
-        if name == INTERRUPTED:
-            waiting = path, state
-            continue
-        if waiting and _point(waiting[1]) > _point(state):
-            yield waiting
-            waiting = None
-        yield path, state
-    if waiting:
-        yield waiting
-    if first_complaint and not whole:
-        raise InputError(f"no checkpoint in {folder} can be read, first: {first_complaint}")
-
-
-def note_checkpoint(folder, name):
+def note_checkpoint(folder: str, name: str) -> None:
     """Let the folder's file `checkpoint` name its newest one, if there is such a checkpoint."""
     require_own_folder(folder)
     if os.path.isfile(os.path.join(folder, name)) and noted_checkpoint(folder) != name:
         write_atomically(os.path.join(folder, "checkpoint"), lambda file: file.write(f"{name}\n".encode()))
 
 
-def noted_checkpoint(folder):
+def noted_checkpoint(folder: str) -> str | None:
     """The file name that the folder's file `checkpoint` holds, None if there is none."""
     with contextlib.suppress(OSError, UnicodeDecodeError), \
             open_regular(os.path.join(folder, "checkpoint"), "r", encoding="utf-8") as file:
         return os.path.basename(file.readline(1000).strip()) or None
-
-
-def _resumable(path):
-    state = load_checkpoint(path)
-    point = (state.get("epoch"), state.get("step", 0))
-    if not all(isinstance(number, int) and number >= 0 for number in point) or \
-            not isinstance(state.get("state_dict"), dict):
-        raise InputError(f"{path} is not a checkpoint to go on from: it lacks the epoch or the trained tensors")
-    return state
-
-
-def _point(state):
-    """How far a checkpoint is: (finished epochs, batches of the next one)."""
-    return state["epoch"], state.get("step", 0)
+    return None
 
 
 def load_tensors(model, state_dict, path):
@@ -246,22 +199,16 @@ def does_not_fit(path, error):
     return InputError(f"{path} lacks what a run needs to go on ({type(error).__name__}: {str(error)[:300]}); delete it")
 
 
-def resume_from_checkpoint(fdir, model, optimizer=None, scheduler=None):
-    """Load the newest checkpoint of `fdir` into model, optimizer and scheduler; returns the epoch to go on with."""
-    with open_regular(os.path.join(fdir, "checkpoint"), "r", encoding="utf-8") as file:
-        fpath = os.path.join(fdir, os.path.basename(file.readline(1000).strip()))
-    print(f'Loading checkpoint from "{fpath}"')
-    checkpoint = _resumable(fpath)
-    load_tensors(model, checkpoint["state_dict"], fpath)
+@contextlib.contextmanager
+def refusing(path, words="{path}: {error}"):
+    """Within it what the contents of the checkpoint `path` raise becomes an InputError in one line: an InputError in
+    these `words`, one of MISFITS as `does_not_fit` says it."""
     try:
-        if optimizer is not None and checkpoint.get("optimizer") is not None:
-            optimizer.load_state_dict(checkpoint["optimizer"])
-        if scheduler is not None and checkpoint.get("scheduler") is not None:
-            scheduler.load_state_dict(checkpoint["scheduler"])
+        yield
+    except InputError as error:
+        raise InputError(words.format(path=path, error=error)) from None
     except MISFITS as error:
-        raise does_not_fit(fpath, error) from None
-    print(f"Previous epoch: {checkpoint['epoch']}")
-    return checkpoint["epoch"]
+        raise does_not_fit(path, error) from None
 
 
 def load_pretrained_weights(model, weight_path):

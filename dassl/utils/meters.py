@@ -12,7 +12,8 @@ class AverageMeter:
         self.reset()
 
     def reset(self):
-        self.val = self.avg = self.sum = self.count = 0
+        self.val = self.avg = self.sum = 0.0
+        self.count = 0
 
     def update(self, val, n=1):
         if isinstance(val, torch.Tensor):
@@ -24,7 +25,7 @@ class AverageMeter:
 
 
 class MetricMeter:
-    """An AverageMeter a name, printed as `loss 1.23 (1.45) acc 50.0 (48.2)`."""
+    """One AverageMeter per name, printed as `loss 1.23 (1.45) acc 50.0 (48.2)`."""
 
     def __init__(self, delimiter=" "):
         self.meters = defaultdict(AverageMeter)

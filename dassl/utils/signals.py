@@ -5,7 +5,9 @@ import os
 import signal
 import threading
 import time
+from typing import Any
 
+from dassl.utils.distributed import all_reduce_max
 from dassl.utils.processes import PARENT_POLL
 
 TWICE = 1.0  # seconds within which a signal that comes again is the same one: scancel and srun both deliver it
@@ -43,39 +45,57 @@ def sigterm_raises():
 
 
 class StopRequest:
-    """Within it SIGINT and SIGTERM are noted in `number`; whoever loops looks at it and calls `end()`. A second signal
-    ends at once, unless it is the first one delivered twice. Outside the main thread, where no handler can be set,
-    nothing is noted."""
+    """Within it SIGINT and SIGTERM are noted; whoever loops asks `asked()` and then calls `end()`. A second signal ends
+    the process at once, unless it is the first one delivered twice. Outside the main thread, where no handler can be
+    set, nothing is noted. It may be entered again, and then begins anew.
 
-    def __init__(self):
-        self.number, self._since = None, 0.0
-        self._former = {}
+    Attributes:
+        number: of the signal that was noted; None before.
+    """
 
-    def __enter__(self):
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._since = 0.0
+        self._former: dict[int, Any] = {}
+        self._entered = False
+
+    def __enter__(self) -> "StopRequest":
+        self.number, self._entered = None, True
         for number in (signal.SIGINT, signal.SIGTERM):
             if _handled(number):
                 self._former[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: Any) -> None:
+        self._entered = False
         for number, former in self._former.items():
             signal.signal(number, former)
+        self._former = {}
 
-    def _note(self, number, frame):
+    def _note(self, number: int, frame: Any) -> None:
         if self.number is None:
             self.take(number)
         elif number != self.number or time.monotonic() - self._since > TWICE:
             end_by(number)
 
-    def take(self, number):
+    def take(self, number: int) -> None:
         """Note a signal, this process's own or one that another process of the run has told of."""
         self.number, self._since = number, time.monotonic()
 
-    @property
-    def name(self):
-        return signal.Signals(self.number).name
+    def asked(self) -> bool:
+        """Whether a signal has come to any process of the run; all of them ask together, and then all have noted it.
+        False outside the `with` block, where signals are not noted."""
+        number = int(all_reduce_max(self.number or 0)) if self._entered else 0
+        if number and self.number is None:
+            self.take(number)
+        return bool(number)  # what has come just now, to this process only, is seen by all the next time
 
-    def end(self):
+    @property
+    def name(self) -> str:
+        return signal.Signals(self.number or 0).name
+
+    def end(self) -> None:
+        """Raise KeyboardInterrupt (SIGINT) or Terminated (SIGTERM)."""
         end_by(self.number)
 
 

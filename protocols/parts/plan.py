@@ -8,7 +8,7 @@ from typing import Any
 from dassl.config import get_cfg_default, merge_file
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY
-from dassl.utils import InputError, require_own_folder
+from dassl.utils import InputError, is_class_bound, require_own_folder
 from dassl.utils.registry import nearest
 from protocols.parts.place import Place
 from training.configs import Configs
@@ -117,12 +117,11 @@ class Run:
 
 def class_bound(run: Run) -> bool:
     """Whether the method of a run belongs to its training classes with this config, and so cannot score new ones."""
-    trainer = TRAINER_REGISTRY.get(run.place.trainer)
-    if not isinstance(getattr(trainer, "class_bound", False), property):
-        return bool(getattr(trainer, "class_bound", False))
-    bare = trainer.__new__(trainer)  # the property asks the config only
-    bare.cfg = run.check()
-    return bool(bare.class_bound)
+    try:
+        cfg = run.check()
+    except InputError:  # told when all runs of the plan are checked
+        return False
+    return is_class_bound(TRAINER_REGISTRY.get(run.place.trainer), cfg)
 
 
 @dataclass(frozen=True)

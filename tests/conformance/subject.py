@@ -24,7 +24,7 @@ import train
 from dassl.data.data_manager import build_data_loader
 from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY, build_trainer
-from dassl.utils import isolated_rng
+from dassl.utils import is_class_bound, isolated_rng
 from datasets import shapes
 from prompting import load_clip
 from training import PromptTrainer
@@ -168,7 +168,7 @@ class Subject:
 
     @property
     def class_bound(self):
-        return bool(getattr(self.plain.trainer, "class_bound", False))
+        return is_class_bound(self.cls, self.plain.trainer.cfg)
 
     @property
     def min_batch(self):

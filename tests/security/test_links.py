@@ -19,7 +19,8 @@ import train
 from dassl.config import get_cfg_default, merge_file
 from dassl.data.datasets.names import read_names
 from dassl.data.overlap import RECORD, File, ImageSet
-from dassl.engine import SimpleTrainer
+from dassl.engine import TrainerBase
+from dassl.engine.checkpointer import Checkpointer
 from dassl.utils import (
     FolderLock,
     InputError,
@@ -186,14 +187,12 @@ def test_torn_files_are_not_removed_through_a_link(victim, tmp_path):
     assert sorted(os.listdir(out)) == ["models", "prompt_learner"] and not os.listdir(out / "prompt_learner")
 
 
-@pytest.mark.parametrize("removes", ["prune_checkpoints", "forget_interruption"])
+@pytest.mark.parametrize("removes", ["prune", "forget_interruption"])
 def test_no_checkpoint_is_removed_through_a_link(removes, victim, tmp_path):
     (tmp_path / "prompt_learner").symlink_to(victim.folder)
-    trainer = types.SimpleNamespace(
-        cfg=get_cfg_default(), ranks=types.SimpleNamespace(rank=0), output_dir=str(tmp_path),
-        get_model_names=lambda: ["prompt_learner"])
+    checkpointer = Checkpointer(types.SimpleNamespace(folders=lambda: ["prompt_learner"]))
     with pytest.raises(InputError, match="is a link"):
-        getattr(PromptTrainer, removes)(trainer, *([9] if removes == "prune_checkpoints" else []))
+        getattr(checkpointer, removes)(str(tmp_path), *([9, 0] if removes == "prune" else []))
 
 
 def test_a_link_that_comes_during_the_training_is_seen(run, one_line, victim, tmp_path, monkeypatch):
@@ -228,8 +227,7 @@ def test_a_planted_event_file_is_not_written_through(victim, tmp_path, monkeypat
     for number in range(1000):  # TensorBoard counts the writers of a process
         name = f"events.out.tfevents.1000000000.{socket.gethostname()}.{os.getpid()}.{number}"
         (tmp_path / name).symlink_to(victim.file)
-    trainer = SimpleTrainer.__new__(SimpleTrainer)
-    trainer._writer = None
+    trainer = TrainerBase()
     trainer.init_writer(str(tmp_path))
     trainer.write_scalar("loss", 1.0, 1)
     trainer.close_writer()

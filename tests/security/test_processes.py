@@ -22,7 +22,7 @@ from torch.utils.data import BatchSampler, SequentialSampler
 
 from dassl.data import loader as loaders
 from dassl.data.loader import EpochLoader, possible_workers
-from dassl.engine.trainer import end_workers
+from dassl.engine.loaders import end_workers
 from dassl.utils import InputError, orphaned, surroundings
 from tools import before_run, cluster, protocol, side_by_side, slurm_settings, status
 from training.run_spec import RunSpec

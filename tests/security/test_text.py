@@ -97,7 +97,7 @@ def test_a_file_may_have_any_name(name, pictures, run, tmp_path, capsys):
                          ids=ascii)
 @pytest.mark.parametrize("form", ["--json", "--top=1"])
 def test_a_file_of_any_name_is_predicted(name, form, pictures, run, tmp_path, capsys, clips, monkeypatch):
-    monkeypatch.setattr("training.prompt_trainer.load_clip", lambda path: clips[path])
+    monkeypatch.setattr("training.towers.load_clip", lambda path: clips[path])
     root = pictures([name, "b.png", "c.png", "d.png"])
     (root / "dog" / f"{name}.txt").write_text("no picture")
     (root / "dog" / f"x{name}").write_text("no picture")

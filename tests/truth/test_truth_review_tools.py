@@ -7,14 +7,13 @@ import pytest
 
 import train
 from tools import protocol
-from training import prompt_trainer as trainers_base
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
 def one_clip(monkeypatch, clip_model):
-    monkeypatch.setattr(trainers_base, "load_clip", lambda name: clip_model)
+    monkeypatch.setattr("training.towers.load_clip", lambda name: clip_model)
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ from protocols import Place
 from protocols.parts.base_new_figures import base_against_new
 from tools import plot, predict, protocol, report, run_folders
 from tools.predict import load_run
-from training import prompt_trainer as trainers_base
 from written_runs import base2new, share, write_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,7 +28,7 @@ SHARED = "DATALOADER: {NUM_WORKERS: 0}\nINPUT: {SIZE: [32, 32]}\nVERBOSE: False\
 
 @pytest.fixture(autouse=True)
 def one_clip(monkeypatch, clip_model):
-    monkeypatch.setattr(trainers_base, "load_clip", lambda name: clip_model)
+    monkeypatch.setattr("training.towers.load_clip", lambda name: clip_model)
 
 
 @pytest.fixture
