@@ -11,9 +11,9 @@ import numpy as np
 import scipy.stats
 
 from dassl.utils import InputError
+from protocols import Table
 from tools.run_folders import find_runs
 from tools.significance import LEVEL, compare, paired_differences, read_predictions, variance_of
-from tools.tables import Table
 
 SPREADS = (0, 1.4, 2.1, 3.6, 7.3)  # standard deviations of the accuracy over seeds, in points
 SEEDS = (3, 5, 10)

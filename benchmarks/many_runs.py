@@ -74,12 +74,12 @@ def words(folder, seeds, datasets=DATASETS):
 
 
 def write_runs(folder, seeds, datasets=DATASETS):
-    """The sweep's run folders below `folder`/output, finished. Returns the runs, a list of `tools.plans.Run`."""
+    """The sweep's run folders below `folder`/output, finished. Returns the runs, a list of `protocols.Run`."""
     args = protocol.parse_arguments(words(folder, seeds, datasets))
     train.discover()
     protocol.check_arguments(args)
     planner = Planner(args.root, args.output, args.seeds, backbone=args.backbone, variants=args.variant)
-    runs, draws = planner.plan(args.of, args.trainer, args.dataset, args.shots), np.random.default_rng(0)
+    runs, draws = planner.plan(args.protocol, args.trainer, args.dataset, args.shots), np.random.default_rng(0)
     lists: dict[str, dict[str, str]] = {}
     for run in runs:
         write_run(run, draws, lists)

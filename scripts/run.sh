@@ -3,8 +3,8 @@
 #
 #   run.sh PROTOCOL TRAINERS DATASET [OPTION VALUE ...]
 #
-# DATA (default ./data), OUTPUT (./output), SEEDS ("1 2 3"; 1 for zeroshot), SHOTS (16; 1 for dg; "1 2 4 8 16" for
-# fewshot), BACKBONE and CFG (by default the method's published ViT-B/16 config; "CoOp=a.yaml MetaPrompt=b.yaml" for
+# DATA (default ./data), OUTPUT (./output), SEEDS ("1 2 3"; 1 for zeroshot), SHOTS (16; 1 for dg and sdg; "1 2 4 8 16"
+# for fewshot), BACKBONE and CFG (by default the method's published ViT-B/16 config; "CoOp=a.yaml MetaPrompt=b.yaml" for
 # several methods), TARGETS (xd: datasets to test on), JOBS (runs at a time, a GPU each; 1), RANKS (processes that make
 # each run together, a GPU each; 1), DRY_RUN (1: list the runs). Several datasets go in quotes: "caltech101 dtd". Paths
 # are relative to the folder you are in. Flags of tools/protocol.py may stand before the options: --status, --table,

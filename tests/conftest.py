@@ -216,9 +216,10 @@ def one_line(capsys, tmp_path):
 def own_registries(monkeypatch):
     """What the test registers is forgotten after it."""
     import train
+    from protocols import PROTOCOL_REGISTRY
 
     modules = set(sys.modules)
-    for registry in train.REGISTRIES:
+    for registry in (*train.REGISTRIES, PROTOCOL_REGISTRY):
         monkeypatch.setattr(registry, "_objects", dict(registry._objects))
         monkeypatch.setattr(registry, "replaced", dict(registry.replaced))
     yield

@@ -15,8 +15,8 @@ from dassl.engine.budget import COUNTS, views_of
 from harness import make_trainer
 from prompting import ClassPrompts, Towers, load_clip
 from prompting.precision import GradientOverflow
+from protocols.parts.formats import FORMATS
 from tools import config_budgets, report
-from tools.tables import FORMATS
 from training import PromptTrainer
 from written_runs import base2new, share, write_run
 

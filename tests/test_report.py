@@ -13,11 +13,12 @@ from torch.utils.tensorboard import SummaryWriter
 
 import train
 from dassl.utils import InputError
-from tools import plot, report
-from tools.marks import Mark
-from tools.plans import LAYOUTS, Place
+from protocols import PROTOCOL_REGISTRY, Number, Place, Table, average
+from protocols.parts import base_new_figures, figures, style
+from protocols.parts.marks import Mark
+from protocols.parts.tables import titled
+from tools import plot, report, run_folders, training_curves
 from tools.published import published, sources
-from tools.tables import Number, Table, average, titled
 from written_runs import base2new, share, write_run
 
 
@@ -167,9 +168,10 @@ def test_other_protocols(tmp_path):
     assert tables["without training"][2] == ["A", "44.00", "44.00"]
 
 
-@pytest.mark.parametrize("protocol", LAYOUTS)
+@pytest.mark.parametrize("protocol", PROTOCOL_REGISTRY.registered_names())
 def test_a_place_is_read_from_its_folder(protocol, tmp_path):
     fields = {"part": "test_new" if protocol == "base2new" else "art painting", "shots": 4}
+    fields |= {"part": "art painting/photo"} if protocol == "sdg" else {}
     fields |= {"part": "all"} if protocol in ("fewshot", "zeroshot") else {}
     fields |= {"shots": None} if protocol == "zeroshot" else {}
     place = Place(protocol=protocol, dataset="d.1", trainer="T+", config="vit_b16", seed=12, **fields)
@@ -203,7 +205,7 @@ def test_published_numbers_have_dated_sources():
         assert re.fullmatch(r"commit [0-9a-f]{8}|v\d+|version not known", source["version"]), key
         assert re.fullmatch(r"2026-\d\d(-\d\d)?", source["read"]), key
     for part, trainer, entry in entries():
-        assert part in {*LAYOUTS, "other"} and trainer in train.TRAINER_REGISTRY
+        assert part in {*PROTOCOL_REGISTRY.registered_names(), "other"} and trainer in train.TRAINER_REGISTRY
         assert all(isinstance(value, float) and 0 < value < 100 for value in values_of(entry).values()), trainer
 
 
@@ -308,8 +310,8 @@ def test_figures(output):
 
 
 def drawn_of(make, *args):
-    """The matplotlib figure that a function of plot.py makes, with its labels laid out."""
-    with plot.plt.rc_context(plot.STYLE):
+    """The matplotlib figure that a function of protocols/parts makes, with its labels laid out."""
+    with style.plt.rc_context(style.STYLE):
         figure = make(*args)
         figure.canvas.draw()
     return figure
@@ -318,22 +320,23 @@ def drawn_of(make, *args):
 def test_one_seed_has_no_error_bars(output):
     """Neither points nor bars: a deviation that is not known is not a deviation of 0."""
     for seeds, points, bars in (((1,), 0, 0), ((1, 2), 1, 2)):
-        chosen = report.find_runs([str(output)])[0]
+        chosen = run_folders.find_runs([str(output)])[0]
         chosen = type(chosen)({place: run for place, run in chosen.items() if place.seed in seeds})
-        figure = drawn_of(plot._base_against_new, chosen.where(dataset="eurosat"), "")
+        figure = drawn_of(base_new_figures.base_against_new, chosen.where(dataset="eurosat"), "")
         found = [line for container in figure.axes[0].containers for line in container.lines[2]]
         assert len(found) == points  # B's base accuracies are 60 and 62, the others are the same for both seeds
-        figure = drawn_of(plot.bars, chosen.where(dataset="dtd"), "")
+        figure = drawn_of(figures.bars, chosen.where(dataset="dtd"), "")
         assert sum(len(container.lines[2]) for container in figure.axes[0].containers
-                   if isinstance(container, plot.ErrorbarContainer)) == bars
-        plot.plt.close("all")
+                   if isinstance(container, style.ErrorbarContainer)) == bars
+        style.plt.close("all")
 
 
 LONG = ["CoOp", "MetaPrompt", "AMethodWithANameThatIsAsLongAsAWholeLineOfText", *(f"Method{i:02d}" for i in range(16))]
 
 
 @pytest.mark.parametrize("names", [LONG[:3], LONG[2:4], LONG], ids=len)
-@pytest.mark.parametrize("make", [plot._base_against_new, plot.radar, plot.bars, plot.curves])
+@pytest.mark.parametrize("make", [base_new_figures.base_against_new, base_new_figures.radar, figures.bars,
+                                  figures.curves])
 def test_legends_lie_within_the_figure(names, make, tmp_path):
     for name in names:
         for dataset in ("dtd", "eurosat", "sun397"):
@@ -342,28 +345,28 @@ def test_legends_lie_within_the_figure(names, make, tmp_path):
         for shots in (1, 2):
             write_run(tmp_path, Place("fewshot", "dtd", name, "c", "all", shots, 1), share(50 + shots),
                       train=str(shots), test="z")
-    protocol = "fewshot" if make is plot.curves else "base2new"
-    chosen = report.find_runs([str(tmp_path)])[0].where(protocol=protocol)
-    if make is plot.bars:
+    protocol = "fewshot" if make is figures.curves else "base2new"
+    chosen = run_folders.find_runs([str(tmp_path)])[0].where(protocol=protocol)
+    if make is figures.bars:
         chosen = chosen.where(dataset="dtd")
-    figure = drawn_of(make, chosen, *([] if make is plot.radar else ["a title"]))
+    figure = drawn_of(make, chosen, *([] if make is base_new_figures.radar else ["a title"]))
     legends = [*figure.legends, *filter(None, (axes.get_legend() for axes in figure.axes))]
     [box] = [legend.get_window_extent() for legend in legends]
     assert 0 <= box.x0 and box.x1 <= figure.bbox.width and 0 <= box.y0 and box.y1 <= figure.bbox.height
     assert len(legends[0].get_texts()) == len(names)
     axes = figure.axes[0].get_window_extent()
     assert figure.legends == [] or box.y1 <= axes.y0 + 1
-    assert axes.height > 0.4 * plot.WIDTH * figure.dpi  # many methods leave the axes their room
-    plot.plt.close("all")
+    assert axes.height > 0.4 * style.WIDTH * figure.dpi  # many methods leave the axes their room
+    style.plt.close("all")
 
 
 def test_a_method_has_one_colour_whatever_else_is_drawn():
-    alone, beside = plot.looks(["CoOp"]), plot.looks(["Zeta", "CoOp", "ZeroshotCLIP", "Alpha"])
+    alone, beside = style.looks(["CoOp"]), style.looks(["Zeta", "CoOp", "ZeroshotCLIP", "Alpha"])
     assert alone["CoOp"] == beside["CoOp"]
-    looks = [tuple(look.items()) for look in plot.looks(LONG).values()]
+    looks = [tuple(look.items()) for look in style.looks(LONG).values()]
     assert len(set(looks)) == len(looks)
-    assert len({(look["color"], look["hatch"]) for look in plot.looks(LONG).values()}) == len(looks)  # bars
-    assert len({(look["color"], look["line"]) for look in plot.looks(LONG).values()}) == len(looks)  # lines
+    assert len({(look["color"], look["hatch"]) for look in style.looks(LONG).values()}) == len(looks)  # bars
+    assert len({(look["color"], look["line"]) for look in style.looks(LONG).values()}) == len(looks)  # lines
 
 
 def test_a_method_has_one_colour_in_all_figures_of_a_folder(output):
@@ -374,8 +377,8 @@ def test_a_method_has_one_colour_in_all_figures_of_a_folder(output):
     used = {}
     for name in plot.main([str(output), "--only", "base2new", "dg"]):
         if name.endswith("svg"):
-            used[name] = {colour for colour in plot.COLOURS if colour.lower() in open(name).read().lower()}
-    look = plot.looks(["A", "B", "AA", "Z"])
+            used[name] = {colour for colour in style.COLOURS if colour.lower() in open(name).read().lower()}
+    look = style.looks(["A", "B", "AA", "Z"])
     assert all((look["B"]["color"] in colours) for colours in used.values()) and len(used) == 4
     assert [look["A"]["color"] in colours for name, colours in used.items()] == ["dg" not in name for name in used]
 
@@ -406,7 +409,7 @@ def test_scalars_of_a_run_that_was_cut_are_joined(tmp_path):
         for step in range(start, start + 5):
             writer.add_scalar("train/loss", value, step)
         writer.close()
-    steps, values = plot.scalars(str(tmp_path))["train/loss"]
+    steps, values = training_curves.scalars(str(tmp_path))["train/loss"]
     assert steps.tolist() == list(range(8)) and values[2] == 1 and values[7] == 2
 
 

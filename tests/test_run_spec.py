@@ -173,7 +173,8 @@ def test_results_say_which_run_it_is_whatever_its_folder(tmp_path, arguments, cl
     assert json.loads((folder / "results.json").read_text())["run"] == base["run"]
     words = arguments("CoOp", tmp_path / "new", *domains, "--eval-only", "--model-dir", folder,
                       "DATASET.SUBSAMPLE_CLASSES", "new", dataset="pacs")
-    expected = who | {"part": "new", "eval_only": True, "model": {"dataset": "pacs", "part": "base"}}
+    expected = who | {"part": "new", "eval_only": True, "model": {
+        "dataset": "pacs", "part": "base", "source_domains": who["source_domains"], "shots": who["shots"]}}
     assert train.main(words, clips=clips)["run"] == expected
     stored = {key: value for key, value in base.items() if key != "run"}  # of a former version
     (folder / "results.json").write_text(json.dumps(stored))

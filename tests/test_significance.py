@@ -13,12 +13,11 @@ import train
 from benchmarks import holds
 from benchmarks.holds import p_values, simulated
 from dassl.utils import InputError
+from protocols import Number, Place
 from tools import report, significance
 from tools.comparisons import comparisons
-from tools.plans import Place
 from tools.run_folders import find_runs
 from tools.significance import Comparison, Variance, adjust, compare, variance_of
-from tools.tables import Number
 from written_runs import base2new, share, write_run
 
 

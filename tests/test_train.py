@@ -470,7 +470,7 @@ def test_dg(call, tmp_path, monkeypatch):
 def test_compare(call, monkeypatch):
     table = call("compare", "--seeds", "1")
     rows = cells(table)
-    assert rows[0] == ["method", "base", "new", "H", "seconds a seed"]
+    assert rows[0] == ["method", "base", "new", "H", "seconds per seed"]
     assert [row[0] for row in rows[2:]] == ["ZeroshotCLIP", "CoOp", "CoCoOp", "MetaPrompt"]
     monkeypatch.setattr(train, "run", never)
     assert call("compare", "--seeds", "1") == table

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from dassl.engine.run_record import COLUMNS
-from tools.plans import Place
+from protocols import Place
 
 
 def write_run(output, place, right, backbone="ViT-B/16", shots=None, train="a", test="b", predictions=True):

@@ -10,7 +10,7 @@ from dassl.data.datasets import build_dataset
 from dassl.engine.run_folder import Sources, require_goes_on
 from dassl.utils import InputError, lives_here, lock_holder, orphaned
 from prompting.backbone import weights_digest
-from tools.plans import Run
+from protocols import Run, protocol_named
 from tools.same_numbers import filled
 from training import run as one_run
 
@@ -65,15 +65,14 @@ def wait_for_ending(folder: str) -> None:
 
 
 def only_class(run: Run) -> str:
-    """The name of the class of a base2new run whose half of the classes is that one, else ""."""
-    if run.place.protocol != "base2new":
+    """The name of the class of a run that is tested on that one only, else ""."""
+    protocol = protocol_named(run.place.protocol)
+    if not protocol.picks_classes:
         return ""
     with contextlib.suppress(InputError), contextlib.redirect_stdout(sys.stderr):
         cfg = run.check()
         cfg.defrost()
         cfg.DATASET.SUBSAMPLE_CLASSES = "all"
-        names = build_dataset(cfg).classnames
-        half = (len(names) + 1) // 2
-        chosen = names[:half] if run.place.part == "train_base" else names[half:]
-        return chosen[0] if len(chosen) == 1 else ""
+        chosen = protocol.tested_classes(run.place.part, build_dataset(cfg).classnames)
+        return str(chosen[0]) if len(chosen) == 1 else ""
     return ""

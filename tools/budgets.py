@@ -1,6 +1,6 @@
 """What the trainings of finished runs spent (dassl/engine/budget.py): a table for tools/report.py."""
 from dassl.engine.budget import COUNTS
-from tools.tables import Number, Table, average
+from protocols import Number, Table, average
 
 HEADERS = tuple(name.replace("_", " ") for name in COUNTS)
 
@@ -36,7 +36,7 @@ def budget_tables(cells):
 
 def spent(cells, name, trainings):
     """The Count of one name over a method's runs of `trainings`, a set of (dataset, part)."""
-    columns = {training: {} for training in trainings}
+    columns: dict[tuple, dict] = {training: {} for training in trainings}
     for place, results in cells.items():
         columns[place.dataset, place.part][place.seed] = (results.get("budget") or {}).get(name)
     found = average(columns.values())

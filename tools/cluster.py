@@ -28,8 +28,8 @@ from dassl.utils import (
     slurm_job,
     write_json,
 )
+from protocols import Run
 from tools.execution import execute
-from tools.plans import Run
 from tools.slurm_settings import require_one_line
 from tools.status import (
     State,

@@ -2,10 +2,9 @@
 import functools
 import hashlib
 import itertools
-from dataclasses import dataclass
 
+from protocols import Number, Table, average, protocol_named
 from tools import significance
-from tools.tables import Number, Table, average, xd_groups
 
 PAIRS = 6  # every pair of four methods; of more methods, the best is shown with each other one
 RULE = """\
@@ -13,39 +12,6 @@ A difference holds when its p, adjusted for the number of pairs, is below 0.05; 
 Seeds and test images are both taken for draws that could have been others; with fewer than three seeds nothing holds.
 Where only the pairs of the best method are shown, it was found by looking, and p allows for every pair.
 "seeds needed": about how many would show a true difference of this size in 80 of 100 cases."""
-
-
-@dataclass
-class TestSet:
-    """What is averaged before methods are compared. members: fields of Places, one dict per set of test images;
-    together: whether one training is tested on all of them, or trainings that share images of their seed."""
-
-    title: str
-    members: list
-    together: bool = False
-
-
-def test_sets(cells):
-    """The TestSets of a protocol's runs."""
-    [protocol] = cells.values("protocol")
-    datasets = cells.values("dataset")
-    if protocol == "base2new":
-        return [TestSet(f"base to new, {part.split('_')[1]} classes",
-                        [{"dataset": name, "part": part} for name in datasets])
-                for part in ("train_base", "test_new")]
-    if protocol == "dg":
-        return [TestSet(f"{name}, average over the domains",
-                        [{"dataset": name, "part": part} for part in cells.where(dataset=name).values("part")], True)
-                for name in datasets]
-    if protocol == "xd":
-        return [TestSet(f"trained on {name}, {group}", [{"dataset": name, "part": part} for part in parts], True)
-                for name in datasets
-                for group, parts in xd_groups(name, cells.where(dataset=name).values("part")).items()]
-    if protocol == "fewshot":
-        return [TestSet(f"{shots} shot{'s' if shots > 1 else ''}, all classes",
-                        [{"dataset": name, "shots": shots} for name in datasets])
-                for shots in cells.values("shots")]
-    return [TestSet("without training", [{"dataset": name} for name in datasets])]
 
 
 def comparisons(cells, where, names=None, against=None):
@@ -60,18 +26,18 @@ def comparisons(cells, where, names=None, against=None):
         InputError: predictions that are missing, damaged or of other images.
     """
     methods = {method: chosen for method, chosen in cells.methods() if not names or method in (*names, against)}
-    trained = cells.values("protocol") != ["zeroshot"]
+    [protocol] = map(protocol_named, cells.values("protocol"))
     asked, read = [*dict.fromkeys([*([against] if against else ()), *(names or ())])], functools.cache(_known)
     tables, notes = [], []
-    for tested in test_sets(cells):
+    for tested in protocol.test_sets(cells):
         numbers = {method: average(chosen.where(**fields).by_seed() for fields in tested.members)
                    for method, chosen in methods.items()}
         present = sorted((method for method, number in numbers.items() if number.mean is not None),
-                         key=lambda method: -numbers[method].mean)
+                         key=lambda method: -numbers[method].value)
         folders = {method: [{place.seed: where[place] for place in methods[method].where(**fields)}
                             for fields in tested.members] for method in present}
         pairs = pairs_of(present, against)
-        found = [comparison for pair in pairs if (comparison := compared(pair, folders, tested, trained, read))]
+        found = [comparison for pair in pairs if (comparison := compared(pair, folders, tested, protocol.draws, read))]
         significance.adjust(found)
         if missing := [method for method in asked if method not in present]:
             notes.append(f"{tested.title}: no comparison with {', '.join(missing)}: a number is missing there")
@@ -107,10 +73,11 @@ def compared(pair, folders_of, tested, trained, read):
         seeds = [sorted(set.intersection(*map(set, seeds)))] * len(seeds)
     if not all(seeds):
         return None
-    sets = [significance.paired_differences(*([by_seed[seed] for seed in own] for by_seed in both), read)
-            for both, own in zip(folders, seeds)]
+    sets = [significance.paired_differences([one[seed] for seed in own], [other[seed] for seed in own], read)
+            for (one, other), own in zip(folders, seeds)]
     blocks = [sets] if tested.together else [[differences] for differences in sets]
-    found = significance.compare(*pair, blocks, trained, aligned=all(own == seeds[0] for own in seeds))
+    first, second = pair
+    found = significance.compare(first, second, blocks, trained, aligned=all(own == seeds[0] for own in seeds))
     found.left_out = any(set(by_seed) != set(own) for both, own in zip(folders, seeds) for by_seed in both)
     return found
 
@@ -119,7 +86,7 @@ class Difference(Number):
     """A Number with its sign."""
 
     def text(self, digits=2, sign="+-", marks=None):
-        return ("+" if self.mean >= 0 else "") + super().text(digits, sign, marks)
+        return ("+" if self.value >= 0 else "") + super().text(digits, sign, marks)
 
 
 def comparison_table(title, found, marks):

@@ -16,6 +16,7 @@ from dassl.config import methods_of
 from dassl.config.words import is_key, is_option
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import InputError
+from protocols.parts.place import MARK
 from training.build_config import owner_of_config, registered_name
 from training.run_spec import stem
 
@@ -27,7 +28,6 @@ OF_THE_PROTOCOL = {
 }
 OF_THE_TEST = ("DATASET.CLASSNAMES", "DATASET.TARGET_PART")  # rows of one table have one test set
 OF_THE_TRAINING = ("OPTIM.", "TRAIN.", "DATALOADER.TRAIN_")  # the same numbers for a method that is not trained
-MARK = "+"  # between a config's name and a variant's in a run's folder
 
 
 def require_free(options: Sequence[str], where: str) -> None:

@@ -8,7 +8,7 @@
 The scripts in scripts/ call this; docs/PROTOCOLS.md describes each protocol. Runs that are finished are taken over,
 interrupted ones go on. `--launcher slurm` gives them to a cluster; `--status` and `--table` tell how far they are.
 """
-import argparse
+import functools
 import os
 import sys
 import time
@@ -21,47 +21,45 @@ from dassl.engine import TRAINER_REGISTRY  # noqa: E402
 from dassl.engine.run_folder import Listings  # noqa: E402
 from dassl.utils import InputError, broadcast, printable, require_own_folder, world_size  # noqa: E402
 from dassl.utils.streams import go_on  # noqa: E402
+from protocols import PROTOCOL_REGISTRY, Cells  # noqa: E402
+from protocols.parts.cells import COMPARED  # noqa: E402
 from tools import cluster, report, slurm_settings, status  # noqa: E402
 from tools.before_run import finished, only_class  # noqa: E402
 from tools.dry_run import list_runs  # noqa: E402
 from tools.execution import Outcome, execute  # noqa: E402
 from tools.method_configs import take_variants  # noqa: E402
-from tools.plans import SHOTS, Planner  # noqa: E402
-from tools.run_folders import for_tables, require_comparable, uncollected  # noqa: E402
-from tools.tables import COMPARED, Cells, method_tables, seed_tables  # noqa: E402
+from tools.plans import Planner  # noqa: E402
+from tools.run_folders import for_tables, places_below, require_comparable, uncollected  # noqa: E402
 
+COMPARE = "compare", "a protocol (base2new) for several methods side by side"
+DEFAULT = "base2new"  # what `compare` compares
 PUBLISHED = ("ZeroshotCLIP", "MetaPrompt")  # compared with published averages by default
-PROTOCOLS = {
-    "base2new": "train on the first half of the classes, test on both halves",
-    "dg": "train on all domains of a dataset but one, test on that one",
-    "xd": "train on one dataset, test on others",
-    "fewshot": "train and test on all classes with more and more shots",
-    "zeroshot": "test methods that need no training on any datasets",
-    "compare": "a protocol (base2new) for several methods side by side",
-}
 
 
-def parse_arguments(argv):
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--trainer", nargs="*", help="the method, or for compare and zeroshot several (default "
-                                                     f"{' '.join(COMPARED)}; zeroshot: ZeroshotCLIP)")
-    shared.add_argument("--seeds", nargs="+", help="default 1 2 3; zeroshot, where nothing is drawn: 1")
+def shared_arguments(protocol, methods):
+    """The flags that every protocol takes, a parser. protocol: whose defaults --help tells; methods: that of --trainer.
+    """
+    shared = train.ArgumentParser(add_help=False)
+    several = f", or several (default {' '.join(methods)})" if methods else ""
+    shared.add_argument("--trainer", nargs="*", help=f"the method{several}")
+    shared.add_argument("--seeds", nargs="+", help=f"default {' '.join(map(str, protocol.seeds))}")
     shared.add_argument("--dataset", nargs="+", required=True,
-                        help="names of configs in configs/datasets, or YAML files; for xd the one to train on")
+                        help="names of configs in configs/datasets, or YAML files"
+                             + ("" if protocol.several_datasets else "; one, to train on"))
     shared.add_argument("--cfg", nargs="+", metavar="CONFIG",
                         help="name of a config in configs/trainers/<trainer>, or the YAML file of the method it is "
                              "for; METHOD=CONFIG for each of several; default vit_b16; tiny for that CLIP, clip64 for "
-                             "a CLIP file of 64-pixel images; dg, xd and fewshot take <name>_<protocol> where the "
-                             "method has it")
+                             "a CLIP file of 64-pixel images"
+                             + (f"; <name>_{protocol.name} where the method has it" if protocol.own_config else ""))
     shared.add_argument("--variant", metavar="NAME KEY VALUE ...",  # for --help: take_variants has read them
                         help="the methods once more with these options, in rows of their own (repeatable); "
                              "METHOD:NAME for one method; options of every run go behind another flag")
     shared.add_argument("--root", default="data", help="folder that holds the datasets (default data)")
     shared.add_argument("--output", default="output", help="folder of all run folders (default output)")
     shared.add_argument("--shots", nargs="+",
-                        help="images a class (dg: a class and domain); default 16, dg 1, fewshot 1 2 4 8 16")
+                        help=f"images {protocol.per}; default {' '.join(map(str, protocol.shots)) or 'none'}")
     shared.add_argument("--backbone", default="", help="a CLIP by name or a weights file, instead of the config's")
-    shared.add_argument("--plugin", action="append", default=[], metavar="FILE_OR_MODULE", help="more methods")
+    add_plugin(shared)
     shared.add_argument("--jobs", type=int, default=1,
                         help="processes, each with a GPU of its own (default 1); on a CPU they share its threads")
     shared.add_argument("--launcher", choices=("local", "slurm"), default="local",
@@ -73,43 +71,69 @@ def parse_arguments(argv):
     instead.add_argument("--table", action="store_true", help="print the table of what is done; run nothing")
     slurm_settings.add_arguments(shared)
     train.add_options(shared, "config options for every run: KEY VALUE or KEY=VALUE ...")
-    parser = train.ArgumentParser(description="Run a protocol over seeds and print its table.")
-    protocols = parser.add_subparsers(dest="protocol", required=True, metavar="PROTOCOL")
-    kinds = {}
-    for name, text in PROTOCOLS.items():
-        own = kinds[name] = protocols.add_parser(name, parents=[shared], help=text, description=text)
-        if name == "compare":
-            own.add_argument("--protocol", dest="compared", choices=[*SHOTS], default="base2new",
-                             help="which protocol (default base2new)")
-            own.add_argument("--published", action="store_true",
-                             help="afterwards print the tables with published averages beside the measured ones "
-                                  f"(default methods: {' '.join(PUBLISHED)})")
-        if name in ("xd", "compare"):
-            own.add_argument("--targets", nargs="+", help="xd: datasets to test on; default for imagenet: the ten "
-                                                          "others and its four variants")
+    return shared
+
+
+def add_plugin(parser):
+    parser.add_argument("--plugin", action="append", default=[], metavar="FILE_OR_MODULE",
+                        help="more methods, datasets or protocols (repeatable)")
+
+
+def parse_arguments(argv):
+    """The arguments of a command line, with `of`, the protocol object. The plugins that it names are loaded, which may
+    bring the protocol."""
     argv, variants = take_variants(sys.argv[1:] if argv is None else argv)
-    if not argv or argv[0] not in kinds:
+    early = train.ArgumentParser(add_help=False, allow_abbrev=False)  # what the flags of a protocol depend on
+    add_plugin(early)
+    if argv[:1] == [COMPARE[0]]:
+        early.add_argument("--protocol", default=DEFAULT)
+    known, _ = early.parse_known_args(argv)
+    train.discover(known.plugin)
+    parser = train.ArgumentParser(description="Run a protocol over seeds and print its table.")
+    commands = parser.add_subparsers(dest="protocol", required=True, metavar="PROTOCOL")
+    kinds = {name: (protocol, protocol.words, protocol.methods) for name, protocol in PROTOCOL_REGISTRY.items()}
+    compared = [name for name, protocol in PROTOCOL_REGISTRY.items() if not protocol.several_methods]
+    asked = getattr(known, "protocol", DEFAULT)
+    kinds[COMPARE[0]] = kinds[asked if asked in compared else DEFAULT][0], COMPARE[1], COMPARED
+    parsers, own = {}, {}
+    for name, (protocol, words, methods) in kinds.items():
+        flags = train.ArgumentParser(add_help=False)
+        protocol.add_arguments(flags)
+        own[name] = [action.dest for action in flags._actions]
+        parsers[name] = commands.add_parser(name, parents=[shared_arguments(protocol, methods), flags], help=words,
+                                            description=words)
+    parsers[COMPARE[0]].add_argument("--protocol", choices=compared, default=DEFAULT,
+                                     help=f"which protocol (default {DEFAULT})")
+    parsers[COMPARE[0]].add_argument("--published", action="store_true",
+                                     help="afterwards print the tables with published averages beside the measured "
+                                          f"ones (default methods: {' '.join(PUBLISHED)})")
+    if not argv or argv[0] not in parsers:
         parser.parse_args(argv)  # prints help, or says what the protocols are
-    args = train.parse_words(kinds[argv[0]], argv[1:])
-    args.protocol, args.variant = argv[0], variants
-    args.targets, args.published = getattr(args, "targets", None), getattr(args, "published", False)
+    args = train.parse_words(parsers[argv[0]], argv[1:])
+    if args.plugin != known.plugin:  # --plugin was written shorter
+        train.discover(args.plugin)
+    args.command, args.variant = argv[0], variants
+    args.published = getattr(args, "published", False)
+    args.own = {name: getattr(args, name) for name in own[argv[0]]}
+    args.protocol = args.protocol if args.command == COMPARE[0] else args.command
+    args.of = PROTOCOL_REGISTRY.get(args.protocol)(**args.own)
     return args
 
 
 def check_arguments(args):
     """Fill in what follows from the protocol. Raises InputError for what does not go together."""
-    args.of = getattr(args, "compared", args.protocol)
-    defaults = {"compare": PUBLISHED if args.published else COMPARED, "zeroshot": ("ZeroshotCLIP",)}
+    args.side_by_side = args.command == COMPARE[0] or args.of.several_methods
     named = [name for word in args.trainer or () for name in word.split()]
-    args.trainer = named or list(defaults.get(args.protocol, ()))
-    if not args.trainer or (args.protocol not in defaults and len(args.trainer) > 1):
-        raise InputError(f"{args.protocol} needs one --trainer")
-    args.seeds = numbers("--seeds", args.seeds or ([1] if args.of == "zeroshot" else [1, 2, 3]), least=0)
+    default = (PUBLISHED if args.published else COMPARED) if args.command == COMPARE[0] else args.of.methods
+    args.trainer = named or list(default)
+    if not args.trainer or (not args.side_by_side and len(args.trainer) > 1):
+        raise InputError(f"{args.command} needs one --trainer")
+    args.seeds = numbers("--seeds", args.seeds or args.of.seeds, least=0)
     args.shots = numbers("--shots", args.shots or [], least=1)
     for what in ("trainer", "dataset", "seeds", "shots"):
         setattr(args, what, list(dict.fromkeys(getattr(args, what) or [])))
-    if len(args.shots) > 1 and args.of != "fewshot":
-        raise InputError(f"{args.of} takes one number of --shots, not {' '.join(map(str, args.shots))}")
+    if len(args.shots) > 1 and not args.of.several_shots:
+        raise InputError(f"{args.protocol} takes one number of --shots, not {' '.join(map(str, args.shots))}")
     if args.jobs < 1:
         raise InputError(f"--jobs must be at least 1, not {args.jobs}")
     if args.launcher == "slurm" and world_size() > 1:
@@ -138,16 +162,15 @@ def numbers(flag, words, least):
 def main(argv=None):
     """Make a protocol's runs and print its table. Returns the (last) table as text; for --dry-run the list of runs."""
     args = parse_arguments(argv)
-    train.discover(args.plugin)
     check_arguments(args)
     planner = Planner(args.root, args.output, args.seeds, args.cfg, args.backbone, args.plugin, args.opts, args.variant)
     with uncollected():
-        runs = planner.plan(args.of, args.trainer, args.dataset, args.shots, args.targets)
+        runs = planner.plan(args.protocol, args.trainer, args.dataset, args.shots, **args.own)
     for note in planner.notes:
         print(note)
     for trainer, chosen in Cells(dict.fromkeys(run.place for run in runs)).methods():
-        if args.of == "xd" and chosen.values("part") == chosen.values("dataset"):
-            print(f"Note: {trainer} belongs to its training classes with this config: it is tested on the source only")
+        for note in args.of.notes(trainer, chosen):
+            print(note)
     if args.dry_run:
         with uncollected():
             listed, refused = list_runs(runs)
@@ -204,7 +227,8 @@ def submitted(runs, args):
 @uncollected()
 def made(runs):
     """The Outcome of what is done, without making anything. Raises InputError if that is nothing."""
-    outcome, seen, shared = Outcome(list(runs)), Listings(), {}
+    outcome, seen = Outcome(list(runs)), Listings()
+    shared: dict = {}
     for run in runs:
         try:
             results = finished(run, seen)
@@ -223,29 +247,30 @@ def made(runs):
 
 
 def show(args, runs, outcome, more):
-    """Print the tables of what is done, the last one is returned; for a base2new comparison draw the figure.
+    """Print the tables of what is done, the last one is returned; draw the figures that belong to a comparison.
 
     more: ends the line of conditions."""
-    print(f"\n{', '.join(args.trainer)}: {PROTOCOLS[args.of]}; accuracy (%)\n{conditions(args, runs)}, "
+    print(f"\n{', '.join(args.trainer)}: {args.of.words}; accuracy (%)\n{conditions(args, runs)}, "
           f"results in {args.output}{more}")
     require_comparable(Cells(outcome.cells), {run.place: run.folder for run in runs})
     text = ""
     for table in make_tables(args, runs, outcome):
         text = table.render()
         print(f"\n{printable(table.title)}\n\n{text}")
-    files = figures(args, runs, outcome) if args.protocol == "compare" and args.of == "base2new" else []
+    files = figures(args, runs, outcome) if args.command == COMPARE[0] else []
     if files:
         print(f"\nFigure: {', '.join(files)}")
     if args.published and outcome.results:
-        report.main([args.output, "--protocol", args.of, "--trainer", *args.trainer, "--dataset",
-                     *dict.fromkeys(run.place.dataset for run in runs), "--published"])
+        plugins = [word for plugin in args.plugin for word in ("--plugin", plugin)]
+        report.main([args.output, "--protocol", args.protocol, "--trainer", *args.trainer, "--dataset",
+                     *dict.fromkeys(run.place.dataset for run in runs), "--published", *plugins])
     return text
 
 
 def conditions(args, runs):
     """Shots, seeds and backbone of all runs, in words."""
     shots = sorted({run.place.shots for run in runs if run.place.shots is not None})
-    told = f"{', '.join(map(str, shots))} shots a class{' and domain' if args.of == 'dg' else ''}, " if shots else ""
+    told = f"{', '.join(map(str, shots))} shots {args.of.per}, " if shots else ""
     return f"{told}seeds {', '.join(map(str, args.seeds))}, backbone {runs[0].spec.backbone or 'of the config'}"
 
 
@@ -254,9 +279,9 @@ def make_tables(args, runs, outcome):
     if not outcome.results:
         return []
     cells = every_cell(runs, outcome)
-    if args.protocol in ("compare", "zeroshot") or args.variant:
-        return method_tables(args.of, cells, seconds=len(args.dataset) == 1)
-    return seed_tables(args.of, cells)
+    if args.side_by_side or args.variant:
+        return args.of.method_tables(cells, seconds=len(args.dataset) == 1)
+    return args.of.seed_tables(cells)
 
 
 def every_cell(runs, outcome):
@@ -271,18 +296,18 @@ def not_made(run, outcome):
 
 
 def figures(args, runs, outcome):
-    """Draw base against new of each dataset; the names of the files."""
-    from tools.plot import base_against_new, looks, method_names, places_below  # matplotlib only for a figure
+    """Draw what the protocol shows beside a comparison; the names of the files."""
+    cells = every_cell(runs, outcome) if outcome.results else Cells()
+    drawings = list(args.of.comparison_drawings(cells))
+    if not drawings:
+        return []
+    from protocols.parts.style import draw, looks, method_names  # matplotlib only for a figure
 
-    files, cells = [], every_cell(runs, outcome) if outcome.results else Cells()
-    look = looks(method_names(dict.fromkeys([*places_below(args.output), *cells])))
-    for dataset in cells.values("dataset"):
-        shots = runs[0].place.shots
-        path = os.path.join(args.output, "base2new", f"{dataset}_shots_{shots}")
-        require_own_folder(os.path.dirname(path))
-        files += base_against_new(cells.where(dataset=dataset), path,
-                                  f"{dataset}, {shots} shots per class, {len(args.seeds)} "
-                                  f"seed{'s' if len(args.seeds) > 1 else ''}", look)
+    files, folder = [], os.path.join(args.output, args.protocol)
+    look = looks(method_names([*places_below(args.output), *cells]))
+    for drawing in drawings:
+        require_own_folder(folder)
+        files += draw(functools.partial(drawing.draw, look), os.path.join(folder, drawing.name))
     return files
 
 

@@ -16,17 +16,20 @@ import train  # noqa: E402
 from dassl.engine.identity import same_backbone  # noqa: E402
 from dassl.utils import InputError  # noqa: E402
 from prompting.backbone import weights_digest  # noqa: E402
+from protocols import Cells, protocol_named  # noqa: E402
+from protocols.parts.formats import FORMATS, WORDS, comment  # noqa: E402
+from protocols.parts.tables import titled  # noqa: E402
 from tools.budgets import budget_tables  # noqa: E402
 from tools.published import published_table  # noqa: E402
 from tools.run_folders import (  # noqa: E402
     backbone_of,
-    find_runs,
+    collect,
     known_backbone,
     require_comparable,
     uncollected,
     without_folder,
 )
-from tools.tables import FORMATS, WORDS, comment, method_tables, titled  # noqa: E402
+from tools.single_runs import single_runs_table  # noqa: E402
 
 
 def parse_arguments(argv):
@@ -46,29 +49,37 @@ def parse_arguments(argv):
                         help="compare each other method (or those of --compare) with this one, chosen beforehand: far "
                              "fewer pairs to allow for than the best method has, which is found by looking")
     parser.add_argument("--budget", action="store_true", help="what the trainings spent: updates, images, passes")
+    parser.add_argument("--plugin", action="append", default=[], metavar="FILE_OR_MODULE",
+                        help="a file or module with more protocols (repeatable)")
     parser.add_argument("--published", action="store_true", help="published averages beside the measured ones")
     return parser.parse_args(argv)
 
 
 def chosen_runs(args):
-    """(cells, folders) of the runs that the flags ask for."""
-    cells, where = find_runs(args.output)
+    """Found: the runs that the flags ask for. Raises InputError where there is none, or where they do not go together.
+    """
+    found = collect(args.output)
     for field, wanted in (("protocol", args.protocol), ("dataset", args.dataset), ("trainer", args.trainer),
                           ("shots", args.shots), ("seed", args.seeds)):
         if wanted:
-            known = cells.values(field)
-            cells = type(cells)({place: results for place, results in cells.items() if getattr(place, field) in wanted})
-            if not cells:
+            known = [*found.cells.values(field), *(getattr(run, field, None) for _, run, _ in found.single)]
+            _keep(found, lambda run, results, field=field, wanted=wanted: getattr(run, field, None) in wanted)
+            if not found.cells and not found.single:
                 raise InputError(f"no run has {field} {' or '.join(map(str, wanted))}; there are: "
-                                 f"{', '.join(map(str, known))}")
+                                 f"{', '.join(str(value) for value in dict.fromkeys(known) if value is not None)}")
     if args.backbone:
         asked = {"name": without_folder(args.backbone), "digest": weights_digest(args.backbone)}
-        cells = type(cells)({place: results for place, results in cells.items()
-                             if same_backbone(known_backbone(results), asked)})
-        if not cells:
+        _keep(found, lambda run, results: same_backbone(known_backbone(results), asked))
+        if not found.cells and not found.single:
             raise InputError(f"no run has the backbone {args.backbone}")
-    require_comparable(cells, where)
-    return cells, where
+    require_comparable(found.cells, found.where)
+    return found
+
+
+def _keep(found, wanted):
+    """Keep the runs for which `wanted(Place or StoredRun, results)`. A StoredRun has no protocol."""
+    found.cells = Cells({place: results for place, results in found.cells.items() if wanted(place, results)})
+    found.single = [(folder, run, results) for folder, run, results in found.single if wanted(run, results)]
 
 
 def require_methods(args, cells):
@@ -100,12 +111,14 @@ def coverage(cells):
 def main(argv=None):
     """Print the tables. Returns them as a list of Table."""
     args = parse_arguments(argv)
-    cells, where = chosen_runs(args)
+    train.discover(args.plugin)
+    found = chosen_runs(args)
+    cells, where = found.cells, found.where
     require_methods(args, cells)
     made = []
     for protocol in cells.values("protocol"):
         chosen = cells.where(protocol=protocol)
-        tables = method_tables(protocol, chosen)
+        tables = protocol_named(protocol).method_tables(chosen)
         if args.budget:
             tables += budget_tables(chosen)
         if args.published:
@@ -128,6 +141,9 @@ def main(argv=None):
             told = comment(note, args.format) if args.format in ("csv", "latex") else WORDS[args.format](note)
             print(told + "\n")
         made += tables
+    if found.single:
+        made.append(single_runs_table(found.single))
+        print(titled(made[-1], args.format) + "\n")
     if args.format == "text" and any("does the difference hold" in table.title for table in made):
         from tools.comparisons import RULE
 

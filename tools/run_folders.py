@@ -4,12 +4,13 @@ import gc
 import itertools
 import os
 import sys
+from dataclasses import dataclass
 
 from dassl.engine.identity import same_backbone, shown
 from dassl.engine.run_folder import read_results
 from dassl.utils import InputError
-from tools.plans import Place
-from tools.tables import Cells
+from protocols import PROTOCOL_REGISTRY, Cells, Place, protocol_named
+from protocols.parts.stored_run import StoredRun
 
 NOT_IN_TABLES = ("confusion", "domains", "skipped_images", "untested_classes", "versions", "without_effect")
 
@@ -27,17 +28,47 @@ def uncollected():
             gc.enable()
 
 
-@uncollected()
-def find_runs(folders):
-    """(cells, {Place: run folder}) of all finished protocol runs below `folders`.
+@dataclass
+class Found:
+    """Finished runs below some folders.
 
-    Run folders that are not where a protocol puts them have no place in its tables and are passed over. Folders that
-    cannot be read, and runs that are not finished, are named on stderr.
+    Attributes:
+        cells: Cells of those that are a protocol's.
+        where: {Place: run folder}
+        single: [(run folder, StoredRun, results)] of those that no protocol would make.
+    """
+
+    cells: Cells
+    where: dict[Place, str]
+    single: list[tuple[str, StoredRun, dict]]
+
+
+def find_runs(folders):
+    """(cells, {Place: run folder}) of all finished protocol runs below `folders`; see `collect`.
+
+    Raises:
+        InputError: as `collect`, and where no run is a protocol's."""
+    found = collect(folders)
+    if not found.cells:
+        raise InputError(f"no finished run of a protocol in {', '.join(folders)}; see docs/PROTOCOLS.md")
+    return found.cells, found.where
+
+
+@uncollected()
+def collect(folders):
+    """All finished runs below `folders`, Found.
+
+    Which run it is says its folder, where a protocol has put it; else its results.json (`StoredRun`), and the protocol
+    that would make this very run has it. Those that say neither are passed over. Folders that cannot be read, and runs
+    that are not finished, are named on stderr.
 
     Raises:
         InputError: a folder is not there, nothing is found, two folders hold the same run, or an accuracy is not one.
     """
-    cells, where, elsewhere, unread, unfinished, shared = Cells(), {}, 0, [], [], {}
+    found, elsewhere = Found(Cells(), {}, []), 0
+    unread: list[OSError] = []
+    unfinished: list[str] = []
+    shared: dict = {}
     for folder in folders:
         if not os.path.isdir(folder):
             raise InputError(f"no folder at {folder}; give the output folder of a protocol")
@@ -48,26 +79,65 @@ def find_runs(folders):
                     unfinished.append(path)
                 continue
             place = Place.parse(path)
-            if place is None:
+            results = read_results(path) if place else results_or_none(path)
+            run = None if place else StoredRun.of(results)
+            if run:
+                place = recognised(run)
+            if place:
+                _add(found, place, path, for_tables(results, shared))
+            elif run:
+                found.single.append((path, run, for_tables(results, shared)))
+            else:
                 elsewhere += 1
-                continue
-            if place in where and not os.path.samefile(where[place], path):
-                raise InputError(f"{where[place]} and {path} hold the same run of two outputs; give one of them")
-            where[place] = path
-            cells[place] = for_tables(read_results(path), shared)
     told = [f"{error.filename} ({error.strerror})" for error in unread]
     for what, left in (("left out, they cannot be read", told), ("not finished, without a results.json", unfinished)):
         if left:
             print(f"Note: {len(left)} folder{'s' if len(left) > 1 else ''} {what}, first {left[0]}", file=sys.stderr)
-    if not cells:
+    if not found.cells and not found.single:
         hint = f" ({elsewhere} runs there are outside of a protocol's folders)" if elsewhere else ""
         raise InputError(f"no finished run of a protocol in {', '.join(folders)}{hint}; see docs/PROTOCOLS.md")
-    return Cells(sorted(cells.items(), key=lambda item: sort_key(item[0]))), where
+    found.cells = Cells(sorted(found.cells.items(), key=lambda item: sort_key(item[0])))
+    return found
+
+
+def _add(found, place, path, results):
+    """Raises InputError where another folder holds the same run."""
+    if place in found.where and not os.path.samefile(found.where[place], path):
+        both = f"{found.where[place]} and {path} hold the same run"
+        if Place.parse(path) == Place.parse(found.where[place]):
+            raise InputError(f"{both} of two outputs; give one of them")
+        raise InputError(f"{both} ({place.folder}), which would count twice; give the folders of one of them, or move "
+                         "the other away")
+    found.where[place] = path
+    found.cells[place] = results
+
+
+def results_or_none(path):
+    """The results in a folder that no protocol has made, None where they are no run's."""
+    with contextlib.suppress(InputError):
+        return read_results(path)
+    return None
+
+
+def recognised(run):
+    """The Place of a StoredRun: that of the first protocol that would make this very run, else None."""
+    for _, protocol in PROTOCOL_REGISTRY.items():
+        place = protocol().recognise(run)
+        if place is not None and (place.shots is None or place.shots > 0):
+            return place
+    return None
+
+
+def places_below(folder):
+    """The Places of all finished runs below a folder; their results are not read."""
+    return [place for path, _, files in os.walk(folder) if "results.json" in files
+            for place in [Place.parse(path)] if place]
 
 
 def sort_key(place):
-    return place.protocol, place.dataset, place.trainer, place.config, place.shots or 0, place.part != "train_base", \
-        place.part, place.seed
+    """Runs of a protocol stand in its tables in this order."""
+    return (place.protocol, place.dataset, place.trainer, place.config, place.shots or 0,
+            *protocol_named(place.protocol).order(place), place.seed)
 
 
 def for_tables(results, shared):
@@ -96,14 +166,14 @@ def without_folder(backbone):
 def require_comparable(cells, where):
     """Raise InputError unless the runs may stand in one table.
 
-    Within a protocol all runs must have one backbone, known by the digest of its weights where that was kept, and, but
-    for few-shot curves, one number of shots. Runs that are tested on the same part of a dataset must have the same test
-    images, and those of one seed the same training images.
+    Within a protocol all runs must have one backbone, known by the digest of its weights where that was kept, and one
+    number of shots, unless it shows several (`several_shots`). Runs that are tested on the same part of a dataset must
+    have the same test images, and those of one seed the same training images.
     """
     for protocol in cells.values("protocol"):
         chosen = cells.where(protocol=protocol)
         _require_one_backbone(chosen, where, protocol)
-        if protocol != "fewshot":
+        if not protocol_named(protocol).several_shots:
             _require_one(chosen, where, lambda results: results["config"].get("DATASET", {}).get("NUM_SHOTS"),
                          f"{protocol}: number of shots", "--shots")
         for dataset in chosen.values("dataset"):
@@ -125,7 +195,7 @@ def known_backbone(results):
 
 def _require_one_backbone(cells, where, protocol):
     """Raise InputError, naming two runs, unless every two have the same weights."""
-    kinds = {}
+    kinds: dict[tuple, Place] = {}
     for place, results in cells.items():
         kinds.setdefault(tuple(known_backbone(results).items()), place)
     for (one, first), (other, second) in itertools.combinations(kinds.items(), 2):

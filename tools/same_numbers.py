@@ -21,7 +21,7 @@ from dassl.utils import (
     write_atomically,
     write_json,
 )
-from tools.plans import Run
+from protocols import Run
 from training.results import who
 from training.run import what_is_evaluated
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dassl.utils import InputError
+from protocols import Run
 from tools.before_run import taken_over, wait_for_ending
-from tools.plans import Run
 
 if TYPE_CHECKING:
     from tools.execution import Outcome

@@ -176,7 +176,8 @@ def variance_of(blocks):
             by_image, rest = _mean_squares(differences)
             images.append((by_image / differences.size / sets**2, differences.shape[1] - 1))
             residual += rest / differences.size / sets**2
-    return Variance(*_sum(seeds), *_sum(images), residual)
+    of_seeds, of_images = _sum(seeds), _sum(images)
+    return Variance(of_seeds[0], of_seeds[1], of_images[0], of_images[1], residual)
 
 
 def _sum(parts):
@@ -235,14 +236,15 @@ class Comparison:
         0.05 / pairs: a number, infinity where no number of seeds makes up for too few images, more than MOST_SEEDS
         where it is larger, None where it holds already or nothing is known. It is an estimate from as few seeds as were
         run."""
-        if self.holds or not self.difference or not self.variance or not self.variance.total:
+        variance = self.variance
+        if self.holds or not self.difference or not variance or not variance.total:
             return None
-        if not self.variance.seeds:
+        if not variance.seeds:
             return np.inf  # every seed says the same
         size, level = abs(self.difference) / 100, LEVEL / self.pairs
 
         def enough(seeds):
-            expected = self.variance.with_seeds(self.seeds, seeds)
+            expected = variance.with_seeds(self.seeds, seeds)
             return size > expected.half_width(level) + ndtri(POWER) * np.sqrt(expected.total)
 
         if not enough(MOST_SEEDS):

@@ -54,8 +54,8 @@ def who(spec: RunSpec, cfg: CfgNode) -> dict[str, Any]:
 
     Returns:
         {"dataset", "config": names of the config files, "part": DATASET.SUBSAMPLE_CLASSES, "source_domains",
-        "target_domains": names, "shots", "eval_only", "model": {"dataset", "part"} of the run whose prompts are
-        evaluated, or None}.
+        "target_domains": names, "shots", "eval_only", "model": {"dataset", "part", "source_domains", "shots"} of the
+        run whose prompts are evaluated, or None}.
     """
     names = spec.identity()
     return {
@@ -70,14 +70,17 @@ def who(spec: RunSpec, cfg: CfgNode) -> dict[str, Any]:
     }
 
 
-def model_of(folder: str) -> dict[str, str]:
-    """{"dataset", "part"} of the run in a folder, as its results say; those of its config where they do not."""
+def model_of(folder: str) -> dict[str, Any]:
+    """{"dataset", "part", "source_domains", "shots"} of the run in a folder, as its results say; those of its config
+    where they do not."""
     with contextlib.suppress(InputError, OSError):
         run = read_results(folder).get("run") or {}
-        if "dataset" in run and "part" in run:
-            return {"dataset": run["dataset"], "part": run["part"]}
+        known = ("dataset", "part", "source_domains", "shots")
+        if all(key in run for key in known):
+            return {key: run[key] for key in known}
     data = stored_config(folder).get("DATASET") or {}
-    return {"dataset": str(data.get("NAME", "")).lower(), "part": str(data.get("SUBSAMPLE_CLASSES", ""))}
+    return {"dataset": str(data.get("NAME", "")).lower(), "part": str(data.get("SUBSAMPLE_CLASSES", "")),
+            "source_domains": list(data.get("SOURCE_DOMAINS") or ()), "shots": data.get("NUM_SHOTS", -1)}
 
 
 def measured(trainer: Any) -> dict[str, dict[str, float]]:

@@ -33,7 +33,7 @@ class Registry:
         unless `force` is set or a plugin is being loaded (`with registry.replacing()`)."""
         if obj is None:
             return lambda cls: self.register(cls, force)
-        name = obj.__name__
+        name = self.name_of(obj)
         if name in self._objects and not force:
             if not self._replacing:
                 raise KeyError(f'an object named "{name}" is already registered in the {self._name} registry')
@@ -42,6 +42,10 @@ class Registry:
                 self.replaced.setdefault(name, self._objects[name])
         self._objects[name] = obj
         return obj
+
+    def name_of(self, obj):
+        """The name that a class is registered by: its own."""
+        return obj.__name__
 
     @contextlib.contextmanager
     def replacing(self):

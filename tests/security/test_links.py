@@ -39,6 +39,7 @@ from dassl.utils import (
 )
 from datasets.files import read_lines
 from prompting import PromptingError, backbone, load_clip
+from protocols.parts import style
 from tools import cluster, plot, protocol
 from trainers.coprompt import read_sentences
 from training import PromptTrainer
@@ -236,7 +237,7 @@ def test_a_planted_event_file_is_not_written_through(victim, tmp_path, monkeypat
 @pytest.mark.parametrize("suffix", ["png", "svg"])
 def test_a_figure_is_drawn_over_a_link_not_through_it(suffix, victim, tmp_path):
     plant("link", tmp_path / f"figure.{suffix}", victim)
-    files = plot.save(plot.plt.figure(), str(tmp_path / "figure"))
+    files = style.save(style.plt.figure(), str(tmp_path / "figure"))
     assert [os.path.basename(file) for file in files] == ["figure.png", "figure.svg"]
     assert all(os.path.getsize(file) > 100 and not os.path.islink(file) for file in files)
 

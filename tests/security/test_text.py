@@ -20,11 +20,12 @@ from dassl.data.overlap import ImageSet
 from dassl.utils import setup_logger
 from dassl.utils.text import EscapedStream, csv_text, escaped, printable
 from datasets import files
+from protocols import Number, Table
+from protocols.parts.marks import Mark
+from protocols.parts.tables import titled
 from tools import plot, predict, protocol, report, slurm_settings
-from tools.marks import Mark
 from tools.run_folders import find_runs
 from tools.significance import read_predictions
-from tools.tables import Number, Table, titled
 from written_runs import base2new, share, write_run
 
 LATIN = os.fsdecode(b"caf\xe9")  # as Python has a name whose bytes are no UTF-8

@@ -14,8 +14,9 @@ import pytest
 
 import train
 from dassl.utils import InputError
-from tools import plot, predict, protocol, report
-from tools.plans import Place
+from protocols import Place
+from protocols.parts.base_new_figures import base_against_new
+from tools import plot, predict, protocol, report, run_folders
 from tools.predict import load_run
 from written_runs import base2new, share, write_run
 
@@ -344,7 +345,7 @@ def test_the_numbers_of_finished_runs_among_one_class_are_not_reported(tmp_path,
     assert [[word.text() for word in row[1:]] for row in table.rows] == 2 * [["100.00", "-", "-"]]
     assert "an accuracy among one class ('cow') says nothing (A, dtd, new, seed 1; B, dtd, new, seed 1)" in \
         capsys.readouterr().out
-    assert plot.base_against_new(report.find_runs([str(tmp_path)])[0], str(tmp_path / "figure")) == []
+    assert base_against_new(run_folders.find_runs([str(tmp_path)])[0]) is None
 
 
 # ---- 5: runs that learned from their test images, or were evaluated under other settings ----
