@@ -196,8 +196,8 @@ def serve_foreign_code(name: str = "", cache: str = CACHE) -> None:
         return path
 
     # A later call finds here what this one has put in the place of OpenAI's function.
-    download.original, download.files = original, files  # type: ignore[attr-defined]
-    clip._download = download  # type: ignore[attr-defined]
+    download.original, download.files = original, files  # type: ignore[attr-defined]  # a function's own attributes
+    clip._download = download  # type: ignore[attr-defined]  # a ModuleType has no typed attributes
     if name in SHIPPED:
         files[name] = whole_file(SHIPPED[name], os.path.expanduser(cache))
     elif os.path.isfile(name):

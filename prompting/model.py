@@ -85,6 +85,19 @@ class Prompt(nn.Module):
         return cls(random_vectors(*shape, std=std))
 
 
+class PromptWithNet(Prompt):
+    """Learned vectors and, under the name `meta_net`, a network that is learned with them.
+
+    Args:
+        values: what the vectors start as, any shape.
+        meta_net: the network.
+    """
+
+    def __init__(self, values: Tensor, meta_net: nn.Module) -> None:
+        super().__init__(values)
+        self.meta_net = meta_net
+
+
 def random_vectors(*shape: int, std: float = 0.02) -> Tensor:
     """Drawn from N(0, std^2): what the prompts of CoOp and its successors start as."""
     return torch.randn(*shape) * std

@@ -178,7 +178,7 @@ def _read_archive(path: str, digest: str, cache: str) -> dict[str, Tensor]:
     Loading one can run code: call it for files of published SHA-256 only."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch.jit is on its way out, OpenAI's files stay what they are
-        archive = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
+        archive = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]  # torch leaves it untyped
         state_dict: dict[str, Tensor] = archive.state_dict()
     # a folder that cannot be written makes the next start slower, no more
     with contextlib.suppress(OSError), _written_whole(_converted(digest, cache)) as unfinished:

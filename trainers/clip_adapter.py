@@ -2,6 +2,9 @@
 
 Learned: a two-layer network (the adapter) behind the image tower; its output is mixed with the frozen feature.
 """
+from collections.abc import Sequence
+
+from torch import Tensor
 from yacs.config import CfgNode as CN
 
 from dassl.engine import TRAINER_REGISTRY
@@ -9,6 +12,7 @@ from dassl.utils import InputError
 from prompting.adapter import Adapter
 from prompting.model import FrozenCLIP
 from prompting.templates import template_of
+from prompting.towers import Towers
 from training import PromptTrainer
 
 
@@ -21,11 +25,12 @@ class AdaptedCLIP(FrozenCLIP):
         ratio: the adapter's share of the mixture; reduction: how much narrower the adapter is inside.
     """
 
-    def __init__(self, towers, classnames, templates, ratio, reduction):
+    def __init__(self, towers: Towers, classnames: Sequence[str], templates: Sequence[str], ratio: float,
+                 reduction: int) -> None:
         super().__init__(towers, classnames, templates)
         self.adapter, self.ratio = Adapter(towers.embed_dim, reduction), ratio
 
-    def encode_images(self, images):
+    def encode_images(self, images: Tensor) -> Tensor:
         features = self.towers.encode_image(images).float()
         return self.ratio * self.adapter(features) + (1 - self.ratio) * features
 
@@ -39,7 +44,7 @@ class CLIPAdapter(PromptTrainer):
         cfg.TRAINER.CLIPADAPTER.REDUCTION = 4
         cfg.TRAINER.CLIPADAPTER.PREC = "auto"
 
-    def build_model(self, towers, classnames):
+    def build_model(self, towers: Towers, classnames: list[str]) -> AdaptedCLIP:
         node = self.node
         if not 0 <= node.RATIO <= 1 or not 1 <= node.REDUCTION <= towers.embed_dim:
             raise InputError(f"TRAINER.CLIPADAPTER: RATIO must be 0 to 1 and REDUCTION 1 to {towers.embed_dim}, they "

@@ -3,15 +3,16 @@
 Learned: context vectors, and a small network that shifts them for each image (section 3.2).
 """
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from yacs.config import CfgNode as CN
 
 from dassl.engine import TRAINER_REGISTRY
 from prompting.class_prompts import ClassPrompts
-from prompting.model import Prompt, PromptedCLIP
-from prompting.towers import normalize
+from prompting.model import PromptedCLIP, PromptWithNet
+from prompting.towers import Towers, normalize
 from training import PromptTrainer
 
 PROMPTS_AT_ONCE = 4096  # prompts (images x classes) that evaluation runs through the text tower at a time
@@ -26,18 +27,17 @@ class CoCoOpCLIP(PromptedCLIP):
         ctx: what v starts as, (n_ctx, W).
     """
 
-    def __init__(self, towers, classnames, ctx):
+    def __init__(self, towers: Towers, classnames: Sequence[str], ctx: Tensor) -> None:
         super().__init__(towers)
         self.class_prompts = ClassPrompts(towers.text, classnames, len(ctx))
-        self.prompt_learner = Prompt(ctx)
         hidden = towers.embed_dim // 16
-        self.prompt_learner.meta_net = nn.Sequential(OrderedDict([
+        self.prompt_learner = PromptWithNet(ctx, nn.Sequential(OrderedDict([
             ("linear1", nn.Linear(towers.embed_dim, hidden)),
             ("relu", nn.ReLU()),
             ("linear2", nn.Linear(hidden, towers.text.width)),
-        ]))
+        ])))
 
-    def forward(self, images):
+    def forward(self, images: Tensor) -> Tensor:
         """Every image has prompts of its own: the text tower runs once per image."""
         features = normalize(self.encode_images(images))
         if torch.is_grad_enabled():
@@ -45,7 +45,7 @@ class CoCoOpCLIP(PromptedCLIP):
         chunk = max(1, PROMPTS_AT_ONCE // self.class_prompts.n_cls)
         return torch.cat([self.logits_of(part) for part in features.split(chunk)])
 
-    def logits_of(self, features):
+    def logits_of(self, features: Tensor) -> Tensor:
         """Normalised image features (B, E) -> (B, n_cls)."""
         shift = self.prompt_learner.meta_net(features)
         ctx = self.prompt_learner.ctx + shift[:, None].float()  # (B, n_ctx, W)
@@ -62,5 +62,5 @@ class CoCoOp(PromptTrainer):
         cfg.TRAINER.COCOOP.CTX_INIT = ""  # words to start from; their number then is the number of context vectors
         cfg.TRAINER.COCOOP.PREC = "auto"
 
-    def build_model(self, towers, classnames):
+    def build_model(self, towers: Towers, classnames: list[str]) -> CoCoOpCLIP:
         return CoCoOpCLIP(towers, classnames, self.initial_context(towers))

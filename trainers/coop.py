@@ -3,13 +3,17 @@
 Learned: context vectors in front of, around or behind the class name, one set for all classes (unified context) or one
 per class (class-specific context, CSC), section 3.2.
 """
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor
 from yacs.config import CfgNode as CN
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import InputError
 from prompting.class_prompts import ClassPrompts
 from prompting.model import Prompt, PromptedCLIP
+from prompting.towers import Towers
 from training import PromptTrainer
 
 
@@ -23,12 +27,12 @@ class CoOpCLIP(PromptedCLIP):
         position: of the class token: end, middle or front.
     """
 
-    def __init__(self, towers, classnames, ctx, position):
+    def __init__(self, towers: Towers, classnames: Sequence[str], ctx: Tensor, position: str) -> None:
         super().__init__(towers)
         self.prompt_learner = Prompt(ctx)
         self.class_prompts = ClassPrompts(towers.text, classnames, ctx.shape[-2], position)
 
-    def encode_classes(self):
+    def encode_classes(self) -> Tensor:
         ctx = self.prompt_learner.ctx
         prompts = self.class_prompts(ctx[:, None] if ctx.dim() == 3 else ctx)
         return self.towers.text.encode(prompts)[0]
@@ -49,7 +53,7 @@ class CoOp(PromptTrainer):
     def class_bound(cls, cfg):
         return cfg.TRAINER.COOP.CSC
 
-    def build_model(self, towers, classnames):
+    def build_model(self, towers: Towers, classnames: list[str]) -> CoOpCLIP:
         node = self.node
         if node.CTX_INIT:
             ctx = self.initial_context(towers)

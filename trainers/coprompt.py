@@ -10,8 +10,10 @@ In the paper a language model writes the sentences; here they come from a JSON f
 """
 import functools
 import json
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import InputError, open_regular
@@ -22,7 +24,9 @@ from prompting.class_prompts import readable
 from prompting.consistency import cosine_distance
 from prompting.deep import CoupledCLIP
 from prompting.templates import ensemble_of, fill
+from prompting.towers import Towers
 from trainers.maple import MaPLe, coupled_prompts_cfg
+from training import Batch
 
 
 class CoPromptCLIP(CoupledCLIP):
@@ -33,24 +37,27 @@ class CoPromptCLIP(CoupledCLIP):
         image_ratio, text_ratio: the adapters' share of the features.
     """
 
-    def __init__(self, towers, classnames, text, between, image_ratio, text_ratio):
+    def __init__(self, towers: Towers, classnames: Sequence[str], text: Tensor, between: str, image_ratio: float,
+                 text_ratio: float) -> None:
         super().__init__(towers, classnames, text, between)
         self.adapter_image, self.image_ratio = Adapter(towers.embed_dim), image_ratio
         self.adapter_text, self.text_ratio = Adapter(towers.embed_dim), text_ratio
 
-    def encode_images(self, images):
+    def encode_images(self, images: Tensor) -> Tensor:
         return blend(super().encode_images(images).float(), self.adapter_image, self.image_ratio)
 
-    def encode_classes(self):
+    def encode_classes(self) -> Tensor:
         return blend(super().encode_classes().float(), self.adapter_text, self.text_ratio)
 
 
-def blend(features, adapter, ratio):
+def blend(features: Tensor, adapter: Adapter, ratio: float) -> Tensor:
     return ratio * adapter(features) + (1 - ratio) * features
 
 
 @TRAINER_REGISTRY.register()
 class CoPrompt(MaPLe):
+    model: CoPromptCLIP
+
     @staticmethod
     def extend_cfg(cfg):
         node = cfg.TRAINER.COPROMPT = coupled_prompts_cfg()
@@ -66,14 +73,14 @@ class CoPrompt(MaPLe):
         if cfg.DATALOADER.K_TRANSFORMS != 2:
             cfg.DATALOADER.K_TRANSFORMS = 2
 
-    def build_model(self, towers, classnames):
+    def build_model(self, towers: Towers, classnames: list[str]) -> CoPromptCLIP:
         node = self.node
         self.written = read_sentences(node.SENTENCES) if node.SENTENCES else None
         self.templates_taken = self.written is None  # in training
         return CoPromptCLIP(towers, classnames, *self.start_of_prompts(towers), node.IMAGE_ADAPTER_RATIO,
                             node.TEXT_ADAPTER_RATIO)
 
-    def compute_loss(self, batch):
+    def compute_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         views = batch["img"]
         first, second = views if isinstance(views, list) else (views, views)
         images, texts = self.model.encode_images(first), self.model.encode_classes()
@@ -83,12 +90,12 @@ class CoPrompt(MaPLe):
                        + cosine_distance(images, self.towers.encode_image(second)))
         return self.cross_entropy(logits, batch["label"]) + self.node.W * consistency, logits
 
-    def sentence_number(self, count):
+    def sentence_number(self, count: int) -> int:
         """The number of the sentence of this step, drawn once for all classes."""
         return self.step_rng("sentence").randrange(count)
 
     @functools.cached_property
-    def sentence_features(self):
+    def sentence_features(self) -> Tensor:
         """Frozen features (S, n_cls, E); a class with fewer than S sentences repeats them. Only training needs them.
 
         Raises InputError for a class without sentences."""

@@ -9,6 +9,7 @@ from yacs.config import CfgNode as CN
 from dassl.engine import TRAINER_REGISTRY
 from prompting.deep import IndependentCLIP, check_prompts, worded_prompts
 from prompting.model import random_vectors
+from prompting.towers import Towers
 from training import PromptTrainer
 
 
@@ -30,7 +31,7 @@ class IVLP(PromptTrainer):
     def extend_cfg(cfg):
         cfg.TRAINER.IVLP = independent_prompts_cfg(n_ctx=2)
 
-    def build_model(self, towers, classnames):
+    def build_model(self, towers: Towers, classnames: list[str]) -> IndependentCLIP:
         node, name = self.node, type(self).__name__
         image = towers.promptable_image(name)
         for tower, kind in ((image, "VISION"), (towers.text, "TEXT")):

@@ -3,6 +3,7 @@
 Learned: CoOp's context. Loss: cross-entropy, and W times the distance of the learned class features from those of
 hand-written prompts. The distance keeps what CLIP knows of classes that are not trained on.
 """
+from torch import Tensor
 from yacs.config import CfgNode as CN
 
 from dassl.engine import TRAINER_REGISTRY
@@ -10,12 +11,15 @@ from dassl.utils import InputError
 from prompting.class_prompts import readable
 from prompting.consistency import cosine_distance
 from prompting.templates import kgcoop_template_of
+from prompting.towers import Towers
 from trainers.coop import CoOpCLIP
-from training import PromptTrainer
+from training import Batch, PromptTrainer
 
 
 @TRAINER_REGISTRY.register()
 class KgCoOp(PromptTrainer):
+    model: CoOpCLIP
+
     @staticmethod
     def extend_cfg(cfg):
         cfg.TRAINER.KGCOOP = CN()
@@ -28,12 +32,12 @@ class KgCoOp(PromptTrainer):
         if not cfg.TRAINER.KGCOOP.W >= 0:
             raise InputError(f"TRAINER.KGCOOP.W must not be negative, it is {cfg.TRAINER.KGCOOP.W}")
 
-    def build_model(self, towers, classnames):
+    def build_model(self, towers: Towers, classnames: list[str]) -> CoOpCLIP:
         templates = self.frozen_templates(kgcoop_template_of(self.cfg.DATASET.NAME))
         self.frozen_text_features = towers.encode_classnames([readable(name) for name in classnames], templates)
         return CoOpCLIP(towers, classnames, self.initial_context(towers), "end")
 
-    def compute_loss(self, batch):
+    def compute_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         text = self.model.class_features()
         logits = self.model.logits(self.model.encode_images(batch["img"]), text)
         loss = self.cross_entropy(logits, batch["label"])

@@ -5,7 +5,7 @@ that training goes on from the zero-shot predictions (Silva-Rodriguez et al., "A
 of Large Vision-Language Models", arXiv 2312.12730).
 """
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from yacs.config import CfgNode as CN
 
@@ -13,7 +13,7 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import check_availability
 from prompting.class_prompts import readable
 from prompting.templates import template_of
-from prompting.towers import normalize
+from prompting.towers import Towers, normalize
 from training import PromptTrainer
 
 
@@ -26,13 +26,13 @@ class ProbedCLIP(nn.Module):
         weight: what W starts as, (n_cls, E).
     """
 
-    def __init__(self, towers, weight):
+    def __init__(self, towers: Towers, weight: Tensor) -> None:
         super().__init__()
         self.towers = towers
         self.weight = nn.Parameter(weight.clone())
         self.bias = nn.Parameter(torch.zeros(len(weight)))
 
-    def forward(self, images):
+    def forward(self, images: Tensor) -> Tensor:
         features = normalize(self.towers.encode_image(images))
         return F.linear(self.towers.logit_scale * features, self.weight, self.bias)
 
@@ -52,7 +52,7 @@ class LinearProbe(PromptTrainer):
     def check_cfg(self, cfg):
         check_availability(cfg.TRAINER.LINEARPROBE.INIT, ("zero", "text"), "TRAINER.LINEARPROBE.INIT")
 
-    def build_model(self, towers, classnames):
+    def build_model(self, towers: Towers, classnames: list[str]) -> ProbedCLIP:
         if self.node.INIT == "zero":
             return ProbedCLIP(towers, torch.zeros(len(classnames), towers.embed_dim))
         templates = self.frozen_templates(template_of(self.cfg.DATASET.NAME))

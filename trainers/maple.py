@@ -3,10 +3,12 @@
 Learned: prompts at the input and in the first blocks of the text tower, and for each of these depths a linear function
 that computes the image tower's prompts from them (section 3.2). Loss: cross-entropy.
 """
+from torch import Tensor
 from yacs.config import CfgNode as CN
 
 from dassl.engine import TRAINER_REGISTRY
 from prompting.deep import CoupledCLIP, check_prompts, worded_prompts
+from prompting.towers import Towers
 from training import PromptTrainer
 
 
@@ -26,10 +28,10 @@ class MaPLe(PromptTrainer):
     def extend_cfg(cfg):
         cfg.TRAINER.MAPLE = coupled_prompts_cfg()
 
-    def build_model(self, towers, classnames):
+    def build_model(self, towers: Towers, classnames: list[str]) -> CoupledCLIP:
         return CoupledCLIP(towers, classnames, *self.start_of_prompts(towers))
 
-    def start_of_prompts(self, towers):
+    def start_of_prompts(self, towers: Towers) -> tuple[Tensor, str]:
         """(what the text prompts start as (J, n, W), the fixed words behind them)"""
         node, name = self.node, type(self).__name__
         for tower in (towers.promptable_image(name), towers.text):

@@ -8,6 +8,7 @@ one prompt, which lowers the loss on each part of the batch after a step on the 
 import contextlib
 
 import torch
+from torch import Tensor
 from yacs.config import CfgNode as CN
 
 from dassl.engine import TRAINER_REGISTRY
@@ -18,11 +19,13 @@ from prompting.blocks import differentiable_attention
 from prompting.class_prompts import readable
 from prompting.episodes import halve_classes, meta_gradient
 from prompting.templates import frozen_templates_of
-from training import PromptTrainer, split_of
+from prompting.towers import Towers
+from training import Batch, PromptTrainer, split_of
 
 
 @TRAINER_REGISTRY.register()
 class MetaPrompt(PromptTrainer):
+    model: AsymmetricCLIP
     sampler = "MetaEpisodeSampler"
     min_batch = 2
 
@@ -46,7 +49,7 @@ class MetaPrompt(PromptTrainer):
         if not node.META_STEP >= 0:
             raise InputError(f"TRAINER.METAPROMPT.META_STEP must not be negative, it is {node.META_STEP}")
 
-    def build_model(self, towers, classnames):
+    def build_model(self, towers: Towers, classnames: list[str]) -> AsymmetricCLIP:
         node = self.node
         towers.promptable_image("MetaPrompt")
         self.split = split_of(self.cfg)
@@ -61,16 +64,17 @@ class MetaPrompt(PromptTrainer):
         return AsymmetricCLIP(towers, classnames, node.N_CTX, node.N_PRO, node.LAYERS, frozen_names,
                               self.frozen_templates(*frozen_templates_of(self.cfg.DATASET.NAME)), "TRAINER.METAPROMPT")
 
-    def training_step(self, batch):
-        model, label = self.model, batch["label"]
-        embedded = self.towers.image.embed(batch["img"])
-        frozen = self.towers.image.encode(embedded)
+    def training_step(self, batch: Batch) -> dict[str, float]:
+        model, image_tower, label = self.model, self.model.image_tower, batch["label"]
+        embedded = image_tower.embed(batch["img"])
+        frozen = image_tower.encode(embedded)
 
         # In-domain update: the loss has all three logits.
         image_logits = model.image_logits(model.encode_embedded(embedded))
         text_logits = model.text_logits(frozen, model.encode_text_prompts())
         mix = (image_logits + text_logits) / 2
-        loss = sum(self.cross_entropy(logits, label) for logits in (mix, image_logits, text_logits))
+        loss = (self.cross_entropy(mix, label) + self.cross_entropy(image_logits, label)
+                + self.cross_entropy(text_logits, label))
         self.apply_gradients(self.gradients(loss, self.trainables))
 
         # Domain-split update: one prompt must also do well on the part that its step has not seen.
@@ -91,13 +95,13 @@ class MetaPrompt(PromptTrainer):
         if self.split == "domain":
             chosen = [torch.where(batch["domain"] == d)[0] for d in batch["domain"].unique()]
 
-            def part(index):
+            def loss_of_domain(index):
                 return lambda ctx: self.cross_entropy(
                     model.image_logits(model.encode_embedded(embedded[index], ctx)), label[index])
 
             if len(chosen) < 2:
                 raise InputError("a batch of MetaPrompt's domain split has images of one domain only")
-            return model.vision_prompt_learner.ctx, [part(i) for i in chosen], [len(i) for i in chosen]
+            return model.vision_prompt_learner.ctx, [loss_of_domain(i) for i in chosen], [len(i) for i in chosen]
         if self.split == "none":
             return None, [], []
 
@@ -107,14 +111,14 @@ class MetaPrompt(PromptTrainer):
         if not all(len(i) for i in chosen):  # the released code then leaves its second update out
             return None, [], []
 
-        def part(index, half):
+        def loss_of_half(index, half):
             target = (label[index][:, None] == half).int().argmax(dim=1)
             return lambda ctx: self.cross_entropy(
                 model.text_logits(frozen[index], model.encode_text_prompts(ctx, half)), target)
 
-        return model.prompt_learner.ctx, [part(i, h) for i, h in zip(chosen, halves)], [len(i) for i in chosen]
+        return model.prompt_learner.ctx, [loss_of_half(i, h) for i, h in zip(chosen, halves)], [len(i) for i in chosen]
 
-    def class_order(self, label):
+    def class_order(self, label: Tensor) -> list[int]:
         """The classes in the order drawn for this step; the first ceil(n/2) are one half."""
         rng = self.step_rng("class halves")
         if self.node.VARIANT == "released":

@@ -4,6 +4,7 @@ Learned: CoOp's context. A step follows the gradient of the cross-entropy (the d
 that goes against the general direction: the gradient of the divergence from zero-shot CLIP's predictions.
 """
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 from yacs.config import CfgNode as CN
 
@@ -12,8 +13,9 @@ from dassl.metrics import compute_accuracy
 from dassl.utils import InputError
 from prompting.class_prompts import readable
 from prompting.templates import leading_template_of, leading_words
+from prompting.towers import Towers
 from trainers.coop import CoOpCLIP
-from training import PromptTrainer
+from training import Batch, PromptTrainer
 
 # A general gradient that is shorter than this, relative to the domain gradient, is a rounding error: no direction.
 # At the start, where the exact gradient is 0, 2e-7 was measured in float32, 2e-3 in float16 and 4e-4 in bfloat16; one
@@ -21,7 +23,7 @@ from training import PromptTrainer
 ROUNDING = {torch.float32: 16 * torch.finfo(torch.float32).eps, torch.float16: 2.0 ** -8, torch.bfloat16: 2.0 ** -8}
 
 
-def without_conflict(domain, general, weight, dtype=torch.float32):
+def without_conflict(domain: Tensor, general: Tensor, weight: float, dtype: torch.dtype = torch.float32) -> Tensor:
     """The domain gradient, less `weight` times its part along the general direction where they disagree.
 
     A context that starts as the zero-shot prompt agrees with zero-shot CLIP and has no general direction yet. The
@@ -39,7 +41,7 @@ def without_conflict(domain, general, weight, dtype=torch.float32):
     return domain - weight * along.clamp(max=0) * direction.view_as(domain)
 
 
-def soft_cross_entropy(logits, teacher, temperature):
+def soft_cross_entropy(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """T^2 CE(softmax(teacher / T), logits / T), mean over the batch; both (B, n_cls). Its gradient is that of the KL
     divergence."""
     return F.cross_entropy(logits / temperature, F.softmax(teacher / temperature, dim=-1)) * temperature ** 2
@@ -47,6 +49,8 @@ def soft_cross_entropy(logits, teacher, temperature):
 
 @TRAINER_REGISTRY.register()
 class ProGrad(PromptTrainer):
+    model: CoOpCLIP
+
     @staticmethod
     def extend_cfg(cfg):
         cfg.TRAINER.PROGRAD = CN()
@@ -62,24 +66,25 @@ class ProGrad(PromptTrainer):
             raise InputError("TRAINER.PROGRAD: LAMBDA must not be negative and T must be positive, they are "
                              f"{node.LAMBDA} and {node.T}")
 
-    def build_model(self, towers, classnames):
+    def build_model(self, towers: Towers, classnames: list[str]) -> CoOpCLIP:
         templates = self.frozen_templates(leading_template_of(self.cfg.DATASET.NAME))
         self.frozen_text_features = towers.encode_classnames([readable(name) for name in classnames], templates)
         ctx = self.initial_context(towers)
         if self.node.TEMPLATE_INIT:
-            template = next((template for template in templates if leading_words(template)), None)
-            if template is None:
+            starts = [(leading, template) for template in templates if (leading := leading_words(template))]
+            if not starts:
                 raise InputError("TRAINER.PROGRAD.TEMPLATE_INIT starts from the words before the class name, and none "
                                  f"of DATASET.TEMPLATES ({', '.join(templates)}) has all its words there; add one, or "
                                  "leave TEMPLATE_INIT off")
-            words = towers.text.embed_words(leading_words(template))
+            leading, template = starts[0]
+            words = towers.text.embed_words(leading)
             if len(words) > len(ctx):
                 raise InputError(f"TRAINER.PROGRAD.N_CTX is {len(ctx)}, but the template '{template}' has {len(words)} "
                                  "words to start from; raise it")
             ctx = torch.cat([torch.zeros_like(ctx[len(words):]), words.cpu()])
         return CoOpCLIP(towers, classnames, ctx, "end")
 
-    def training_step(self, batch):
+    def training_step(self, batch: Batch) -> dict[str, float]:
         images, label = self.model.encode_images(batch["img"]), batch["label"]
         logits = self.model.logits(images, self.model.class_features())
         teacher = self.towers.cosine_logits(images, self.frozen_text_features)

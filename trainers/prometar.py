@@ -13,7 +13,9 @@ import contextlib
 import functools
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl.metrics import compute_accuracy
@@ -21,21 +23,24 @@ from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import InputError
 from prompting.blocks import differentiable_attention
 from prompting.consistency import diverse_text_features, l1_distance
+from prompting.deep import IndependentCLIP
 from prompting.templates import IMAGENET_FIRST_60
+from prompting.towers import Towers
 from trainers.ivlp import IVLP, independent_prompts_cfg
+from training import Batch
 
 
 class GradientGate(nn.Module):
     """One network per depth, which weighs the regulariser's gradient of prompts (J, n, W) by values in (0, 1), one per
     `rate` entries. It has two linear layers without an activation between them, as in the authors' code."""
 
-    def __init__(self, depth, size, rate):
+    def __init__(self, depth: int, size: int, rate: int) -> None:
         super().__init__()
         self.rate, hidden = rate, size // rate
         self.nets = nn.ModuleList(nn.Sequential(nn.Linear(2 * size, hidden, bias=False),
                                                 nn.Linear(hidden, hidden, bias=False)) for _ in range(depth))
 
-    def forward(self, task, regulariser):
+    def forward(self, task: Tensor, regulariser: Tensor) -> Tensor:
         """The two gradients (J, n, W) -> the regularised gradient, (J, n, W)."""
         both = torch.cat([task.flatten(1), regulariser.flatten(1)], dim=1)  # (J, 2 n W)
         with torch.autocast(both.device.type, enabled=False):  # gradients vanish in half precision
@@ -45,6 +50,7 @@ class GradientGate(nn.Module):
 
 @TRAINER_REGISTRY.register()
 class ProMetaR(IVLP):
+    model: IndependentCLIP
     min_batch = 2  # a query and a support image
     templates_taken = True  # in training
 
@@ -69,7 +75,7 @@ class ProMetaR(IVLP):
         if not min(node.MIXUP_ALPHA, node.MIXUP_BETA) > 0:
             raise InputError("TRAINER.PROMETAR.MIXUP_ALPHA and MIXUP_BETA must be positive")
 
-    def build_model(self, towers, classnames):
+    def build_model(self, towers: Towers, classnames: list[str]) -> IndependentCLIP:
         model, rate = super().build_model(towers, classnames), self.node.DIM_RATE
         # All pairs below are of text and image, too.
         self.trained_prompts = [model.prompt_learner.ctx, model.vision_prompt_learner.ctx]
@@ -77,29 +83,31 @@ class ProMetaR(IVLP):
         if rate < 1 or any(size % rate for size in sizes):
             raise InputError(f"TRAINER.PROMETAR.DIM_RATE must divide the {sizes[0]} and {sizes[1]} numbers that the "
                              f"prompts of a block have; it is {rate}")
-        model.vnet = nn.ModuleList(GradientGate(len(ctx), ctx[0].numel(), rate) for ctx in self.trained_prompts)
+        self.gates = nn.ModuleList(GradientGate(len(ctx), ctx[0].numel(), rate) for ctx in self.trained_prompts)
+        model.vnet = self.gates
         return model
 
-    def build_optimizers(self):
+    def build_optimizers(self) -> list[tuple[Optimizer, LRScheduler]]:
         """One optimizer for the prompts, and one with a constant rate for the networks (the authors' schedule of that
         rate never steps)."""
         for_prompts = build_optimizer(self.trained_prompts, self.cfg.OPTIM)
         settings = self.cfg.OPTIM.clone()
         settings.defrost()
         settings.LR, settings.WEIGHT_DECAY = self.node.VNET_LR, self.node.VNET_WEIGHT_DECAY
-        self.for_gates = build_optimizer(self.model.vnet.parameters(), settings)
+        self.for_gates = build_optimizer(self.gates.parameters(), settings)
         constant = torch.optim.lr_scheduler.ConstantLR(self.for_gates, factor=1.0)
         return [(for_prompts, build_lr_scheduler(for_prompts, self.cfg.OPTIM)), (self.for_gates, constant)]
 
     @functools.cached_property
-    def frozen_text_features(self):
+    def frozen_text_features(self) -> Tensor:
         """(n_cls, E); only training needs them."""
         return diverse_text_features(self.towers, self.dm.dataset.classnames,
                                      self.frozen_templates(*IMAGENET_FIRST_60))
 
-    def training_step(self, batch):
-        label, embedded = batch["label"], self.towers.image.embed(batch["img"])
-        frozen = self.towers.image.encode(embedded)
+    def training_step(self, batch: Batch) -> dict[str, float]:
+        label, image_tower = batch["label"], self.model.image_tower
+        embedded = image_tower.embed(batch["img"])
+        frozen = image_tower.encode(embedded)
 
         # The whole batch.
         gradients, loss, logits = self.regularised_gradients(embedded, frozen, label)
@@ -120,7 +128,7 @@ class ProMetaR(IVLP):
         logits = self.towers.cosine_logits(mixed, texts)
         loss = (ratio * self.cross_entropy(logits, label[query], reduction="none")
                 + (1 - ratio) * self.cross_entropy(logits, label[support][partners], reduction="none")).mean()
-        gates = list(self.model.vnet.parameters())
+        gates = list(self.gates.parameters())
         gradients = self.gradients(self.node.LR_RATIO * loss, [*self.trained_prompts, *gates])
         self.apply_gradients(gradients[:2], self.trained_prompts)
         self.apply_gradients(gradients[2:], gates, self.for_gates)
@@ -137,8 +145,7 @@ class ProMetaR(IVLP):
                     + self.node.IMAGE_LOSS_WEIGHT * l1_distance(images, frozen))
         task = self.gradients(loss, self.trained_prompts, create_graph=create_graph, retain_graph=True)
         regulariser = self.gradients(distance, self.trained_prompts, create_graph=create_graph)
-        gates = self.model.vnet
-        return [gate(*pair) for gate, *pair in zip(gates, task, regulariser)], loss, logits
+        return [gate(*pair) for gate, *pair in zip(self.gates, task, regulariser)], loss, logits
 
     def draw_episode(self, label):
         """(the query class, a mixing ratio and the number of a support image for each query image)."""

@@ -11,20 +11,25 @@ means over all entries:
     loss = CE + TEXT_LOSS_WEIGHT mean |t - t0| + IMAGE_LOSS_WEIGHT mean |v - v0| + mean p0 (log p0 - log p)
 """
 import functools
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import InputError
 from dassl.utils.stored import require_like
 from prompting.consistency import diverse_text_features, l1_distance
+from prompting.deep import IndependentCLIP
 from prompting.templates import IMAGENET_FIRST_60
 from trainers.ivlp import IVLP, independent_prompts_cfg
+from training import Batch
 
 
 @TRAINER_REGISTRY.register()
 class PromptSRC(IVLP):
+    model: IndependentCLIP
     templates_taken = True  # in training
 
     @staticmethod
@@ -40,16 +45,16 @@ class PromptSRC(IVLP):
             raise InputError(f"TRAINER.PROMPTSRC.GPA_STD must be positive, it is {cfg.TRAINER.PROMPTSRC.GPA_STD}")
 
     @functools.cached_property
-    def frozen_text_features(self):
+    def frozen_text_features(self) -> Tensor:
         """t0 before it is normalised, (n_cls, E); only training needs it."""
         return diverse_text_features(self.towers, self.dm.dataset.classnames,
                                      self.frozen_templates(*IMAGENET_FIRST_60))
 
-    def compute_loss(self, batch):
+    def compute_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         model, towers, node = self.model, self.towers, self.node
-        embedded = towers.image.embed(batch["img"])
+        embedded = model.image_tower.embed(batch["img"])
         images, texts = model.encode_embedded(embedded), model.encode_text_prompts()
-        frozen_images = towers.image.encode(embedded)
+        frozen_images = model.image_tower.encode(embedded)
         logits = towers.cosine_logits(images, texts)
         frozen_logits = towers.cosine_logits(frozen_images, self.frozen_text_features)
 
@@ -62,15 +67,15 @@ class PromptSRC(IVLP):
         return loss, logits
 
     # ---- the average over the epochs ----
-    average = None  # {name: tensor}, the weighted sum so far
-    averaged_for = None  # over how many epochs its weights sum to 1
-    last = None  # {name: tensor}, at the end of a training: the last epoch's prompts
+    average: dict[str, Tensor] | None = None  # {name: tensor}, the weighted sum so far
+    averaged_for: int | None = None  # over how many epochs its weights sum to 1
+    last: dict[str, Tensor] | None = None  # {name: tensor}, at the end of a training: the last epoch's prompts
 
-    def epoch_weight(self, epoch, epochs=None):
+    def epoch_weight(self, epoch: int, epochs: int | None = None) -> float:
         """The Gaussian weight of `epoch` (from 1); those of all epochs (default OPTIM.MAX_EPOCH) sum to 1."""
         # A softmax, so that a mean far from every epoch gives no 0 / 0.
-        epochs = torch.arange(1, (epochs or self.max_epoch) + 1, dtype=torch.float64)
-        weights = torch.softmax(-0.5 * ((epochs - self.node.GPA_MEAN) / self.node.GPA_STD) ** 2, dim=0)
+        numbers = torch.arange(1, (epochs or self.max_epoch) + 1, dtype=torch.float64)
+        weights = torch.softmax(-0.5 * ((numbers - self.node.GPA_MEAN) / self.node.GPA_STD) ** 2, dim=0)
         return weights[epoch - 1].item()
 
     def before_train(self):
@@ -94,26 +99,27 @@ class PromptSRC(IVLP):
             self.finish()
         super().after_epoch()
 
-    def finish(self):
+    def finish(self) -> None:
         """The average replaces the prompts; after fewer epochs than planned it is the average over those."""
+        assert self.average is not None  # an epoch has ended
         self.last = self.trained_state()
         done = self.epoch + 1
         whole = 1 if done == self.max_epoch else sum(self.epoch_weight(epoch + 1) for epoch in range(done))
         self.put(self.average if whole == 1 else {name: tensor / whole for name, tensor in self.average.items()})
 
     @torch.no_grad()
-    def put(self, trained):
+    def put(self, trained: dict[str, Tensor]) -> None:
         """Set the prompts to `trained`, {name: tensor}."""
         for name, parameter in self.model.named_parameters():
             parameter.copy_(trained[name])
 
-    def extra_state(self):
+    def extra_state(self) -> dict[str, Any]:
         if not self.average:
             return {}
         last = {"last": self.last} if self.last else {}
         return {"average": self.average, "epochs": self.averaged_for, **last}
 
-    def load_extra_state(self, state):
+    def load_extra_state(self, state: dict[str, Any]) -> None:
         for name in ("average", "last"):
             if state.get(name) is not None:
                 require_like(state[name], self.trained_state(), f"its {name} over the epochs")

@@ -4,17 +4,19 @@ Learned: CoOp's context at the input, and a network that computes prompts of eac
 These replace the context in one later layer of the text tower.
 """
 from collections import OrderedDict
+from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 from yacs.config import CfgNode as CN
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import InputError
 from prompting.class_prompts import ClassPrompts, readable
 from prompting.consistency import cosine_distance
-from prompting.model import Prompt, PromptedCLIP
+from prompting.model import PromptedCLIP, PromptWithNet
 from prompting.templates import tcp_template_of, tcp_words_of
-from training import PromptTrainer
+from prompting.towers import Towers
+from training import Batch, PromptTrainer
 
 CLASS_TOKENS = 4  # prompt tokens per class that the network makes
 
@@ -30,22 +32,23 @@ class TCPCLIP(PromptedCLIP):
         layer: the layer of the text tower, from 0, at whose input the class prompts are inserted.
     """
 
-    def __init__(self, towers, classnames, templates, ctx, words, layer):
+    def __init__(self, towers: Towers, classnames: Sequence[str], templates: Sequence[str], ctx: Tensor,
+                 words: tuple[str, str], layer: int) -> None:
         from clip.model import QuickGELU  # slow to import
 
         super().__init__(towers)
-        width, dim, before, after = towers.text.width, towers.embed_dim, *words
+        width, dim = towers.text.width, towers.embed_dim
+        before, after = words
         self.layer = layer
         self.class_prompts = ClassPrompts(towers.text, classnames, len(ctx), between=before, after=after)
         self.frozen_text_features = towers.encode_classnames([readable(name) for name in classnames], templates)
-        self.prompt_learner = Prompt(ctx)
-        self.prompt_learner.meta_net = nn.Sequential(OrderedDict([
+        self.prompt_learner = PromptWithNet(ctx, nn.Sequential(OrderedDict([
             ("linear1", nn.Linear(dim, dim // 4)),
             ("gelu", QuickGELU()),
             ("linear2", nn.Linear(dim // 4, CLASS_TOKENS * width)),
-        ]))
+        ])))
 
-    def encode_classes(self):
+    def encode_classes(self) -> Tensor:
         ctx, n_cls = self.prompt_learner.ctx, len(self.frozen_text_features)
         own = self.prompt_learner.meta_net(self.frozen_text_features).float().view(n_cls, CLASS_TOKENS, -1)
         # Prompts that differ between classes must stand behind the shared prefix, so the context is given per class.
@@ -54,6 +57,8 @@ class TCPCLIP(PromptedCLIP):
 
 @TRAINER_REGISTRY.register()
 class TCP(PromptTrainer):
+    model: TCPCLIP
+
     @staticmethod
     def extend_cfg(cfg):
         cfg.TRAINER.TCP = CN()
@@ -67,7 +72,7 @@ class TCP(PromptTrainer):
         if not cfg.TRAINER.TCP.W >= 0:
             raise InputError(f"TRAINER.TCP.W must not be negative, it is {cfg.TRAINER.TCP.W}")
 
-    def build_model(self, towers, classnames):
+    def build_model(self, towers: Towers, classnames: list[str]) -> TCPCLIP:
         layer, dataset = self.node.LAYER, self.cfg.DATASET.NAME
         if not 1 <= layer < towers.text.layers:
             raise InputError(f"TRAINER.TCP.LAYER must be 1 to {towers.text.layers - 1} with this CLIP, not {layer}")
@@ -78,7 +83,7 @@ class TCP(PromptTrainer):
         templates, words = self.frozen_templates(tcp_template_of(dataset)), tcp_words_of(dataset, self.own_templates())
         return TCPCLIP(towers, classnames, templates, ctx, words, layer)
 
-    def compute_loss(self, batch):
+    def compute_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         text = self.model.class_features()
         logits = self.model.logits(self.model.encode_images(batch["img"]), text)
         loss = self.cross_entropy(logits, batch["label"])

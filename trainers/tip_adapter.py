@@ -6,8 +6,12 @@ of zero-shot CLIP's logits and those of the cache. Tip-Adapter learns nothing, T
 the keys of the cache. The sharpness beta and the weight alpha of the cache are searched on validation images, on which
 Tip-Adapter-F's best epoch is chosen, too. Test images are used for neither.
 """
+from typing import Any
+
 import torch
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from yacs.config import CfgNode as CN
 
 from dassl.engine import TRAINER_REGISTRY
@@ -17,8 +21,8 @@ from dassl.utils import InputError
 from dassl.utils.stored import alike, require_like
 from prompting.cache import CacheCLIP
 from prompting.templates import cache_templates_of
-from prompting.towers import normalize
-from training import FrozenFeatures, PromptTrainer
+from prompting.towers import Towers, normalize
+from training import Batch, FrozenFeatures, PromptTrainer
 
 ADAMW_EPS = 1e-4  # of the authors' AdamW; torch's is 1e-8
 
@@ -27,6 +31,7 @@ ADAMW_EPS = 1e-4  # of the authors' AdamW; torch's is 1e-8
 class TipAdapter(FrozenFeatures):
     """Nothing is stored: each run fills its cache again, from its training images."""
 
+    model: CacheCLIP
     trains = False
 
     @classmethod
@@ -52,7 +57,7 @@ class TipAdapter(FrozenFeatures):
             raise InputError(f"{name}: SEARCH_SCALE and SEARCH_STEP are two numbers each, for beta and alpha, and the "
                              "steps at least 1")
 
-    def build_model(self, towers, classnames):
+    def build_model(self, towers: Towers, classnames: list[str]) -> CacheCLIP:
         node = self.node
         templates = list(node.TEMPLATES) or self.frozen_templates(*cache_templates_of(self.cfg.DATASET.NAME))
         labels = [item.label for item in self.dm.dataset.train_x]
@@ -85,10 +90,11 @@ class TipAdapter(FrozenFeatures):
 @TRAINER_REGISTRY.register()
 class TipAdapterF(TipAdapter):
     trains = True
-    best_accuracy, best_keys = -1.0, None
-    last_keys = None  # at the end of a training: those of its last epoch
+    best_accuracy = -1.0
+    best_keys: Tensor | None = None  # (N, E): those of the best epoch so far
+    last_keys: Tensor | None = None  # at the end of a training: those of its last epoch
 
-    def build_optimizers(self):
+    def build_optimizers(self) -> list[tuple[Optimizer, LRScheduler]]:
         """AdamW (by the config); its rate falls to 0 along a cosine, per step and not per epoch."""
         optim = build_optimizer(self.trainables, self.cfg.OPTIM)
         for group in optim.param_groups:
@@ -96,7 +102,7 @@ class TipAdapterF(TipAdapter):
                 group["eps"] = ADAMW_EPS
         return [(optim, CosineAnnealingLR(optim, self.max_epoch * len(self.train_loader_x)))]
 
-    def training_step(self, batch):
+    def training_step(self, batch: Batch) -> dict[str, float]:
         summary = super().training_step(batch)
         self.sched.step()
         return summary
@@ -122,8 +128,9 @@ class TipAdapterF(TipAdapter):
             self.finish()
         super().after_epoch()
 
-    def finish(self):
+    def finish(self) -> None:
         """Take the keys of the best epoch, and search beta and alpha for them."""
+        assert self.best_keys is not None  # an epoch has ended
         self.last_keys = self.model.adapter.weight.detach().clone()
         self.model.adapter.weight.data.copy_(self.best_keys)
         self.search()
@@ -140,11 +147,11 @@ class TipAdapterF(TipAdapter):
         if self.validation is None or accuracy > self.best_accuracy:
             self.best_accuracy, self.best_keys = accuracy, self.model.adapter.weight.detach().clone()
 
-    def extra_state(self):
+    def extra_state(self) -> dict[str, Any]:
         return {"values": self.model.values.cpu(), "beta": self.model.beta, "alpha": self.model.alpha,
                 "best_accuracy": self.best_accuracy, "best_keys": self.best_keys, "last_keys": self.last_keys}
 
-    def load_extra_state(self, state):
+    def load_extra_state(self, state: dict[str, Any]) -> None:
         own = {"values": self.model.values} | dict.fromkeys(("best_keys", "last_keys"), self.model.adapter.weight)
         held = {name: state.get(name) for name in own if name == "values" or state.get(name) is not None}
         require_like(held, {name: own[name] for name in held}, "its cache")

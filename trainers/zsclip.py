@@ -6,6 +6,7 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import check_availability
 from prompting.model import FrozenCLIP
 from prompting.templates import ensemble_of, template_of
+from prompting.towers import Towers
 from training import PromptTrainer
 
 
@@ -21,7 +22,7 @@ class ZeroshotCLIP(PromptTrainer):
         cfg.TRAINER.ZEROSHOTCLIP = CN()
         cfg.TRAINER.ZEROSHOTCLIP.PREC = "auto"
 
-    def build_model(self, towers, classnames):
+    def build_model(self, towers: Towers, classnames: list[str]) -> FrozenCLIP:
         return FrozenCLIP(towers, classnames, self.frozen_templates(template_of(self.cfg.DATASET.NAME)))
 
 
@@ -42,7 +43,7 @@ class ZeroshotCLIP2(PromptTrainer):
     def check_cfg(self, cfg):
         check_availability(cfg.TRAINER.ZEROSHOTCLIP2.TEMPLATES, ("selected", "all"), "TRAINER.ZEROSHOTCLIP2.TEMPLATES")
 
-    def build_model(self, towers, classnames):
+    def build_model(self, towers: Towers, classnames: list[str]) -> FrozenCLIP:
         everything = self.node.TEMPLATES == "all"
         own = () if everything else self.own_templates()
         return FrozenCLIP(towers, classnames, ensemble_of(self.cfg.DATASET.NAME, everything, own))

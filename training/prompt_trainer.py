@@ -251,7 +251,7 @@ class PromptTrainer(TrainerX):
         self.checkpointer.prune(self.output_dir, self.epoch + 1, self.cfg.TRAIN.CHECKPOINT_FREQ)
 
     # ---- training and evaluation ----
-    def train(self):  # type: ignore[override]
+    def train(self):  # type: ignore[override]  # as in SimpleTrainer
         if not self.trains:
             self.max_epoch = self.start_epoch
         super().train()

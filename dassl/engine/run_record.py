@@ -18,7 +18,7 @@ from dassl.utils import count_num_param, csv_text, world_size, write_atomically
 try:
     import resource
 except ImportError:  # on Windows
-    resource = None  # type: ignore[assignment]
+    resource = None  # type: ignore[assignment]  # a module's name cannot be declared Optional
 
 PREDICTIONS = "predictions.csv.gz"
 LOGITS = "logits.npz"
