@@ -3,8 +3,8 @@
     python train.py --root data --seed 1 --trainer MetaPrompt --dataset-config-file configs/datasets/caltech101.yaml \\
         --config-file configs/trainers/MetaPrompt/vit_b16.yaml --output-dir output/run DATASET.NUM_SHOTS 16
 
-The words become a RunSpec (training/arguments.py), the RunSpec a config (training/build_config.py), the config a run
-(training/run.py). A run folder that is finished (it holds results.json) is not run again; one that was interrupted goes
+The words become a RunSpec (runs/arguments.py), the RunSpec a config (runs/build_config.py), the config a run
+(runs/run.py). A run folder that is finished (it holds results.json) is not run again; one that was interrupted goes
 on.
 """
 import sys
@@ -28,12 +28,12 @@ from dassl.utils import (
     sigterm_raises,
 )
 from dassl.utils.streams import go_on
-from training.arguments import parse_arguments
-from training.build_config import build_config, default_config
-from training.command_line import command_line, mendable
-from training.configs import Configs
-from training.run import finished, logged, run, what_is_evaluated
-from training.run_spec import RunSpec
+from runs.arguments import parse_arguments
+from runs.build_config import build_config, default_config
+from runs.command_line import command_line, mendable
+from runs.configs import Configs
+from runs.run import finished, logged, run, what_is_evaluated
+from runs.run_spec import RunSpec
 
 # What tools and scripts take from here.
 __all__ = ["ArgumentParser", "Configs", "RunSpec", "add_options", "build_config", "command_line", "default_config",

@@ -237,7 +237,7 @@ methods, at equal numbers. Made by `python -m benchmarks.all`; one row by itself
 **The plain side** (`benchmarks/plain.py`) is each method's published schedule, written as simply as possible on
 OpenAI's `clip` model: all 77 tokens of every prompt; every forward pass runs the frozen images, the prompted images and
 the prompted text; frozen text features are computed once; class halves encode their own classes only; static prompts
-are encoded again for every test batch; CoCoOp runs the text tower once an image; MetaPrompt (paper variant, order 1)
+are encoded again for every test batch; CoCoOp runs the text tower once per image; MetaPrompt (paper variant, order 1)
 makes one inner and one outer pass for each part held out.
 **Our side** is the registered trainer as `train.py` builds it, its optimizer's steps included.
 
@@ -278,7 +278,7 @@ gradient tensors that were applied; the measurement stops when it is not below {
 - **What a loss does not use is not run.** A loss on prompted images runs no text, one on prompted text no images.
 - **Frozen and shared parts once.** One embedding of a batch serves the frozen and the prompted pass; frozen features of
   a batch are computed once and serve all inner and outer losses; the inner gradients of the domain split are taken once
-  a domain and combined by counts; static text features are computed once an evaluation.
+  a domain and combined by counts; static text features are computed once per evaluation.
 - **No work for replaced or unlearned tokens.** The outputs of deep prompts that the next layer replaces are not
   computed; in front of the first visual prompt nothing has a gradient, so that layer's projections have no backward
   pass.

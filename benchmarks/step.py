@@ -123,7 +123,7 @@ def report(work, found):
              f"on the clock {median(ratios(found, work.device, 'clock')):.2f}; "
              f"in operations {found['plain']['flop'] / found['ours']['flop']:.2f}"]
     if "once" in found:
-        lines.append(f"ours encodes the classes once an evaluation, in {found['once']['processor']:.2f} s, shared by "
+        lines.append(f"ours encodes the classes once per evaluation, in {found['once']['processor']:.2f} s, shared by "
                      f"{TEST_SET:,} images")
     names = ("losses", "gradients") if work.stage == "train" else ("logits",)
     lines.append("relative difference: " + ", ".join(f"{name} {value:.1e}"

@@ -1,7 +1,7 @@
 """What the published base-to-new table costs: operations of every run, counted, and the time they take at a given rate.
 
     python -m benchmarks.table_cost                # about three minutes on one core
-    python -m benchmarks.table_cost --rate 40      # at so many TFLOP/s a GPU
+    python -m benchmarks.table_cost --rate 40      # at so many TFLOP/s per GPU
 
 A step's operations grow linearly with the classes: they are counted for two numbers of classes and carried on from
 there, and multiplied by the steps that the methods' published settings make on 11 datasets with 16 shots and 3 seeds.
@@ -75,7 +75,7 @@ def main(argv=None):
         hours = [max((training + testing) / number, longest) / (args.rate * 1e12) / 3600 for number in GPUS]
         rows.append([method, len(found) * SEEDS, f"{training / 1e15:,.1f}", f"{testing / 1e15:,.1f}",
                      f"{longest / 1e15:,.1f}", *(f"{h:.2f}" for h in hours)])
-    print(f"11 datasets, {SHOTS} shots, {SEEDS} seeds, ViT-B/16; hours at {args.rate:g} TFLOP/s a GPU, one run a GPU")
+    print(f"11 datasets, {SHOTS} shots, {SEEDS} seeds, ViT-B/16; hours at {args.rate:g} TFLOP/s per GPU, one run per GPU")
     print(tabulate(rows, headers=["method", "runs", "training, PFLOP", "testing", "longest run",
                                   *(f"hours, {number} GPU{'s' if number > 1 else ''}" for number in GPUS)]))
 

@@ -438,7 +438,7 @@ class Fuzzer:
         return {(tally.reader.name, key): often for tally in self.tallies for key, often in tally.faults.items()}
 
     def table(self):
-        """A Markdown table, a row a reader."""
+        """A Markdown table, one row per reader."""
         rows = ["| reader | inputs | accepted | refused (at places) | faults (distinct) | slowest input (s) | "
                 "peak memory (MB) |", "|---|---|---|---|---|---|---|"]
         for tally in self.tallies:

@@ -37,12 +37,12 @@ from dassl.utils.images import bombs_are_errors, fault_of, is_picture, read_imag
 from datasets.files import read_mat
 from prompting import Towers, load_clip
 from prompting.backbone import describe_weights, weights_digest
+from runs.build_config import CONFIGS as OWN_CONFIGS
 from tools import layouts, predict, report, slurm_settings, sources, status
 from tools.archives import Bounds, unpack
 from tools.plans import Place, Run
 from tools.significance import read_predictions
 from trainers.coprompt import read_sentences
-from training.build_config import CONFIGS as OWN_CONFIGS
 
 CONFIGS = Path(OWN_CONFIGS)
 MARK = b"/FUZZ/"  # stands in inputs for the folder that the fuzzer works in, which has another name each time

@@ -30,7 +30,7 @@ import train  # noqa: E402
 from dassl.engine import TRAINER_REGISTRY, build_trainer  # noqa: E402
 from dassl.utils import rank  # noqa: E402
 from datasets import shapes  # noqa: E402
-from training import run as one_run  # noqa: E402
+from runs import run as one_run  # noqa: E402
 
 PART_SIZES = dict.fromkeys(shapes.DOMAINS, (3, 1, 2))  # images per class; 24 test images of base classes
 BASE = ("DATASET.NUM_SHOTS", 2, "DATASET.SUBSAMPLE_CLASSES", "base")

@@ -10,7 +10,8 @@ import train
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
-PACKAGES = ("benchmarks", "dassl", "datasets", "prompting", "protocols", "runs", "tools", "train", "trainers", "training")
+PACKAGES = ("benchmarks", "dassl", "datasets", "prompting", "protocols", "runs", "tools", "train", "trainers",
+            "training")
 MAY_IMPORT = {  # besides itself
     "dassl": set(), "prompting": set(), "datasets": {"dassl"}, "training": {"dassl", "prompting"},
     "trainers": {"training", "dassl", "prompting"}, "runs": {"training", "dassl", "prompting"},

@@ -12,8 +12,8 @@ from dassl.config.effect import EFFECTS, RunFacts, without_effect
 from dassl.config.reading import MOST_CONFIG_BYTES, MOST_DEEP, MOST_FILES, config_layers
 from dassl.engine import build_trainer
 from dassl.utils import InputError
-from training.build_config import CONFIGS as CONFIG_FOLDER
-from training.build_config import owner_of_config
+from runs.build_config import CONFIGS as CONFIG_FOLDER
+from runs.build_config import owner_of_config
 
 CONFIGS = Path(CONFIG_FOLDER)
 SHIPPED = sorted([*CONFIGS.glob("inputs/*.yaml"), *CONFIGS.glob("datasets/*.yaml"), *CONFIGS.glob("trainers/*/*.yaml")])

@@ -20,7 +20,7 @@ from dassl.config import get_cfg_default
 from dassl.data.data_manager import build_data_loader
 from dassl.data.datasets import Datum
 from dassl.utils.signals import Terminated
-from training import command_line
+from runs import command_line
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 ENDED = "error: another process of this run has ended, or cannot be reached; "

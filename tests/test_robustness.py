@@ -619,7 +619,7 @@ def test_a_class_of_bad_pictures_is_refused(refused, own_data):
     ],
 )
 def test_little_data_and_large_numbers_run(classes, words, arguments, clips, tmp_path):
-    """One image a class, more shots than images, a batch larger than the data, workers without end."""
+    """One image per class, more shots than images, a batch larger than the data, workers without end."""
     drawn.write_caltech(tmp_path / "own", classes=classes)
     results = train.main(
         arguments("CoOp", tmp_path / "out", "OPTIM.MAX_EPOCH", 1, *words, root=tmp_path / "own"), clips=clips
@@ -729,7 +729,7 @@ def test_wrong_checkpoints(refused, arguments, clips, tmp_path):
         "of another method": other(trainer="CoCoOp"),
         "of a method without a name": without("trainer"),
         "with a longer context": other(state_dict={"prompt_learner.ctx": ctx.repeat(2, 1)}),
-        "with a context a class": other(state_dict={"prompt_learner.ctx": ctx.repeat(6, 1, 1)}),
+        "with a context per class": other(state_dict={"prompt_learner.ctx": ctx.repeat(6, 1, 1)}),
         "of another width": other(state_dict={"prompt_learner.ctx": ctx[:, :8]}),
         "with other names": other(state_dict={"ctx": ctx}),
         "with no tensors": other(state_dict={}),

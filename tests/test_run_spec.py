@@ -15,10 +15,11 @@ import train
 from dassl.config.words import is_key, is_option
 from dassl.engine.run_folder import read_results
 from dassl.utils import InputError
+from runs import build_config
+from runs.configs import Configs
+from runs.run_spec import RunSpec
 from tools import protocol
-from training import build_config, towers
-from training.configs import Configs
-from training.run_spec import RunSpec
+from training import towers
 
 WHOLE = RunSpec(
     trainer="CoOp", dataset_config_file="d.yaml", config_file="c.yaml", output_dir="out", root="data",

@@ -29,6 +29,7 @@ from dassl.utils import (
     write_json,
 )
 from protocols import Run
+from runs.command_line import mendable
 from tools.execution import execute
 from tools.slurm_settings import require_one_line
 from tools.status import (
@@ -40,7 +41,6 @@ from tools.status import (
     states,
     sweep_folder,
 )
-from training.command_line import mendable
 
 RESTARTS = 20  # times that a task may reach its time limit and go on
 # `-m`, as submitit starts its tasks, looks for modules in the working folder first; PYTHONSAFEPATH is Python 3.11's.

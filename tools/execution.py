@@ -9,9 +9,9 @@ from typing import Any
 import train
 from dassl.utils import InputError, broadcast, rank, sigterm_raises, world_size
 from protocols import Run
+from runs.command_line import mendable
 from tools.before_run import only_class, taken_over, wait_for_ending
 from tools.side_by_side import make_side_by_side
-from training.command_line import mendable
 
 
 @dataclass

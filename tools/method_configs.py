@@ -17,8 +17,8 @@ from dassl.config.words import is_key, is_option
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import InputError
 from protocols.parts.place import MARK
-from training.build_config import owner_of_config, registered_name
-from training.run_spec import stem
+from runs.build_config import owner_of_config, registered_name
+from runs.run_spec import stem
 
 # What the protocol itself says of a run: its folders and tables would lie about a run with other values.
 OF_THE_PROTOCOL = {

@@ -15,9 +15,9 @@ from prompting.backbone import SHIPPED
 from protocols import PROTOCOL_REGISTRY, Dataset, Place, Run, RunMaker
 from protocols.parts.place import MARK
 from protocols.parts.plan import ROOT, config_file, config_path
+from runs.configs import Configs
+from runs.run_spec import stem
 from tools.method_configs import MethodConfigs, differ, read_variants, require_free
-from training.configs import Configs
-from training.run_spec import stem
 
 __all__ = ["ROOT", "Dataset", "Place", "Planner", "Run", "reads_no_image"]
 

@@ -22,8 +22,8 @@ from dassl.utils import (
     write_json,
 )
 from protocols import Run
-from training.results import who
-from training.run import what_is_evaluated
+from runs.results import who
+from runs.run import what_is_evaluated
 
 COPIED = (PREDICTIONS, "logits.npz", "cmat.pt")  # what an evaluation leaves beside its results
 FREE = {"SEED", "DATASET.NUM_SHOTS"}

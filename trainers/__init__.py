@@ -1,4 +1,4 @@
-"""Methods, one a file. Every file here is found by itself; files from elsewhere come by `--plugin` or entry point."""
+"""Methods, one per file. Every file here is found by itself; files from elsewhere come by `--plugin` or entry point."""
 import sys
 
 import training.prompt_trainer

@@ -17,7 +17,7 @@ from dassl.data.datasets import DATASET_REGISTRY
 from dassl.data.samplers import SAMPLER_REGISTRY
 from dassl.optim import EpochSchedule
 
-OWN_PACKAGES = ("dassl", "datasets", "prompting", "trainers", "training")  # EFFECTS knows how these use the keys
+OWN_PACKAGES = ("dassl", "datasets", "prompting", "runs", "trainers", "training")  # EFFECTS knows their use of keys
 ADAMS = ("adam", "amsgrad", "radam", "adamw")
 
 

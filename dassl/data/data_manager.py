@@ -34,7 +34,7 @@ def build_data_loader(cfg, sampler_type="SequentialSampler", data_source=None, b
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = min(cfg.DATALOADER.NUM_WORKERS, max(1, usable // local_world_size()))
     workers, why = possible_workers(wanted)
-    if workers < wanted and is_train:  # once a run
+    if workers < wanted and is_train:  # once per run
         print(f"Note: {workers} instead of {wanted} loader workers: {why}; the numbers are the same")
     generator = torch.Generator()
     generator.manual_seed(0)  # the loader draws from it at each pass; the global generator stays untouched

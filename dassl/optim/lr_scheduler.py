@@ -11,7 +11,7 @@ NEVER = [-1]  # OPTIM.STEPSIZE: the rate of single_step never falls
 
 
 class EpochSchedule(LRScheduler):
-    """Warm-up, then cosine or steps; `step()` once an epoch. Its rates are a formula of the settings and the epoch, so
+    """Warm-up, then cosine or steps; `step()` once per epoch. Its rates are a formula of the settings and the epoch, so
     that a stored state only says which epoch it is: `load_state_dict` goes on with the settings it was built with.
 
     During the first WARMUP_EPOCH epochs the rate is WARMUP_CONS_LR (constant), or climbs from WARMUP_MIN_LR at epoch 0

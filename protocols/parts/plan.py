@@ -11,9 +11,9 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import InputError, is_class_bound, require_own_folder
 from dassl.utils.registry import nearest
 from protocols.parts.place import Place
-from training.configs import Configs
+from runs.configs import Configs
+from runs.run_spec import RunSpec, stem
 from training.prompt_trainer import PromptTrainer
-from training.run_spec import RunSpec, stem
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 

@@ -26,7 +26,7 @@ STYLE: Any = {
     "errorbar.capsize": 2, "svg.fonttype": "none", "svg.hashsalt": "", "figure.constrained_layout.use": True,
     "text.parse_math": False,  # a $ in a name is one
 }
-# Okabe and Ito's colours, told apart by colour-blind readers; with a marker a method also in grey
+# Okabe and Ito's colours, told apart by colour-blind readers; with a marker per method also in grey
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
 MARKERS = "osD^vP*Xhp"
 HATCHES = ("", "////", "....", "xxxx")  # of bars, and

@@ -27,9 +27,9 @@ from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import is_class_bound, isolated_rng
 from datasets import shapes
 from prompting import load_clip
+from runs import run as one_run
+from runs.build_config import declares_config
 from training import PromptTrainer
-from training import run as one_run
-from training.build_config import declares_config
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPES = ROOT / "configs" / "datasets" / "shapes.yaml"

@@ -24,8 +24,8 @@ from dassl.data import loader as loaders
 from dassl.data.loader import EpochLoader, possible_workers
 from dassl.engine.loaders import end_workers
 from dassl.utils import InputError, orphaned, surroundings
+from runs.run_spec import RunSpec
 from tools import before_run, cluster, protocol, side_by_side, slurm_settings, status
-from training.run_spec import RunSpec
 
 NAMES = ("torch", "yaml", "submitit", "multiprocessing", "runpy", "signal", "train", "numpy", "cloudpickle", "tools",
          "sitecustomize", "contextlib", "random")

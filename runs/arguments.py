@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from dassl.config.words import ArgumentParser, add_options, parse_words
-from training.run_spec import RunSpec
+from runs.run_spec import RunSpec
 
 
 def parse_arguments(argv: Iterable[str] | None = None) -> RunSpec:

@@ -36,10 +36,10 @@ from dassl.utils import (
     write_json,
 )
 from prompting.backbone import describe_weights, serve_foreign_code, unpublished_note, weights_digest
-from training.build_config import default_config, flag_settings, owner_of_config
+from runs.build_config import default_config, flag_settings, owner_of_config
+from runs.results import results_of
+from runs.run_spec import RunSpec
 from training.prompt_trainer import PromptTrainer
-from training.results import results_of
-from training.run_spec import RunSpec
 
 Evaluation = dict[str, Any]  # of `what_is_evaluated`
 

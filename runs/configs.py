@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from yacs.config import CfgNode
 
 from dassl.config.reading import read_config
-from training.build_config import build_config
-from training.run_spec import RunSpec
+from runs.build_config import build_config
+from runs.run_spec import RunSpec
 
 
 class Configs:

@@ -12,7 +12,7 @@ from dassl.engine.run_record import describe_run, predictions_of
 from dassl.metrics import deciding
 from dassl.utils import InputError, is_class_bound
 from prompting.backbone import weights_digest
-from training.run_spec import RunSpec
+from runs.run_spec import RunSpec
 
 
 def results_of(spec: RunSpec, trainer: Any, stored: CfgNode, overlap: dict[str, Any] | None, evaluation: dict[str, Any],

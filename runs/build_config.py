@@ -24,9 +24,9 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.identity import allowed_changes
 from dassl.utils import InputError, broadcast
 from prompting.templates import check_templates
+from runs.run_spec import RunSpec
 from training.options import options_set
 from training.prompt_trainer import PromptTrainer
-from training.run_spec import RunSpec
 
 CONFIGS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs")
 FLAG_KEYS = {"root": "DATASET.ROOT", "output_dir": "OUTPUT_DIR", "resume": "RESUME", "trainer": "TRAINER.NAME",
