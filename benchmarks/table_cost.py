@@ -75,7 +75,8 @@ def main(argv=None):
         hours = [max((training + testing) / number, longest) / (args.rate * 1e12) / 3600 for number in GPUS]
         rows.append([method, len(found) * SEEDS, f"{training / 1e15:,.1f}", f"{testing / 1e15:,.1f}",
                      f"{longest / 1e15:,.1f}", *(f"{h:.2f}" for h in hours)])
-    print(f"11 datasets, {SHOTS} shots, {SEEDS} seeds, ViT-B/16; hours at {args.rate:g} TFLOP/s per GPU, one run per GPU")
+    print(f"11 datasets, {SHOTS} shots, {SEEDS} seeds, ViT-B/16; hours at {args.rate:g} TFLOP/s per GPU, "
+          "one run per GPU")
     print(tabulate(rows, headers=["method", "runs", "training, PFLOP", "testing", "longest run",
                                   *(f"hours, {number} GPU{'s' if number > 1 else ''}" for number in GPUS)]))
 

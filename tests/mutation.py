@@ -563,7 +563,7 @@ def main(argv=None):
     parser.add_argument("--most", type=int, help="tests a mutant gets, the quickest and not two of a kind if there are "
                         "others; default all that reach it")
     parser.add_argument("--folder", help="keep the results here and go on from them; default a temporary folder")
-    parser.add_argument("--patience", type=float, default=PATIENCE, help="seconds that a test may take besides ten times "
+    parser.add_argument("--patience", type=float, default=PATIENCE, help="seconds a test may run besides ten times "
                         f"what it took (default {PATIENCE:.0f})")
     parser.add_argument("--root", default=HERE.parent, help="the source tree; default this one")
     parser.add_argument("--preload", nargs="*", default=PRELOADED, help="modules to import once")

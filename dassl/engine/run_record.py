@@ -109,7 +109,7 @@ def predictions_of(trainer: Any, part: str) -> tuple[list, list, list, list] | N
 
 
 def write_predictions(trainer: Any, folder: str) -> None:
-    """Write `predictions.csv.gz`, one row per image: path below DATASET.ROOT, label and prediction (numbers), confidence.
+    """Write `predictions.csv.gz`, one row per image: path below DATASET.ROOT, label, prediction, confidence.
 
     Without predictions of the test part there is no such file afterwards."""
     path, found = os.path.join(folder, PREDICTIONS), predictions_of(trainer, "test")
