@@ -377,7 +377,7 @@ class ByMethod(PromptTrainer):
 
 
 class ByAttribute(PromptTrainer):
-    class_bound = True  # type: ignore[assignment]
+    class_bound = True  # type: ignore[assignment]  # as method files of earlier releases say it
 
 
 class ByProperty(PromptTrainer):

@@ -22,7 +22,7 @@ class Weights(PromptedCLIP):
 
 @TRAINER_REGISTRY.register()
 class LinearOnly(PromptTrainer):
-    class_bound = True  # type: ignore[assignment]
+    class_bound = True  # type: ignore[assignment]  # as method files of earlier releases say it
 
     def build_model(self, towers, classnames):
         return Weights(towers, len(classnames))
@@ -39,7 +39,7 @@ class MadeOfImages(PromptTrainer):
     """Each class's first training image."""
 
     trains = False
-    class_bound = True  # type: ignore[assignment]
+    class_bound = True  # type: ignore[assignment]  # as method files of earlier releases say it
 
     def build_model(self, towers, classnames):
         firsts = {item.label: self.dm.train_loader_x.dataset.transform for item in self.dm.dataset.train_x}
