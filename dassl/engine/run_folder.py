@@ -10,8 +10,9 @@ import yaml
 from yacs.config import CfgNode
 
 from dassl.config.reading import MOST_CONFIG_BYTES, parse
+from dassl.config.tree import dotted
 from dassl.data.datasets import build_dataset, dataset_digest, keep_lists, relative_path
-from dassl.engine.identity import leaves, plain, require_same_data, same_backbone, shown
+from dassl.engine.identity import plain, require_same_data, same_backbone, shown
 from dassl.utils import (
     BEST,
     InputError,
@@ -36,7 +37,7 @@ NOT_COMPARED = ("OUTPUT_DIR", "RESUME", "VERBOSE", "DATASET.ROOT", "DATALOADER.N
 
 def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Nested dicts -> {dotted key: value}, without what is not compared."""
-    return {key: value for key, value in leaves(tree).items() if key not in NOT_COMPARED}
+    return {key: value for key, value in dotted(tree).items() if key not in NOT_COMPARED}
 
 
 class Listings(dict):
