@@ -92,10 +92,12 @@ def model_of(folder: str, dataset: str, cfg: CfgNode) -> dict[str, Any]:
         known = ("dataset", "name", "part", "source_domains", "shots")
         if all(key in run for key in known):
             return {key: run[key] for key in known}
-    data = stored_config(folder).get("DATASET") or {}
+    data = stored_config(folder).get("DATASET")
+    data = data if isinstance(data, dict) else {}
+    domains = data.get("SOURCE_DOMAINS")
     return {"dataset": _dataset_of(data, dataset, cfg), "name": str(data.get("NAME", "")),
             "part": str(data.get("SUBSAMPLE_CLASSES", "")),
-            "source_domains": list(data.get("SOURCE_DOMAINS") or ()), "shots": data.get("NUM_SHOTS", -1)}
+            "source_domains": domains if isinstance(domains, list) else [], "shots": data.get("NUM_SHOTS", -1)}
 
 
 def _dataset_of(data: Mapping[str, Any], dataset: str, cfg: CfgNode) -> str:
@@ -115,7 +117,10 @@ def _dataset_of(data: Mapping[str, Any], dataset: str, cfg: CfgNode) -> str:
 
 
 def _same_folder(one: Any, other: str) -> bool:
-    return os.path.realpath(os.path.expanduser(str(one or ""))) == os.path.realpath(os.path.expanduser(other))
+    """Whether two paths lead to one folder; what is no path (a zero byte in it, as in a damaged config) does not."""
+    with contextlib.suppress(ValueError):
+        return os.path.realpath(os.path.expanduser(str(one or ""))) == os.path.realpath(os.path.expanduser(other))
+    return False
 
 
 def file_of_dataset(name: str) -> str:

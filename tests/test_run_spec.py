@@ -293,6 +293,7 @@ def test_a_training_that_kept_no_name_of_its_dataset(stored, tmp_path):
     assert stored("StanfordCars", tmp_path) == ["stanford_cars"] * 2
     assert stored("OfPlugin", tmp_path) == ["ofplugin"] * 2
     assert stored("''", "''") == [""] * 2
+    assert stored("ImageFolder", '"a\\0b"') == ["image_folder", "imagefolder"]  # damaged
 
 
 def test_a_run_without_a_dataset_file_is_called_as_with_one(tmp_path, arguments, clips):
