@@ -54,6 +54,10 @@ class BaseToNew(Protocol):
     def order(self, place: Place) -> tuple[Any, ...]:
         return place.part != BASE, place.part
 
+    def one_class(self, names: str) -> str:
+        return (f"each half of the classes has one class ({names}), and an accuracy among one class says nothing; "
+                "base2new needs at least four classes for both halves")
+
     # ---- tables ----
     def seed_tables(self, cells: Cells) -> list[Table]:
         tables, found = [], by_dataset(cells)

@@ -55,7 +55,7 @@ def who(spec: RunSpec, cfg: CfgNode) -> dict[str, Any]:
     Returns:
         {"dataset", "config": names of the config files, "part": DATASET.SUBSAMPLE_CLASSES, "source_domains",
         "target_domains": names, "shots", "eval_only", "model": {"dataset", "part", "source_domains", "shots"} of the
-        run whose prompts are evaluated, or None}.
+        run whose prompts are evaluated, or None, and "protocol": the name of the one that made the run, if one did}.
     """
     names = spec.identity()
     return {
@@ -67,6 +67,7 @@ def who(spec: RunSpec, cfg: CfgNode) -> dict[str, Any]:
         "shots": cfg.DATASET.NUM_SHOTS,
         "eval_only": spec.eval_only,
         "model": model_of(spec.model_dir) if spec.eval_only and spec.model_dir else None,
+        **({"protocol": spec.protocol} if spec.protocol else {}),
     }
 
 

@@ -59,8 +59,8 @@ def collect(folders):
     """All finished runs below `folders`, Found.
 
     Which run it is says its folder, where a protocol has put it; else its results.json (`StoredRun`), and the protocol
-    that would make this very run has it. Those that say neither are passed over. Folders that cannot be read, and runs
-    that are not finished, are named on stderr.
+    that would make this very run has it. Those that say neither are passed over. Folders that cannot be read, runs that
+    are not finished, and those of a protocol that is not known here, are named on stderr.
 
     Raises:
         InputError: a folder is not there, nothing is found, two folders hold the same run, or an accuracy is not one.
@@ -68,6 +68,7 @@ def collect(folders):
     found, elsewhere = Found(Cells(), {}, []), 0
     unread: list[OSError] = []
     unfinished: list[str] = []
+    unknown: dict[str, list[str]] = {}  # protocol that is not known here -> run folders
     shared: dict = {}
     for folder in folders:
         if not os.path.isdir(folder):
@@ -81,6 +82,9 @@ def collect(folders):
             place = Place.parse(path)
             results = read_results(path) if place else results_or_none(path)
             run = None if place else StoredRun.of(results)
+            if run and run.protocol not in ("", *PROTOCOL_REGISTRY.registered_names()):
+                unknown.setdefault(run.protocol, []).append(path)
+                continue
             if run:
                 place = recognised(run)
             if place:
@@ -93,8 +97,13 @@ def collect(folders):
     for what, left in (("left out, they cannot be read", told), ("not finished, without a results.json", unfinished)):
         if left:
             print(f"Note: {len(left)} folder{'s' if len(left) > 1 else ''} {what}, first {left[0]}", file=sys.stderr)
+    passed = "; ".join(f"{len(paths)} of {name}, first {paths[0]}" for name, paths in unknown.items())
+    if unknown:
+        print(f"Note: runs of protocols that are not known here are passed over ({passed}); --plugin FILE makes their "
+              "protocol known", file=sys.stderr)
     if not found.cells and not found.single:
         hint = f" ({elsewhere} runs there are outside of a protocol's folders)" if elsewhere else ""
+        hint += f" (passed over: {passed}; --plugin FILE makes their protocol known)" if unknown else ""
         raise InputError(f"no finished run of a protocol in {', '.join(folders)}{hint}; see docs/PROTOCOLS.md")
     found.cells = Cells(sorted(found.cells.items(), key=lambda item: sort_key(item[0])))
     return found

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dassl.config import get_cfg_default, merge_file
+from dassl.engine import TRAINER_REGISTRY, learns
 from dassl.utils import InputError
 from protocols.parts.place import Place
 from protocols.parts.plan import Dataset, config_file
@@ -28,6 +29,7 @@ class StoredRun:
         eval_only: whether nothing was trained.
         model: for an evaluation, the run whose prompts were tested; None where there was none. A field that is not
             known of it is empty.
+        protocol: the name of the protocol that made it; "" for a run of train.py, and where that was not kept yet.
     """
 
     trainer: str
@@ -40,6 +42,7 @@ class StoredRun:
     shots: int = -1
     eval_only: bool = False
     model: StoredRun | None = None
+    protocol: str = ""
 
     @classmethod
     def of(cls, results: Any) -> StoredRun | None:
@@ -50,7 +53,8 @@ class StoredRun:
             common: dict[str, Any] = {"trainer": _name(results.get("trainer")), "seed": _number(results.get("seed"))}
             model = results["run"].get("model")
             before = cls(**common, **_fields(NOTHING | dict(model))) if isinstance(model, Mapping) else None
-            found = cls(**common, **_fields(results["run"]), model=before)
+            found = cls(**common, **_fields(results["run"]), model=before,
+                        protocol=_name(results["run"].get("protocol", "")))
         except ValueError:
             return None
         return found if found.dataset and found.part and (found.shots > 0 or found.shots == -1) else None
@@ -79,11 +83,13 @@ class StoredRun:
     def told(self) -> str:
         """What was trained and tested, in words."""
         targets = f" of {', '.join(self.target_domains)}" if self.target_domains else ""
+        if self.model is None and self.eval_only or self.trainer in TRAINER_REGISTRY and not learns(
+                TRAINER_REGISTRY.get(self.trainer)):
+            return f"{self.part} classes{targets}: evaluated without a training"
         if not self.eval_only:
             sources = f" on {', '.join(self.source_domains)}" if self.source_domains else ""
             return f"{self.part} classes{targets}: tested after training{sources}"
-        if self.model is None:
-            return f"{self.part} classes{targets}: tested without training"
+        assert self.model is not None
         before = self.model
         sources = f", {', '.join(before.source_domains)}" if before.source_domains else ""
         return (f"{self.part} classes{targets}: tested with what was trained on {before.part or 'unknown'} classes of "
