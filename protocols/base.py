@@ -108,8 +108,8 @@ class Protocol(Naming):
 
     def one_class(self, names: str) -> str:
         """What is said where no run was made, because each would be tested among one class. names: of these classes."""
-        return (f"each part of the classes that is tested has one class ({names}), and an accuracy among one class says "
-                f"nothing; {self.name} needs a dataset of more classes")
+        return (f"each part of the classes that is tested has one class ({names}), and an accuracy among one class "
+                f"says nothing; {self.name} needs a dataset of more classes")
 
     # ---- tables ----
     def title(self, dataset: str) -> str:

@@ -121,20 +121,23 @@ def finished_results(cfg: CfgNode, defaults: Callable[[], CfgNode], evaluation: 
     stored = _whole_json(results)
     if stored is not None:
         if not isinstance(stored, dict) or not isinstance(stored.get("evaluation"), dict):
-            raise InputError(f"{results} is not a run's results; choose another --output-dir (--output, for the scripts OUTPUT) or move it away")
+            raise InputError(f"{results} is not a run's results; choose another --output-dir (--output, for the scripts OUTPUT) "
+                             "or move it away")
         require_results(stored, results)
         then = stored.get("backbone") if isinstance(stored.get("backbone"), dict) else None
         _require_same(folder, stored["config"], cfg, defaults, free=_moved(then, sources, stored.get("init_weights")))
         for key in ("eval_only", "load_epoch"):
             if stored["evaluation"].get(key) != evaluation[key]:
                 raise InputError(f"{folder} holds a run with {key} {stored['evaluation'].get(key)}, this one has "
-                                 f"{evaluation[key]}; choose another --output-dir (--output, for the scripts OUTPUT) or delete that folder")
+                                 f"{evaluation[key]}; choose another --output-dir (--output, for the scripts OUTPUT) "
+                                 "or delete that folder")
         if stored["evaluation"].get("checkpoint") != evaluation["checkpoint"]:
             return None
         _require_same_sources(folder, stored, then, sources)
         return stored
     if evaluation["eval_only"] and model_folders(folder):
-        raise InputError(f"{folder} holds a training run; choose another --output-dir (--output, for the scripts OUTPUT) for the evaluation")
+        raise InputError(f"{folder} holds a training run; choose another --output-dir (--output, for the scripts OUTPUT) "
+                         "for the evaluation")
     if os.path.isfile(config):
         stored = stored_config(folder)
         if not stored:
@@ -191,8 +194,8 @@ def _require_same_sources(folder: str, stored: dict[str, Any], then: dict[str, A
 def _require_weights(folder: str, then: dict[str, Any], now: dict[str, Any]) -> None:
     if not same_backbone(then, now):
         raise InputError(f"{folder} is of other weights: it was made with {shown(then)}, now the backbone is "
-                         f"{shown(now)}; bring the former file back, or choose another --output-dir (--output, for the scripts "
-                         "OUTPUT), or delete that folder")
+                         f"{shown(now)}; bring the former file back, or choose another --output-dir (--output, for "
+                         "the scripts OUTPUT), or delete that folder")
 
 
 def stored_identity_in(folder: str) -> dict[str, Any]:
@@ -298,7 +301,8 @@ def _require_same(folder: str, stored: dict[str, Any], cfg: CfgNode, defaults: C
         if value != other and key not in free:
             older = f"give {key} {other} to take it over, " if key not in there else ""
             raise InputError(f"{folder} holds a run of another config ({key} is {other!r} there, {value!r} here); "
-                             f"{older}choose another --output-dir (--output, for the scripts OUTPUT) or delete that folder")
+                             f"{older}choose another --output-dir (--output, for the scripts OUTPUT) or delete that "
+                             "folder")
 
 
 def checkpoint_digest(folder, epoch=None):
