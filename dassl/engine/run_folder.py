@@ -121,8 +121,8 @@ def finished_results(cfg: CfgNode, defaults: Callable[[], CfgNode], evaluation: 
     stored = _whole_json(results)
     if stored is not None:
         if not isinstance(stored, dict) or not isinstance(stored.get("evaluation"), dict):
-            raise InputError(f"{results} is not a run's results; choose another --output-dir (--output, for the scripts OUTPUT) "
-                             "or move it away")
+            raise InputError(f"{results} is not a run's results; choose another --output-dir (--output, for the "
+                             "scripts OUTPUT) or move it away")
         require_results(stored, results)
         then = stored.get("backbone") if isinstance(stored.get("backbone"), dict) else None
         _require_same(folder, stored["config"], cfg, defaults, free=_moved(then, sources, stored.get("init_weights")))
@@ -136,8 +136,8 @@ def finished_results(cfg: CfgNode, defaults: Callable[[], CfgNode], evaluation: 
         _require_same_sources(folder, stored, then, sources)
         return stored
     if evaluation["eval_only"] and model_folders(folder):
-        raise InputError(f"{folder} holds a training run; choose another --output-dir (--output, for the scripts OUTPUT) "
-                         "for the evaluation")
+        raise InputError(f"{folder} holds a training run; choose another --output-dir (--output, for the scripts "
+                         "OUTPUT) for the evaluation")
     if os.path.isfile(config):
         stored = stored_config(folder)
         if not stored:
