@@ -30,7 +30,8 @@ def comparisons(cells, where, names=None, against=None):
     methods = {method: chosen for method, chosen in cells.methods() if not names or method in (*names, against)}
     [protocol] = map(protocol_named, cells.values("protocol"))
     asked, read = [*dict.fromkeys([*([against] if against else ()), *(names or ())])], Remembered()
-    tables, notes = [], []
+    tables: list[Table] = []
+    notes: list[str] = []
     for tested, shared in apart(protocol, cells, methods, where, read, notes):
         numbers = {method: average(chosen.where(**fields).by_seed() for fields in tested.members)
                    for method, chosen in methods.items()}
@@ -90,7 +91,8 @@ def apart(protocol, cells, methods, where, read, notes):
     `notes` says so. Only members of one dataset are looked at, whose paths are of one folder."""
     found = []
     for tested in protocol.test_sets(cells):
-        seen, twins = {}, None  # dataset that is tested -> [(member, its images)]
+        seen: dict[str, list] = {}  # dataset that is tested -> [(member, run folders)]
+        twins = None
         for fields in tested.members if len(methods) > 1 and len(tested.members) > 1 else ():
             chosen = [cell for method in methods.values() for cell in method.where(**fields).items()]
             if chosen:

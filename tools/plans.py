@@ -153,7 +153,8 @@ class Planner:
 def require_own_folders(runs, protocol):
     """Raise InputError unless each run of a plan has a folder of its own, from which its Place is read back: else a
     run's number would stand for another one's."""
-    said, first = f"protocol {protocol.name}: ", {}
+    said = f"protocol {protocol.name}: "
+    first: dict[str, Run] = {}
     for run in runs:
         place, twin = run.place, first.setdefault(run.folder, run)
         if twin != run:
