@@ -39,6 +39,8 @@ class BaseToNew(Protocol):
         if run.part == "base" and not run.eval_only:
             return run.place(self.name, BASE)
         untrained = run.eval_only and run.model is None  # such as zero-shot CLIP
+        if run.part == "base" and untrained:
+            return run.place(self.name, BASE)
         if run.part == "new" and (untrained or run.model and (run.model.dataset, run.model.part) ==
                                   (run.dataset, "base")):
             return run.place(self.name, NEW)

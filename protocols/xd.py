@@ -62,6 +62,9 @@ class CrossDataset(Protocol):
         """The evaluations; a training on all classes of a dataset is taken for one of few-shot curves."""
         if not run.eval_only or run.part != "all" or run.model is None or run.model.part != "all":
             return None
+        trained_on = of_dataset(run.model, run.model.dataset, run.model.shots).configured_domains() or ((), ())
+        if run.model.source_domains != trained_on[0]:
+            return None
         if run.model.dataset in ("", run.dataset) or set(run.target_domains) != set(run.all_domains()):
             return None
         shots = run.model.shots if run.model.shots > 0 else run.shots

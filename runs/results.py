@@ -7,7 +7,7 @@ from yacs.config import CfgNode
 
 from dassl.data.overlap import evaluated_part
 from dassl.engine.identity import plain
-from dassl.engine.run_folder import read_results, stored_config
+from dassl.engine.run_folder import read_results, settings_digest, stored_config
 from dassl.engine.run_record import describe_run, predictions_of
 from dassl.metrics import deciding
 from dassl.utils import InputError, is_class_bound
@@ -54,8 +54,8 @@ def who(spec: RunSpec, cfg: CfgNode) -> dict[str, Any]:
 
     Returns:
         {"dataset", "config": names of the config files, "part": DATASET.SUBSAMPLE_CLASSES, "source_domains",
-        "target_domains": names, "shots", "eval_only", "model": {"dataset", "part", "source_domains", "shots"} of the
-        run whose prompts are evaluated, or None, and "protocol": the name of the one that made the run, if one did}.
+        "target_domains": names, "shots", "eval_only", "model": `model_of` the run whose prompts are evaluated, or None,
+        and "protocol": the name of the protocol that planned the run, where one did}.
     """
     names = spec.identity()
     return {
@@ -72,16 +72,18 @@ def who(spec: RunSpec, cfg: CfgNode) -> dict[str, Any]:
 
 
 def model_of(folder: str) -> dict[str, Any]:
-    """{"dataset", "part", "source_domains", "shots"} of the run in a folder, as its results say; those of its config
-    where they do not."""
+    """{"dataset", "part", "source_domains", "shots", "seed", "settings": `settings_digest`} of the run in a folder, as
+    its results say; as its config does where they do not."""
+    config = stored_config(folder)
+    trained = {"seed": config.get("SEED", -1), "settings": settings_digest(config) if config else ""}
     with contextlib.suppress(InputError, OSError):
         run = read_results(folder).get("run") or {}
         known = ("dataset", "part", "source_domains", "shots")
         if all(key in run for key in known):
-            return {key: run[key] for key in known}
-    data = stored_config(folder).get("DATASET") or {}
+            return {key: run[key] for key in known} | trained
+    data = config.get("DATASET") or {}
     return {"dataset": str(data.get("NAME", "")).lower(), "part": str(data.get("SUBSAMPLE_CLASSES", "")),
-            "source_domains": list(data.get("SOURCE_DOMAINS") or ()), "shots": data.get("NUM_SHOTS", -1)}
+            "source_domains": list(data.get("SOURCE_DOMAINS") or ()), "shots": data.get("NUM_SHOTS", -1), **trained}
 
 
 def measured(trainer: Any) -> dict[str, dict[str, float]]:

@@ -1,6 +1,7 @@
 """What a run folder says about the run in it: whether it is whole, and whether it is the one that is asked for."""
 import contextlib
 import hashlib
+import json
 import os
 import types
 from collections.abc import Callable, Iterable, Mapping
@@ -33,10 +34,21 @@ MOST_RESULTS = 2**28  # bytes of a results.json; a confusion matrix of 5,000 cla
 NOT_COMPARED = ("OUTPUT_DIR", "RESUME", "VERBOSE", "DATASET.ROOT", "DATALOADER.NUM_WORKERS", "TRAIN.PRINT_FREQ",
                 "TRAIN.CHECKPOINT_FREQ", "DATALOADER.CACHE_MB", "DATASET.CLASSNAMES")
 
+# Which data, which seed and how it is tested are no settings of a training; backbones are compared by their digests.
+APART_FROM_SETTINGS = ("SEED", "DATASET.", "TEST.", "DATALOADER.TEST.", "MODEL.BACKBONE.", "USE_CUDA")
+
 
 def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Nested dicts -> {dotted key: value}, without what is not compared."""
     return {key: value for key, value in leaves(tree).items() if key not in NOT_COMPARED}
+
+
+def settings_digest(tree: Mapping[str, Any]) -> str:
+    """What a method was trained with, whatever the data and the seed: a digest of those settings of a config (nested
+    dicts) that can change a number."""
+    kept = {key: value for key, value in flat(plain(tree)).items()
+            if key in ("TEST.FINAL_MODEL", "TEST.EVALUATOR") or not key.startswith(APART_FROM_SETTINGS)}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
 
 
 class Listings(dict):

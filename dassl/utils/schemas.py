@@ -109,6 +109,8 @@ class EvaluatedRun(TypedDict, total=False):
 
     dataset: str
     part: str
+    seed: StrictInt
+    settings: str
 
 
 class RunIdentity(EvaluatedRun, total=False):
