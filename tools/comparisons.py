@@ -91,14 +91,14 @@ def apart(protocol, cells, methods, where, read, notes):
     `notes` says so. Only members of one dataset are looked at, whose paths are of one folder."""
     found = []
     for tested in protocol.test_sets(cells):
-        seen: dict[str, list] = {}  # dataset that is tested -> [(member, run folders)]
+        seen: dict[tuple, list] = {}  # names of the dataset that is tested -> [(member, run folders)]
         twins = None
         for fields in tested.members if len(methods) > 1 and len(tested.members) > 1 else ():
             chosen = [cell for method in methods.values() for cell in method.where(**fields).items()]
             if chosen:
                 place, results = chosen[0]
-                seen.setdefault((results.get("run") or {}).get("dataset", place.dataset), []).append(
-                    (fields, [where[place] for place, _ in chosen]))
+                names = (results.get("run") or {}).get("dataset", place.dataset), results.get("dataset")
+                seen.setdefault(names, []).append((fields, [where[place] for place, _ in chosen]))
         for members in seen.values():
             images = [(fields, read.images(folders)) for fields, folders in members] if len(members) > 1 else ()
             twins = twins or next(((one, other) for (one, mine), (other, others) in itertools.combinations(images, 2)

@@ -184,8 +184,9 @@ def results_or_none(path):
 
 
 def recognised(run):
-    """The Place of a StoredRun: that of the first protocol that would make this very run, else None."""
-    for _, protocol in PROTOCOL_REGISTRY.items():
+    """The Place of a StoredRun: that of the first protocol that would make this very run, else None. The protocol that
+    has made it is asked first."""
+    for _, protocol in sorted(PROTOCOL_REGISTRY.items(), key=lambda item: item[0] != run.protocol):
         place = protocol().recognise(run)
         if place is not None and (place.shots is None or place.shots > 0):
             return place
