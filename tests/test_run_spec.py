@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import train
 from dassl.config.words import is_key, is_option
-from dassl.engine.run_folder import read_results
+from dassl.engine.run_folder import read_results, settings_digest
 from dassl.utils import InputError
 from runs import build_config
 from runs.configs import Configs
@@ -175,7 +175,8 @@ def test_results_say_which_run_it_is_whatever_its_folder(tmp_path, arguments, cl
     words = arguments("CoOp", tmp_path / "new", *domains, "--eval-only", "--model-dir", folder,
                       "DATASET.SUBSAMPLE_CLASSES", "new", dataset="pacs")
     expected = who | {"part": "new", "eval_only": True, "model": {
-        "dataset": "pacs", "part": "base", "source_domains": who["source_domains"], "shots": who["shots"]}}
+        "dataset": "pacs", "part": "base", "source_domains": who["source_domains"], "shots": who["shots"],
+        "seed": base["seed"], "settings": settings_digest(base["config"])}}
     assert train.main(words, clips=clips)["run"] == expected
     stored = {key: value for key, value in base.items() if key != "run"}  # of a former version
     (folder / "results.json").write_text(json.dumps(stored))
