@@ -99,7 +99,8 @@ class BaseToNew(Protocol):
                         [{"dataset": name, "part": part} for name in cells.values("dataset")]) for part in (BASE, NEW)]
 
     def published(self, cells: Cells, known: Mapping[str, Any]) -> list[list[Any]]:
-        """A measured average is compared only where it is over the papers' eleven datasets."""
+        """A measured average is compared only where it is over the papers' eleven datasets, with their 16 shots."""
+        whole = set(DATASETS) <= set(cells.values("dataset")) and cells.values("shots") == [16]
         measured_on = set(cells.values("dataset")) & set(DATASETS)
         rows = []
         for method, chosen in cells.methods():
@@ -107,7 +108,7 @@ class BaseToNew(Protocol):
             if not numbers:
                 continue
             columns = [columns_of(chosen.where(dataset=name)) for name in DATASETS]
-            measured = base_new_h(*zip(*columns)) if len(measured_on) == len(DATASETS) else (Number(),) * 3
+            measured = base_new_h(*zip(*columns)) if whole else (Number(),) * 3
             for what, number in zip(("base", "new", "H"), measured):
                 rows.append([method, f"{len(measured_on)} of {len(DATASETS)} datasets", what, number,
                              Number.stated(numbers[what]), f"[{numbers['source']}]"])

@@ -12,7 +12,8 @@ import pytest
 import train
 from dassl.engine.run_folder import settings_digest
 from dassl.utils import InputError
-from protocols import PROTOCOL_REGISTRY, Place, Protocol
+from protocols import PROTOCOL_REGISTRY, Cells, Place, Protocol, protocol_named
+from protocols.base2new import DATASETS
 from protocols.parts.stored_run import StoredRun
 from tools import plot, protocol, report, run_folders
 from tools.plans import Planner
@@ -82,15 +83,15 @@ def test_sdg_takes_no_config_that_splits_by_domains(drawn_root):
 def test_sdg_in_report_and_figures(tmp_path, capsys):
     for trainer, gain in (("A", 0), ("B", 10)):
         for seed in (1, 2, 3):
-            for source, target in (("x", "y"), ("x", "z"), ("y", "x"), ("y", "z")):
+            for source, target in (("x", "y"), ("x", "z"), ("y", "x"), ("y", "z"), ("z", "x"), ("z", "y")):
                 write_run(tmp_path, Place("sdg", "pacs", trainer, "c", f"{source}/{target}", 1, seed),
                           share(50 + gain + seed), train=source + str(seed), test=target)
     tables = {table.title: cells(table.render()) for table in report.main([str(tmp_path)])}
     square = tables["A: pacs, trained on one domain, tested on another"]
     assert square[0] == ["source", "x", "y", "z", "average"]
     assert square[2] == ["x", "-", "52.00 +- 1.00", "52.00 +- 1.00", "52.00 +- 1.00"]
-    assert tables["pacs, trained on one domain, averages over the others"][3] == ["B", *3 * ["62.00 +- 1.00"]]
-    assert sum("does the difference hold" in title for title in tables) == 2  # a source each
+    assert tables["pacs, trained on one domain, averages over the others"][3] == ["B", *4 * ["62.00 +- 1.00"]]
+    assert sum("does the difference hold" in title for title in tables) == 3  # one per source
     assert any(title.startswith("pacs, trained on x") for title in tables)
     files = plot.main([str(tmp_path), "--only", "sdg"])
     svg = Path(files[1]).read_text()
@@ -216,6 +217,30 @@ def test_flags_of_another_protocol_are_refused():
     assert protocol.parse_arguments([*words, "--protocol", "xd"]).own == {"targets": ["dtd"]}
 
 
+def test_an_average_over_a_part_of_the_domains_is_none():
+    """sketch was trained on, and cartoon only tested: what would need the other runs is "-"."""
+    runs = {Place("sdg", "pacs", "CoOp", "a", part, 1, 1): {"metrics": {"test": {"accuracy": 50.0}}}
+            for part in ("sketch/cartoon", "cartoon/sketch", "sketch/photo")}
+    table = protocol_named("sdg").seed_tables(Cells(runs))[-1]
+    shown = {row[0]: [number.text() for number in row[1:]] for row in table.rows}
+    assert table.headers == ["source", "sketch", "cartoon", "photo", "average"]
+    assert shown["sketch"] == ["-", "50.00", "50.00", "50.00"] and shown["cartoon"] == ["50.00", "-", "-", "-"]
+    assert shown["photo"] == ["-"] * 4 and shown["average"][-1] == "-"
+
+
+def test_published_averages_stand_beside_whole_ones_of_their_shots_only():
+    numbers = {"CoOp": {"base": 1, "new": 2, "H": 3, "source": "x", "any shots": {"source": "x", "pacs": 90}}}
+    named = {"metrics": {"test": {"accuracy": 50.0}},
+             "config": {"DATASET": {"SOURCE_DOMAINS": ["b", "c"], "TARGET_DOMAINS": ["a"]}}}
+    dg = {Place("dg", "pacs", "CoOp", "c", part, 1, 1): named for part in "abc"}
+    base = {Place("base2new", name, "CoOp", "c", part, shots, 1): named for name in DATASETS
+            for part in ("train_base", "test_new") for shots in (1,)}
+    published = protocol_named("dg").published
+    assert published(Cells(dg), numbers)[0][3].text() == "50.00"
+    assert published(Cells(list(dg.items())[:2]), numbers)[0][3].text() == "-"
+    assert [row[3].text() for row in protocol_named("base2new").published(Cells(base), numbers)] == ["-"] * 3
+
+
 # ---- single runs ----
 def single(folder, trainer="CoOp", seed=1, right=50, test="b", **run):
     """A run of train.py somewhere."""
@@ -339,8 +364,11 @@ def test_new_classes_stand_beside_the_base_classes_of_their_own_training_only(tm
 
 def test_a_run_of_other_shots_does_not_block_the_report(tmp_path):
     write_run(tmp_path, base2new("A"), share(50))
-    single(tmp_path, trainer="A", dataset="dtd", part="base", shots=4, seed=3)
-    assert "number of shots" in only_single(tmp_path) or "settings" in only_single(tmp_path)
+    folder = single(tmp_path, trainer="A", dataset="dtd", part="base", shots=4, seed=3)
+    results = stored(folder)
+    results["config"]["DATASET"]["NUM_SHOTS"] = 4
+    (folder / "results.json").write_text(json.dumps(results))
+    assert "number of shots" in only_single(tmp_path)
     assert len(report.main([str(tmp_path)])) == 2
 
 
