@@ -11,6 +11,7 @@ import sys
 import types
 
 from dassl.utils.errors import InputError
+from dassl.utils.moved import naming_what_moved
 
 
 def import_package_modules(package):
@@ -27,9 +28,10 @@ def load_plugin(spec, registries=()):
     relatively; the folder's `__init__.py` is not run. What it registers may replace a known name in `registries`.
 
     Raises:
-        InputError: no such file or module.
+        InputError: no such file or module, or it imports what this toolkit has no more.
     """
     with contextlib.ExitStack() as stack:
+        stack.enter_context(naming_what_moved(f"--plugin {spec}"))
         for registry in registries:
             stack.enter_context(registry.replacing())
         if not (spec.endswith(".py") or os.path.isfile(spec)):
