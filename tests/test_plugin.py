@@ -282,3 +282,16 @@ def test_a_foreign_trainer_may_use_the_names_of_parts(arguments, tmp_path):
     words = arguments("OwnNames", tmp_path, "--plugin", HABITS, "DATALOADER.NUM_WORKERS", 0)
     results = train.main(words)
     assert 0 <= results["metrics"]["test"]["accuracy"] <= 100 and results["budget"]["updates"] > 0
+
+
+@pytest.mark.usefixtures("own_registries")
+@pytest.mark.parametrize(("line", "told"), [
+    ("class_bound = property(lambda self: super(Mine, self).class_bound or True)", "Mine.class_bound is a property"),
+    ("def to_device(self, value): return value", "Mine defines to_device, which is not called any more")])
+def test_a_former_method_file_that_cannot_run_is_refused_at_once(line, told, arguments, clips, tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(
+        "from dassl.engine import TRAINER_REGISTRY\nfrom trainers.zsclip import ZeroshotCLIP\n\n"
+        f"@TRAINER_REGISTRY.register()\nclass Mine(ZeroshotCLIP):\n    {line}\n")
+    with pytest.raises(InputError, match=f"^{told}"):
+        train.main(arguments("Mine", tmp_path / "out", "--plugin", tmp_path / "mine.py"), clips=clips)
+    assert "Finish training" not in capsys.readouterr().out

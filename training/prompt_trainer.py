@@ -136,7 +136,6 @@ class PromptTrainer(TrainerX):
 
     @property
     def node(self) -> CN:
-        """The method's own config."""
         return self.node_of(self.cfg)
 
     def cross_entropy(self, logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:

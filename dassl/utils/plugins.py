@@ -28,12 +28,12 @@ def load_plugin(spec, registries=()):
     relatively; the folder's `__init__.py` is not run. What it registers may replace a known name in `registries`.
 
     Raises:
-        InputError: no such file or module, or it imports what this toolkit has no more.
+        InputError: no such file or module.
     """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(naming_what_moved(f"--plugin {spec}"))
         for registry in registries:
             stack.enter_context(registry.replacing())
+        stack.enter_context(naming_what_moved(f"--plugin {spec}"))
         if not (spec.endswith(".py") or os.path.isfile(spec)):
             if not all(part.isidentifier() for part in spec.split(".")):
                 raise InputError(f"--plugin {spec}: neither a file nor a module that can be imported")
