@@ -12,6 +12,7 @@ import traceback
 import types
 
 from dassl.utils.errors import InputError
+from dassl.utils.moved import naming_what_moved
 
 
 def import_package_modules(package):
@@ -33,6 +34,7 @@ def load_plugin(spec, registries=()):
     with contextlib.ExitStack() as stack, _told(spec):
         for registry in registries:
             stack.enter_context(registry.replacing())
+        stack.enter_context(naming_what_moved(f"--plugin {spec}"))
         if not (spec.endswith(".py") or os.path.isfile(spec)):
             if not all(part.isidentifier() for part in spec.split(".")):
                 raise InputError(f"--plugin {spec}: neither a file nor a module that can be imported")
