@@ -27,6 +27,9 @@ class TestSet:
         title: of the table of differences.
         members: fields of Places, a dict per set of test images.
         together: whether one training is tested on all of them, or trainings that share images of their seed.
+
+    Members of one dataset that have test images in common are compared each by itself (tools/comparisons.py): averaged,
+    these images would count several times.
     """
 
     __test__ = False  # pytest is not to collect it
@@ -83,6 +86,8 @@ class Protocol(Naming):
         """
         raise NotImplementedError
 
+    plan.missing = True  # type: ignore[attr-defined]  # a protocol without one of its own is refused
+
     def recognise(self, run: StoredRun) -> Place | None:
         """The place of a run that was made outside of the protocol's folders, by train.py; None for one that is not
         exactly what `plan` would make. Protocols are asked in the order of the registry, and the first one has it."""
@@ -100,6 +105,11 @@ class Protocol(Naming):
     def notes(self, method: str, cells: Cells) -> list[str]:
         """Lines on what is run otherwise than it may seem. cells: the places of one method's runs."""
         return []
+
+    def one_class(self, names: str) -> str:
+        """What is said where no run was made, because each would be tested among one class. names: of these classes."""
+        return (f"each part of the classes that is tested has one class ({names}), and an accuracy among one class "
+                f"says nothing; {self.name} needs a dataset of more classes")
 
     # ---- tables ----
     def title(self, dataset: str) -> str:

@@ -39,6 +39,8 @@ class BaseToNew(Protocol):
         if run.part == "base" and not run.eval_only:
             return run.place(self.name, BASE)
         untrained = run.eval_only and run.model is None  # such as zero-shot CLIP
+        if run.part == "base" and untrained:
+            return run.place(self.name, BASE)
         if run.part == "new" and (untrained or run.model and (run.model.dataset, run.model.part) ==
                                   (run.dataset, "base")):
             return run.place(self.name, NEW)
@@ -53,6 +55,10 @@ class BaseToNew(Protocol):
 
     def order(self, place: Place) -> tuple[Any, ...]:
         return place.part != BASE, place.part
+
+    def one_class(self, names: str) -> str:
+        return (f"each half of the classes has one class ({names}), and an accuracy among one class says nothing; "
+                "base2new needs at least four classes for both halves")
 
     # ---- tables ----
     def seed_tables(self, cells: Cells) -> list[Table]:
@@ -93,7 +99,8 @@ class BaseToNew(Protocol):
                         [{"dataset": name, "part": part} for name in cells.values("dataset")]) for part in (BASE, NEW)]
 
     def published(self, cells: Cells, known: Mapping[str, Any]) -> list[list[Any]]:
-        """A measured average is compared only where it is over the papers' eleven datasets."""
+        """A measured average is compared only where it is over the papers' eleven datasets, with their 16 shots."""
+        whole = set(DATASETS) <= set(cells.values("dataset")) and cells.values("shots") == [16]
         measured_on = set(cells.values("dataset")) & set(DATASETS)
         rows = []
         for method, chosen in cells.methods():
@@ -101,7 +108,7 @@ class BaseToNew(Protocol):
             if not numbers:
                 continue
             columns = [columns_of(chosen.where(dataset=name)) for name in DATASETS]
-            measured = base_new_h(*zip(*columns)) if len(measured_on) == len(DATASETS) else (Number(),) * 3
+            measured = base_new_h(*zip(*columns)) if whole else (Number(),) * 3
             for what, number in zip(("base", "new", "H"), measured):
                 rows.append([method, f"{len(measured_on)} of {len(DATASETS)} datasets", what, number,
                              Number.stated(numbers[what]), f"[{numbers['source']}]"])

@@ -5,7 +5,7 @@ them. So the training run tests the first of the other domains, and one evaluati
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from protocols.base import Protocol, TestSet, by_dataset
 from protocols.parts.cells import Cells
@@ -80,27 +80,31 @@ class SingleDomain(Protocol):
 
     def trainings(self, cells: Cells) -> list[tuple[str, str, Cells]]:
         """A figure per source."""
-        return [(f"_{source}", f"trained on {source.replace('_', ' ')}",
-                 Cells({place: results for place, results in cells.items() if place.part in parts}))
-                for source, parts in by_source(cells).items()]
+        found = [(source, Cells({place: results for place, results in cells.items() if place.part in parts}))
+                 for source, parts in by_source(cells).items()]
+        return [(f"_{source}", f"trained on {source.replace('_', ' ')}", own) for source, own in found if own]
+
+
+def domains_of(parts: Sequence[str]) -> list[str]:
+    """The domains that parts name, sources first, in their order."""
+    return list(dict.fromkeys([*(part.split("/")[0] for part in parts), *(part.split("/")[1] for part in parts)]))
 
 
 def by_source(cells: Cells) -> dict[str, list[str]]:
-    """{source domain: the parts that were trained on it}"""
-    found: dict[str, list[str]] = {}
-    for part in cells.values("part"):
-        found.setdefault(part.split("/")[0], []).append(part)
-    return found
+    """{source domain: the parts that are trained on it, one per other domain}; a part without a run is among them, and
+    an average that would need it is none."""
+    parts = cells.values("part")
+    return {source: [f"{source}/{target}" for target in domains_of(parts) if target != source]
+            for source in domains_of(parts)}
 
 
 def source_by_target(cells: Cells, title: str, parts: list[str]) -> Table:
     """One method's accuracies: a row per source, a column per target, and their averages, over the seeds.
 
     parts: those that all methods are averaged over."""
+    domains = domains_of(parts)
+    parts = [f"{source}/{target}" for source in domains for target in domains if source != target]
     columns = {part: cells.where(part=part).by_seed() for part in parts}
-    sources = list(dict.fromkeys(part.split("/")[0] for part in parts))
-    targets = list(dict.fromkeys(part.split("/")[1] for part in parts))
-    targets.sort(key=lambda target: sources.index(target) if target in sources else len(sources))
 
     def over(source: str, target: str) -> Number:
         """The average over the parts from a source to a target, "" for any."""
@@ -108,5 +112,5 @@ def source_by_target(cells: Cells, title: str, parts: list[str]) -> Table:
         return average(columns[part] for part, pair in pairs.items() if source in ("", pair[0])
                        and target in ("", pair[1]))
 
-    rows = [[source or "average", *(over(source, target) for target in (*targets, ""))] for source in (*sources, "")]
-    return Table(title, ["source", *targets, "average"], rows)
+    rows = [[source or "average", *(over(source, target) for target in (*domains, ""))] for source in (*domains, "")]
+    return Table(title, ["source", *domains, "average"], rows)

@@ -62,6 +62,9 @@ class CrossDataset(Protocol):
         """The evaluations; a training on all classes of a dataset is taken for one of few-shot curves."""
         if not run.eval_only or run.part != "all" or run.model is None or run.model.part != "all":
             return None
+        trained_on = of_dataset(run.model, run.model.dataset, run.model.shots).configured_domains() or ((), ())
+        if run.model.source_domains != trained_on[0]:
+            return None
         if run.model.dataset in ("", run.dataset) or set(run.target_domains) != set(run.all_domains()):
             return None
         shots = run.model.shots if run.model.shots > 0 else run.shots
@@ -96,7 +99,7 @@ class CrossDataset(Protocol):
             for what, size in (("average", 10), ("average of variants", 4)):
                 if numbers and numbers.get(what) is not None:
                     group = found.get(what, [])
-                    whole = len(group) == size
+                    whole = len(group) == size and chosen.values("shots") == [16]  # as published
                     measured = average(chosen.where(part=name).by_seed() for name in group) if whole else Number()
                     rows.append([method, f"{len(group)} of {size} datasets", what, measured,
                                  Number.stated(numbers[what]), f"[{numbers['source']}]"])

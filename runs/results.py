@@ -13,7 +13,7 @@ from dassl.config.tree import dotted
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.data.overlap import evaluated_part
 from dassl.engine.identity import plain
-from dassl.engine.run_folder import read_results, stored_config
+from dassl.engine.run_folder import read_results, settings_digest, stored_config
 from dassl.engine.run_record import describe_run, predictions_of
 from dassl.metrics import deciding
 from dassl.utils import InputError, is_class_bound
@@ -61,8 +61,8 @@ def who(spec: RunSpec, cfg: CfgNode) -> dict[str, Any]:
 
     Returns:
         {"dataset", "config": names of the config files, "name": DATASET.NAME, "part": DATASET.SUBSAMPLE_CLASSES,
-        "source_domains", "target_domains": names, "shots", "eval_only", "model": {"dataset", "name", "part",
-        "source_domains", "shots"} of the run whose prompts are evaluated, or None}.
+        "source_domains", "target_domains": names, "shots", "eval_only", "model": `model_of` the run whose prompts are
+        evaluated, or None, and "protocol": the name of the protocol that planned the run, where one did}.
     """
     names = spec.identity()
     dataset = names["dataset"] or file_of_dataset(cfg.DATASET.NAME)
@@ -76,28 +76,32 @@ def who(spec: RunSpec, cfg: CfgNode) -> dict[str, Any]:
         "shots": cfg.DATASET.NUM_SHOTS,
         "eval_only": spec.eval_only,
         "model": model_of(spec.model_dir, dataset, cfg) if spec.eval_only and spec.model_dir else None,
+        **({"protocol": spec.protocol} if spec.protocol else {}),
     }
 
 
 def model_of(folder: str, dataset: str, cfg: CfgNode) -> dict[str, Any]:
-    """{"dataset", "name", "part", "source_domains", "shots"} of the run in a folder, as its results say; those of its
-    config where they do not.
+    """{"dataset", "name", "part", "source_domains", "shots", "seed", "settings": `settings_digest`} of the run in a
+    folder, as its results say; as its config does where they do not.
 
     Args:
         dataset, cfg: what the evaluation calls its dataset, and its config.
     """
+    config = stored_config(folder)
+    trained = {"seed": config.get("SEED", -1), "settings": settings_digest(config) if config else ""}
     with contextlib.suppress(InputError, OSError):
         results = read_results(folder)
         run = {"name": results.get("dataset", ""), **(results.get("run") or {})}
         known = ("dataset", "name", "part", "source_domains", "shots")
         if all(key in run for key in known):
-            return {key: run[key] for key in known}
-    data = stored_config(folder).get("DATASET")
+            return {key: run[key] for key in known} | trained
+    data = config.get("DATASET")
     data = data if isinstance(data, dict) else {}
     domains = data.get("SOURCE_DOMAINS")
     return {"dataset": _dataset_of(data, dataset, cfg), "name": str(data.get("NAME", "")),
             "part": str(data.get("SUBSAMPLE_CLASSES", "")),
-            "source_domains": domains if isinstance(domains, list) else [], "shots": data.get("NUM_SHOTS", -1)}
+            "source_domains": domains if isinstance(domains, list) else [], "shots": data.get("NUM_SHOTS", -1),
+            **trained}
 
 
 def _dataset_of(data: Mapping[str, Any], dataset: str, cfg: CfgNode) -> str:

@@ -136,7 +136,7 @@ def _train(trainer: Any) -> None:
 
 def require_nothing_to_train(trainer: Any) -> None:
     """Raise InputError where a foreign trainer without a training step of its own registers something to train."""
-    trained = [name for name in trainer.get_model_names() if trainer._optims[name] is not None]
+    trained = [name for name in trainer.get_model_names() if trainer.registered_model(name).optim is not None]
     if trained:
         raise InputError(f"{type(trainer).__name__} registers an optimizer for {', '.join(trained)} but has no "
                          "training step: define forward_backward, or register it without an optimizer")

@@ -30,6 +30,7 @@ class RunSpec:
         skip_bad_images: leave unreadable images out (DATASET.SKIP_BAD_IMAGES).
         plugins: files or modules with more methods, datasets or protocols.
         options: config options, (KEY, VALUE, KEY, VALUE, ...).
+        protocol: the name of the protocol whose plan the run is of, for its results.json.
     """
 
     trainer: str = ""
@@ -51,6 +52,7 @@ class RunSpec:
     skip_bad_images: bool = False
     plugins: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
+    protocol: str = ""
 
     def settings(self) -> dict[str, str]:
         """{KEY: VALUE} of the options; of a key that is given twice, the last one."""

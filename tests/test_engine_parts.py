@@ -10,6 +10,7 @@ import torch
 from dassl.engine import TrainerBase, TrainerX
 from dassl.engine.checkpointer import Checkpointer, Contents
 from dassl.engine.evaluation import Evaluation
+from dassl.engine.former_hooks import require_no_former_hook
 from dassl.engine.progress import Progress
 from dassl.utils import (
     BEST,
@@ -54,6 +55,9 @@ class Numbers(Contents):
         if any(state["state_dict"]["x"] == 13 for _, state in found):
             raise InputError(f"{directory} is of another training")
         self.restored = [(os.path.relpath(path, directory), state["state_dict"]["x"].item()) for path, state in found]
+
+    def load(self, directory, epoch=None):
+        return {"directory": [directory, epoch]}
 
 
 def at(epoch, step=0):
@@ -167,6 +171,18 @@ def test_names_of_data_parallel_are_stored_as_the_trainer_wants(tmp_path):
         contents.module_prefix, contents.state = module_prefix, lambda folder: {"state_dict": {"module.x": 1}}
         saved(str(tmp_path), contents, 1)
         assert list(load_checkpoint(str(tmp_path / "a" / checkpoint_name(1)))["state_dict"]) == [expected]
+
+
+class Loads(TrainerBase):
+    def checkpoint_contents(self):
+        return Numbers(a=1)
+
+
+def test_what_is_evaluated_is_loaded_through_the_checkpointer(tmp_path):
+    assert Checkpointer(Numbers(a=1)).load("folder", 3) == {"directory": ["folder", 3]}
+    trainer = Loads()
+    trainer.load_model(str(tmp_path), 2)
+    assert trainer.changed == {"directory": [str(tmp_path), 2]}
 
 
 def test_a_trainer_that_is_over_is_let_go():
@@ -396,3 +412,83 @@ def test_whether_a_method_is_class_bound(trainer, csc, expected):
     made = trainer.__new__(trainer)
     made.cfg = cfg
     assert is_class_bound(trainer, cfg) is is_class_bound(made, cfg) is expected
+
+
+class ByNode(PromptTrainer):
+    @property
+    def class_bound(self):
+        return self.node.CSC
+
+
+class AsksMore(PromptTrainer):
+    @property
+    def class_bound(self):
+        return super().class_bound or self.cfg.TRAINER.MINE.CSC
+
+
+class AsksTheModel(PromptTrainer):
+    @property
+    def class_bound(self):
+        return self.model.bound
+
+
+def test_a_property_may_read_the_node():
+    made, cfg = ByNode.__new__(ByNode), SimpleNamespace(TRAINER={"BYNODE": SimpleNamespace(CSC=True)})
+    made.cfg = cfg
+    assert is_class_bound(ByNode, cfg) is is_class_bound(made, cfg) is True
+
+
+@pytest.mark.parametrize("trainer", [AsksMore, AsksTheModel])
+def test_a_property_that_gives_no_answer_is_refused(trainer):
+    made, cfg = trainer.__new__(trainer), config(CSC=False)
+    made.cfg = cfg
+    for asked in (trainer, made):
+        with pytest.raises(InputError, match=rf"^{trainer.__name__}.class_bound is a property .*class_bound is a class "
+                                             r"method now: def class_bound\(cls, cfg\)$"):
+            is_class_bound(asked, cfg)
+
+
+def test_a_class_is_asked_without_a_trainer():
+    class Counted(ByProperty):
+        def __new__(cls, *args, **kwargs):
+            pytest.fail("a trainer is made")
+
+    assert is_class_bound(Counted, config(CSC=True))
+
+
+# ---- names of parts, registered models ----
+def test_a_class_may_use_the_names_of_parts():
+    class Own(TrainerBase):
+        progress = "mine"
+
+        def evaluation(self):
+            return "mine"
+
+    trainer = Own()
+    trainer.budget = 3
+    assert trainer.evaluation() == trainer.progress == "mine" and trainer.budget == 3
+    assert isinstance(TrainerBase.evaluation.of(trainer), Evaluation)
+    assert isinstance(TrainerBase.progress.of(trainer), Progress)
+    assert TrainerBase.budget.of(trainer) is trainer._budget
+    other = TrainerBase()
+    assert other.budget is other._budget and other.stop is other._stop and other.evaluation is other._evaluation
+
+
+def test_registered_models():
+    trainer, model, optim = TrainerBase(), object(), object()
+    trainer.register_model("net", model, optim)
+    assert trainer.registered_model("net") == (model, optim, None)
+    assert trainer.registered_model("net").optim is optim
+    with pytest.raises(KeyError, match="no model"):
+        trainer.registered_model("other")
+
+
+@pytest.mark.parametrize(("base", "hook", "instead"), [
+    (PromptTrainer, "to_device", "training.batches.to_device"), (PromptTrainer, "whole", "all_gather_batch"),
+    (PromptTrainer, "require_honoured", "training.options"), (PromptTrainer, "prune_checkpoints", "checkpointer.prune"),
+    (PromptTrainer, "forget_interruption", "checkpointer.forget_interruption"),
+    (PromptTrainer, "check_images", "require_images"), (TrainerX, "check_validation", "require_validation")])
+def test_a_hook_of_earlier_releases_is_refused(base, hook, instead):
+    require_no_former_hook(base)
+    with pytest.raises(InputError, match=f"^Mine defines {hook}, which is not called any more: .*{instead}"):
+        require_no_former_hook(type("Mine", (base,), {hook: lambda self: None}))

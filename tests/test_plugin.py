@@ -1,6 +1,7 @@
 """Methods and datasets from elsewhere: a file in the public Dassl style runs unchanged."""
 import hashlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import subprocess
@@ -16,7 +17,7 @@ from yacs.config import CfgNode as CN
 
 import train
 from dassl.engine import TRAINER_REGISTRY
-from dassl.utils import InputError
+from dassl.utils import InputError, moved
 from prompting import backbone, weights
 from tools import protocol
 
@@ -225,3 +226,72 @@ def test_a_weights_file_as_the_backbone_of_a_foreign_trainer(arguments, words, t
     config = words("unused")[words("unused").index("--config-file") + 1]
     results = train.main(arguments("CoOp", tmp_path / "out", "--plugin", COOP, backbone=clip_file, config=config))
     assert results["metrics"]["test"]["accuracy"] >= 0
+
+
+FORMER = str(PLUGINS / "former.py")
+
+
+@pytest.mark.usefixtures("own_registries")
+@pytest.mark.parametrize(("method", "options", "bound"), [
+    ("SoftCoOp", (), False), ("SoftCoOp", ("TRAINER.SOFTCOOP.CSC", True), True), ("Former", (), False),
+    ("Former", ("TRAINER.FORMER.OWN", True), True), ("FormerFeatures", (), False)])
+def test_former_method_files_and_subclasses_run(method, options, bound, arguments, tiny_config, clips, clip_file,
+                                                drawn_root, tmp_path, monkeypatch):
+    """Trained, evaluated, and in base2new, where a method that belongs to its classes has no accuracy on new ones."""
+    monkeypatch.setattr("training.towers.load_clip", lambda name: next(iter(clips.values())))
+    base, again = tmp_path / "base", tmp_path / "again"
+    trained = train.main(arguments(method, base, "--plugin", FORMER, *options), clips=clips)
+    assert trained["class_bound"] is bound
+    if method != "FormerFeatures":
+        words = arguments(method, again, "--plugin", FORMER, "--eval-only", "--model-dir", base, *options)
+        assert train.main(words, clips=clips)["metrics"] == trained["metrics"]
+    table = protocol.main(["base2new", "--trainer", method, "--seeds", "1", "--dataset", "caltech101", "--cfg",
+                           tiny_config, "--root", str(drawn_root), "--output", str(tmp_path / "out"), "--plugin",
+                           FORMER, "--shots", "2", "--backbone", clip_file, *map(str, options)])
+    assert ("-" in table.splitlines()[-1].split()) is bound
+
+
+@pytest.mark.usefixtures("own_registries")
+@pytest.mark.parametrize(("line", "told"), [
+    ("from dassl.utils import from_first", "dassl.utils.from_first, which is dassl.utils.broadcast now"),
+    ("import dassl.utils.ranks", "dassl.utils.ranks, which is dassl.utils.distributed now"),
+    ("from trainers.checkpoints import X", "trainers.checkpoints, which is training.trained_tensors now"),
+    ("from training import Nothing", "training.Nothing, which is not part of this release")])
+def test_a_plugin_that_imports_what_has_moved_is_told_where(line, told, tmp_path):
+    (tmp_path / "old.py").write_text(line + "\n")
+    with pytest.raises(InputError, match=f"^--plugin .*old.py: it imports {told}$"):
+        train.discover([str(tmp_path / "old.py")])
+
+
+@pytest.mark.usefixtures("own_registries")
+def test_what_else_a_plugin_lacks_is_left_as_it_is(tmp_path):
+    (tmp_path / "lacks.py").write_text("import nowhere_to_be_found\n")
+    with pytest.raises(ModuleNotFoundError, match="nowhere_to_be_found"):
+        train.discover([str(tmp_path / "lacks.py")])
+
+
+def test_where_moved_names_are():
+    for name in moved.MOVED.values():
+        module, _, last = name.rpartition(".")
+        found = importlib.import_module(module)
+        assert hasattr(found, last) or importlib.util.find_spec(name)
+
+
+@pytest.mark.usefixtures("own_registries")
+def test_a_foreign_trainer_may_use_the_names_of_parts(arguments, tmp_path):
+    words = arguments("OwnNames", tmp_path, "--plugin", HABITS, "DATALOADER.NUM_WORKERS", 0)
+    results = train.main(words)
+    assert 0 <= results["metrics"]["test"]["accuracy"] <= 100 and results["budget"]["updates"] > 0
+
+
+@pytest.mark.usefixtures("own_registries")
+@pytest.mark.parametrize(("line", "told"), [
+    ("class_bound = property(lambda self: super(Mine, self).class_bound or True)", "Mine.class_bound is a property"),
+    ("def to_device(self, value): return value", "Mine defines to_device, which is not called any more")])
+def test_a_former_method_file_that_cannot_run_is_refused_at_once(line, told, arguments, clips, tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(
+        "from dassl.engine import TRAINER_REGISTRY\nfrom trainers.zsclip import ZeroshotCLIP\n\n"
+        f"@TRAINER_REGISTRY.register()\nclass Mine(ZeroshotCLIP):\n    {line}\n")
+    with pytest.raises(InputError, match=f"^{told}"):
+        train.main(arguments("Mine", tmp_path / "out", "--plugin", tmp_path / "mine.py"), clips=clips)
+    assert "Finish training" not in capsys.readouterr().out

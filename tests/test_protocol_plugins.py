@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 import train
+from dassl.engine.run_folder import settings_digest
 from dassl.utils import InputError
-from protocols import PROTOCOL_REGISTRY, Place, Protocol
+from protocols import PROTOCOL_REGISTRY, Cells, Place, Protocol, protocol_named
+from protocols.base2new import DATASETS
 from protocols.parts.stored_run import StoredRun
 from tools import plot, protocol, report, run_folders
 from tools.plans import Planner
@@ -81,15 +83,15 @@ def test_sdg_takes_no_config_that_splits_by_domains(drawn_root):
 def test_sdg_in_report_and_figures(tmp_path, capsys):
     for trainer, gain in (("A", 0), ("B", 10)):
         for seed in (1, 2, 3):
-            for source, target in (("x", "y"), ("x", "z"), ("y", "x"), ("y", "z")):
+            for source, target in (("x", "y"), ("x", "z"), ("y", "x"), ("y", "z"), ("z", "x"), ("z", "y")):
                 write_run(tmp_path, Place("sdg", "pacs", trainer, "c", f"{source}/{target}", 1, seed),
                           share(50 + gain + seed), train=source + str(seed), test=target)
     tables = {table.title: cells(table.render()) for table in report.main([str(tmp_path)])}
     square = tables["A: pacs, trained on one domain, tested on another"]
     assert square[0] == ["source", "x", "y", "z", "average"]
     assert square[2] == ["x", "-", "52.00 +- 1.00", "52.00 +- 1.00", "52.00 +- 1.00"]
-    assert tables["pacs, trained on one domain, averages over the others"][3] == ["B", *3 * ["62.00 +- 1.00"]]
-    assert sum("does the difference hold" in title for title in tables) == 2  # a source each
+    assert tables["pacs, trained on one domain, averages over the others"][3] == ["B", *4 * ["62.00 +- 1.00"]]
+    assert sum("does the difference hold" in title for title in tables) == 3  # one per source
     assert any(title.startswith("pacs, trained on x") for title in tables)
     files = plot.main([str(tmp_path), "--only", "sdg"])
     svg = Path(files[1]).read_text()
@@ -173,7 +175,8 @@ def test_the_protocol_of_the_docs(call, tmp_path):
     assert rows[0] == ["method", "new", "base", "lost"] and rows[3][0] == "LinearProbe" and rows[3][2:] == ["-", "-"]
     new, base, lost = map(float, rows[2][1:])
     assert lost == pytest.approx(new - base, abs=0.011)
-    assert cells(call("new2base", *plugin, "--trainer", "CoOp", dataset="caltech101"))[0] == ["new", "base", "average"]
+    own = cells(call("new2base", *plugin, "--trainer", "CoOp", dataset="caltech101"))
+    assert own[0] == ["new", "base", "lost"] and own[-1] == ["mean", *rows[2][1:]]
     assert report.main([str(tmp_path / "out"), *plugin, "--compare"])[0].headers[-1] == "lost"
     assert plot.main([str(tmp_path / "out"), *plugin, "--only", "new2base"])
 
@@ -214,6 +217,30 @@ def test_flags_of_another_protocol_are_refused():
     assert protocol.parse_arguments([*words, "--protocol", "xd"]).own == {"targets": ["dtd"]}
 
 
+def test_an_average_over_a_part_of_the_domains_is_none():
+    """sketch was trained on, and cartoon only tested: what would need the other runs is "-"."""
+    runs = {Place("sdg", "pacs", "CoOp", "a", part, 1, 1): {"metrics": {"test": {"accuracy": 50.0}}}
+            for part in ("sketch/cartoon", "cartoon/sketch", "sketch/photo")}
+    table = protocol_named("sdg").seed_tables(Cells(runs))[-1]
+    shown = {row[0]: [number.text() for number in row[1:]] for row in table.rows}
+    assert table.headers == ["source", "sketch", "cartoon", "photo", "average"]
+    assert shown["sketch"] == ["-", "50.00", "50.00", "50.00"] and shown["cartoon"] == ["50.00", "-", "-", "-"]
+    assert shown["photo"] == ["-"] * 4 and shown["average"][-1] == "-"
+
+
+def test_published_averages_stand_beside_whole_ones_of_their_shots_only():
+    numbers = {"CoOp": {"base": 1, "new": 2, "H": 3, "source": "x", "any shots": {"source": "x", "pacs": 90}}}
+    named = {"metrics": {"test": {"accuracy": 50.0}},
+             "config": {"DATASET": {"SOURCE_DOMAINS": ["b", "c"], "TARGET_DOMAINS": ["a"]}}}
+    dg = {Place("dg", "pacs", "CoOp", "c", part, 1, 1): named for part in "abc"}
+    base = {Place("base2new", name, "CoOp", "c", part, shots, 1): named for name in DATASETS
+            for part in ("train_base", "test_new") for shots in (1,)}
+    published = protocol_named("dg").published
+    assert published(Cells(dg), numbers)[0][3].text() == "50.00"
+    assert published(Cells(list(dg.items())[:2]), numbers)[0][3].text() == "-"
+    assert [row[3].text() for row in protocol_named("base2new").published(Cells(base), numbers)] == ["-"] * 3
+
+
 # ---- single runs ----
 def single(folder, trainer="CoOp", seed=1, right=50, test="b", **run):
     """A run of train.py somewhere."""
@@ -222,7 +249,11 @@ def single(folder, trainer="CoOp", seed=1, right=50, test="b", **run):
     written.rename(to)
     told = {"dataset": "caltech101", "config": "vit_b16", "part": "all", "source_domains": [], "target_domains": [],
             "shots": 16, "eval_only": False, "model": None} | run
-    (to / "results.json").write_text(json.dumps(stored(to) | {"run": told}))
+    results = stored(to)
+    if told["model"]:
+        told["model"] = {"shots": told["shots"], "source_domains": [], "seed": seed,
+                         "settings": settings_digest(results["config"])} | told["model"]
+    (to / "results.json").write_text(json.dumps(results | {"run": told}))
     return to
 
 
@@ -284,12 +315,88 @@ def test_what_no_protocol_would_make_is_told_run_by_run(tmp_path, capsys):
     assert len(only.rows) == 1
 
 
-def test_a_single_run_that_a_protocol_has_made_too_is_refused(tmp_path):
-    single(tmp_path, trainer="A", dataset="dtd", part="base")
+def only_single(tmp_path):
+    """Why the one run of train.py below a folder stands in no protocol's table."""
+    [(_, run, _)] = run_folders.collect([str(tmp_path)]).single
+    return run.reason
+
+
+def test_a_run_that_a_protocol_has_made_too_counts_once(tmp_path, capsys):
     folder = write_run(tmp_path, base2new("A"), share(50))
-    with pytest.raises(InputError) as refused:
-        report.main([str(tmp_path)])
-    assert str(folder) in str(refused.value) and "single0" in str(refused.value) and "twice" in str(refused.value)
+    single(tmp_path, trainer="A", dataset="dtd", part="base", right=90)
+    assert only_single(tmp_path) == f"the same run as {folder}"
+    assert report.main([str(tmp_path)])[0].rows[0][1].text() == "50.00"
+
+
+@pytest.mark.parametrize(("run", "reason"), [
+    ({"model": {"seed": 2}}, "evaluated with seed 1, trained with seed 2"),
+    ({"model": {"shots": 1}}, "evaluated with 16 shots, trained with 1 shot"),
+    ({"model": {"settings": ""}}, "what it was trained with is not known")])
+def test_an_evaluation_of_another_training_stands_in_no_table(tmp_path, run, reason):
+    single(tmp_path, part="new", eval_only=True, model={"dataset": "caltech101", "part": "base"} | run["model"])
+    assert only_single(tmp_path) == reason
+
+
+@pytest.mark.parametrize(("change", "reason"), [
+    ({"evaluation": {"eval_only": True, "load_epoch": 1, "checkpoint": None}}, "epoch 1 of its training was evaluated"),
+    ({"metrics": {}}, "it has no test accuracy"),
+    ({"metrics": {"val": {"accuracy": 50.0}}}, "it has no test accuracy")])
+def test_what_is_no_test_of_the_last_epoch_stands_in_no_table(tmp_path, change, reason):
+    folder = single(tmp_path, part="base")
+    (folder / "results.json").write_text(json.dumps(stored(folder) | change))
+    assert only_single(tmp_path) == reason
+
+
+def test_runs_of_other_settings_are_not_averaged(tmp_path):
+    first, other = single(tmp_path, seed=1), single(tmp_path, seed=2)
+    results = stored(other)
+    results["config"].setdefault("OPTIM", {})["LR"] = 0.3
+    (other / "results.json").write_text(json.dumps(results))
+    assert only_single(tmp_path) == f"trained with other settings than {first}"
+
+
+def test_new_classes_stand_beside_the_base_classes_of_their_own_training_only(tmp_path):
+    base = single(tmp_path, part="base")
+    single(tmp_path, part="new", test="c", eval_only=True,
+           model={"dataset": "caltech101", "part": "base", "settings": "another"})
+    assert only_single(tmp_path) == f"trained with other settings than {base}"
+
+
+def test_a_run_of_other_shots_does_not_block_the_report(tmp_path):
+    write_run(tmp_path, base2new("A"), share(50))
+    folder = single(tmp_path, trainer="A", dataset="dtd", part="base", shots=4, seed=3)
+    results = stored(folder)
+    results["config"]["DATASET"]["NUM_SHOTS"] = 4
+    (folder / "results.json").write_text(json.dumps(results))
+    assert "number of shots" in only_single(tmp_path)
+    assert len(report.main([str(tmp_path)])) == 2
+
+
+def test_zero_shot_evaluations_of_both_halves_make_a_table(tmp_path):
+    for part in ("base", "new"):
+        single(tmp_path, trainer="ZeroshotCLIP", part=part, test=part[0], eval_only=True)
+    [table] = report.main([str(tmp_path)])
+    assert [number.mean for number in table.rows[0][1:4]] == [50, 50, 50]
+
+
+def test_a_moved_run_of_a_protocol_stands_where_it_was_made(tmp_path):
+    folder = single(tmp_path, part="base", protocol="base2new")
+    results = stored(folder)
+    assert run_folders.collect([str(tmp_path)]).single  # its config does not say where
+    place = Place("base2new", "caltech101", "CoOp", "vit_b16+lr01", "train_base", 16, 1)
+    results["config"]["OUTPUT_DIR"] = f"out/{place.folder}"
+    (folder / "results.json").write_text(json.dumps(results))
+    assert list(run_folders.collect([str(tmp_path)]).cells) == [place]
+
+
+def test_a_renamed_folder_of_a_protocol_is_refused(tmp_path):
+    folder = write_run(tmp_path, base2new("A", 1), share(50))
+    told = {"dataset": "dtd", "config": "vit_b16", "part": "base", "shots": 16}
+    (folder / "results.json").write_text(json.dumps(stored(folder) | {"run": told}))
+    run_folders.collect([str(tmp_path)])
+    folder.rename(folder.parent / "seed9")
+    with pytest.raises(InputError, match="says seed 9, and the results in it are of seed 1"):
+        run_folders.collect([str(tmp_path)])
 
 
 @pytest.mark.parametrize("run", [
@@ -305,8 +412,6 @@ def test_the_readmes_two_runs(arguments, tmp_path):
     """train.py twice, as README's "One run" has it, then tools/report.py."""
     base = train.main(arguments("CoOp", tmp_path / "try", "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", "1",
                                 "DATASET.NUM_SHOTS", "2"))
-    if "run" not in base:
-        pytest.skip("results.json does not say which run it is yet")
     new = train.main(arguments("CoOp", tmp_path / "try_new", "--eval-only", "--model-dir", tmp_path / "try",
                                "DATASET.SUBSAMPLE_CLASSES", "new", "OPTIM.MAX_EPOCH", "1", "DATASET.NUM_SHOTS", "2"))
     [table] = report.main([str(tmp_path / "try"), str(tmp_path / "try_new")])

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import train
 from dassl.config.words import is_key, is_option
 from dassl.engine import TRAINER_REGISTRY
-from dassl.engine.run_folder import read_results
+from dassl.engine.run_folder import read_results, settings_digest
 from dassl.utils import InputError
 from protocols.parts.registry import PROTOCOL_REGISTRY
 from protocols.parts.stored_run import StoredRun
@@ -31,7 +31,7 @@ WHOLE = RunSpec(
     trainer="CoOp", dataset_config_file="d.yaml", config_file="c.yaml", output_dir="out", root="data",
     backbone="ViT-B/16", seed=3, source_domains=("a", "b"), target_domains=("c",), transforms=("normalize",),
     head="mlp", resume="before", eval_only=True, model_dir="trained", load_epoch=2, no_train=True, skip_bad_images=True,
-    plugins=("p.py", "q"), options=("OPTIM.LR", "0.1", "DATASET.NUM_SHOTS", "4"))
+    plugins=("p.py", "q"), options=("OPTIM.LR", "0.1", "DATASET.NUM_SHOTS", "4"), protocol="xd")
 
 
 def test_every_field_survives_its_words():
@@ -52,7 +52,7 @@ LISTED = WORDS.filter(lambda word: not word.startswith("-") and not is_option(wo
 KEYS = st.sampled_from(["SEED", "OPTIM.LR", "TRAINER.COOP.N_CTX", "MODEL.BACKBONE.NAME"])
 SPECS = st.builds(
     RunSpec, **dict.fromkeys(("trainer", "dataset_config_file", "config_file", "output_dir", "root", "backbone", "head",
-                              "resume", "model_dir"), ONE),
+                              "resume", "model_dir", "protocol"), ONE),
     **{name: st.lists(LISTED, max_size=3).map(tuple) for name in ("source_domains", "target_domains", "transforms")},
     seed=st.integers(-3, 2**40), load_epoch=st.none() | st.integers(-2, 99), eval_only=st.booleans(),
     no_train=st.booleans(), skip_bad_images=st.booleans(), plugins=st.lists(ONE, max_size=2).map(tuple),
@@ -232,7 +232,7 @@ def test_results_say_which_run_it_is_whatever_its_folder(tmp_path, arguments, cl
                       "DATASET.SUBSAMPLE_CLASSES", "new", dataset="pacs")
     expected = who | {"part": "new", "eval_only": True, "model": {
         "dataset": "pacs", "name": "PACS", "part": "base", "source_domains": who["source_domains"],
-        "shots": who["shots"]}}
+        "shots": who["shots"], "seed": base["seed"], "settings": settings_digest(base["config"])}}
     assert train.main(words, clips=clips)["run"] == expected
     stored = {key: value for key, value in base.items() if key != "run"}  # of a former version
     (folder / "results.json").write_text(json.dumps(stored))

@@ -183,7 +183,7 @@ def test_best_val_evaluates_the_validation_part(run, tmp_path):
 
 
 @pytest.mark.parametrize("method", sorted(TRAINED))
-def test_evaluation_on_new_classes(method, run, tmp_path):
+def test_evaluation_on_new_classes(method, run, tmp_path, capsys):
     run(method, tmp_path / "base", "DATASET.SUBSAMPLE_CLASSES", "base")
     assert run(method, tmp_path / "same", "--eval-only", "--model-dir", tmp_path / "base",
                "DATASET.SUBSAMPLE_CLASSES", "base")["metrics"] == run(
@@ -192,15 +192,17 @@ def test_evaluation_on_new_classes(method, run, tmp_path):
     original = TrainedTensors.load
 
     def watch(self, directory, epoch):
-        path, *found = original(self, directory, epoch)
-        loaded.update(self.tensors(), path=path)
-        return path, *found
+        changed = original(self, directory, epoch)
+        loaded.update(self.trainer.trained_state())
+        return changed
 
+    capsys.readouterr()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TrainedTensors, "load", watch)
         results = run(method, tmp_path / "new", "--eval-only", "--model-dir", tmp_path / "base", "--load-epoch", 1,
                       "DATASET.SUBSAMPLE_CLASSES", "new")
-    assert loaded.pop("path").endswith("model.pth.tar-1")
+    path = tmp_path / "base" / "prompt_learner" / "model.pth.tar-1"
+    assert f"Loaded {path} (epoch 1)\n" in capsys.readouterr().out
     assert same(loaded, prompts(tmp_path / "base", 1))
     assert results["metrics"]["test"]["accuracy"] >= 0
     assert "* total: 9\n" in (tmp_path / "new" / "log.txt").read_text()

@@ -1111,7 +1111,7 @@ def test_when_checkpoints_are_written_and_removed(clip_model, tmp_path, monkeypa
     calls, folder = [], str(tmp_path)
     trainer = saved(clip_model, tmp_path, **{"OPTIM.MAX_EPOCH": 4})
     trainer.save_model = lambda epoch, folder: calls.append((epoch, folder))
-    trainer.checkpointer = SimpleNamespace(
+    trainer._checkpointer = SimpleNamespace(
         forget_interruption=lambda folder: calls.append(("forget", folder)),
         prune=lambda folder, done, every: calls.append(("prune", folder, done, every)))
     for every, due in ((0, (3,)), (1, (0, 1, 2, 3)), (2, (1, 3)), (3, (2, 3))):

@@ -10,16 +10,18 @@ from dassl.engine.run_record import COLUMNS
 from protocols import Place
 
 
-def write_run(output, place, right, backbone="ViT-B/16", shots=None, train="a", test="b", predictions=True):
+def write_run(output, place, right, backbone="ViT-B/16", shots=None, train="a", test="b", predictions=True,
+              images=None):
     """A run folder of a Place below `output`.
 
     Args:
         right: (N,) bool, whether each of the N test images is classified correctly.
         shots, train, test: what the run says of itself; train and test are the digests.
+        images: the folder of the test images; default one per part (of sdg: per target).
     Returns:
         the folder.
     """
-    folder = Path(output) / place.folder
+    folder, images = Path(output) / place.folder, images or place.part.split("/")[-1]
     folder.mkdir(parents=True)
     results = {
         "trainer": place.trainer, "dataset": place.dataset, "seed": place.seed,
@@ -33,7 +35,7 @@ def write_run(output, place, right, backbone="ViT-B/16", shots=None, train="a", 
         with gzip.open(folder / "predictions.csv.gz", "wt", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(COLUMNS)
-            writer.writerows([f"{i}.png", 1, int(hit), 0.5] for i, hit in enumerate(right))
+            writer.writerows([f"{images}/{i}.png", 1, int(hit), 0.5] for i, hit in enumerate(right))
     return folder
 
 

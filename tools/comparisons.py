@@ -1,9 +1,11 @@
 """Which differences between methods hold: a table for each test set of a protocol."""
-import functools
+import contextlib
 import hashlib
 import itertools
 
-from protocols import Number, Table, average, protocol_named
+from dassl.utils import InputError
+from protocols import Number, Table, TestSet, average, protocol_named
+from protocols.parts.cells import accuracy
 from tools import significance
 
 PAIRS = 6  # every pair of four methods; of more methods, the best is shown with each other one
@@ -27,9 +29,10 @@ def comparisons(cells, where, names=None, against=None):
     """
     methods = {method: chosen for method, chosen in cells.methods() if not names or method in (*names, against)}
     [protocol] = map(protocol_named, cells.values("protocol"))
-    asked, read = [*dict.fromkeys([*([against] if against else ()), *(names or ())])], functools.cache(_known)
-    tables, notes = [], []
-    for tested in protocol.test_sets(cells):
+    asked, read = [*dict.fromkeys([*([against] if against else ()), *(names or ())])], Remembered()
+    tables: list[Table] = []
+    notes: list[str] = []
+    for tested, shared in apart(protocol, cells, methods, where, read, notes):
         numbers = {method: average(chosen.where(**fields).by_seed() for fields in tested.members)
                    for method, chosen in methods.items()}
         present = sorted((method for method, number in numbers.items() if number.mean is not None),
@@ -39,10 +42,12 @@ def comparisons(cells, where, names=None, against=None):
         pairs = pairs_of(present, against)
         found = [comparison for pair in pairs if (comparison := compared(pair, folders, tested, protocol.draws, read))]
         significance.adjust(found)
-        if missing := [method for method in asked if method not in present]:
+        missing = [method for method in methods if method not in present and (
+            method in asked or shared or any(chosen_of(methods[method], fields) for fields in tested.members))]
+        if missing := [*dict.fromkeys([*(method for method in asked if method not in present), *missing])]:
             notes.append(f"{tested.title}: no comparison with {', '.join(missing)}: a number is missing there")
-        if apart := len(pairs) - len(found):
-            notes.append(f"{tested.title}: {apart} pairs of methods have no seed in common and are left out")
+        if left_out := len(pairs) - len(found):
+            notes.append(f"{tested.title}: {left_out} pairs of methods have no seed in common and are left out")
         if not against and names is None and len(pairs) > PAIRS:
             found = [comparison for comparison in found if comparison.first == present[0]]
         if found:
@@ -57,10 +62,67 @@ def pairs_of(methods, against=None):
     return [(against, other) for other in methods if other != against] if against in methods else []
 
 
-def _known(folder):
-    """(digest of the images' paths, right) of a run: what is to be remembered of many."""
-    paths, right = significance.read_predictions(folder)
-    return hashlib.sha256("\n".join(paths).encode("utf-8", "surrogateescape")).digest(), right
+class Remembered:
+    """Reads the predictions of runs, each once. Of many runs with the same images the paths are kept once."""
+
+    def __init__(self):
+        self.known, self.paths = {}, {}
+
+    def __call__(self, folder):
+        """(digest of the images' paths, right) of a run."""
+        if folder not in self.known:
+            paths, right = significance.read_predictions(folder)
+            digest = hashlib.sha256("\n".join(paths).encode("utf-8", "surrogateescape")).digest()
+            self.paths.setdefault(digest, paths)
+            self.known[folder] = digest, right
+        return self.known[folder]
+
+    def images(self, folders):
+        """The paths of the images of the first of some run folders that can be read, a set; empty where none can."""
+        for folder in folders:
+            with contextlib.suppress(InputError):
+                return set(self.paths[self(folder)[0]])
+        return set()
+
+
+def apart(protocol, cells, methods, where, read, notes):
+    """[(TestSet, whether it is a part of one)] of a protocol. Averaged over sets that have images in common, these
+    would count several times, and a difference hold too easily: such sets are compared each by itself, and a line in
+    `notes` says so. Only members of one dataset are looked at, whose paths are of one folder."""
+    found = []
+    for tested in protocol.test_sets(cells):
+        seen: dict[tuple, list] = {}  # names of the dataset that is tested -> [(member, run folders)]
+        twins = None
+        for fields in tested.members if len(methods) > 1 and len(tested.members) > 1 else ():
+            chosen = [cell for method in methods.values() for cell in method.where(**fields).items()]
+            if chosen:
+                place, results = chosen[0]
+                names = (results.get("run") or {}).get("dataset", place.dataset), results.get("dataset")
+                seen.setdefault(names, []).append((fields, [where[place] for place, _ in chosen]))
+        for members in seen.values():
+            images = [(fields, read.images(folders)) for fields, folders in members] if len(members) > 1 else ()
+            twins = twins or next(((one, other) for (one, mine), (other, others) in itertools.combinations(images, 2)
+                                   if mine & others), None)
+        if twins:
+            one, other = (named(protocol, fields, tested.members) for fields in twins)
+            notes.append(f"{tested.title}: {one} and {other} have test images in common, which an average would count "
+                         "several times; each is compared by itself")
+            found += [(TestSet(f"{tested.title}, {named(protocol, fields, tested.members)}", [fields], tested.together),
+                       True) for fields in tested.members]
+        else:
+            found.append((tested, False))
+    return found
+
+
+def named(protocol, fields, members):
+    """A member of a TestSet in words: the values of its fields that tell it from the others."""
+    differ = [key for key in fields if any(other.get(key) != fields[key] for other in members)]
+    return ", ".join(protocol.part_words(fields[key]) or "all" if key == "part" else str(fields[key]) for key in differ)
+
+
+def chosen_of(cells, fields):
+    """The cells of a member that have a number."""
+    return [place for place, results in cells.where(**fields).items() if accuracy(results) is not None]
 
 
 def compared(pair, folders_of, tested, trained, read):

@@ -8,7 +8,7 @@ from typing import Any
 
 import train
 from dassl.utils import InputError, broadcast, rank, sigterm_raises, world_size
-from protocols import Run
+from protocols import Run, protocol_named
 from runs.command_line import mendable
 from tools.before_run import only_class, taken_over, wait_for_ending
 from tools.side_by_side import make_side_by_side
@@ -69,9 +69,8 @@ class Outcome:
     def require_all(self) -> None:
         """Raise InputError unless every run was made that can give a number."""
         if self.one_class and not self.results:
-            raise InputError("no run was made: each half of the classes has one class "
-                             f"({', '.join(dict.fromkeys(self.one_class.values()))}), and an accuracy among one class "
-                             "says nothing; base2new needs at least four classes for both halves")
+            names = ", ".join(dict.fromkeys(self.one_class.values()))
+            raise InputError(f"no run was made: {protocol_named(self.runs[0].place.protocol).one_class(names)}")
         if self.failed:
             reasons: dict[str, list[str]] = {}
             for folder, reason in self.failed.items():

@@ -74,9 +74,12 @@ class Planner:
         self.variants = {}
 
         def planned(trainer, variant=""):
-            return [run for dataset in datasets for number in shots or protocol.shots or (None,)
-                    for seed in self.seeds
-                    for run in protocol.plan(self._maker(protocol, trainer, dataset, number, seed, variant))]
+            found = [run for dataset in datasets for number in shots or protocol.shots or (None,)
+                     for seed in self.seeds
+                     for run in protocol.plan(self._maker(protocol, trainer, dataset, number, seed, variant)) or ()]
+            if not found:
+                raise InputError(f"protocol {protocol.name}: its `plan` yields no run of {trainer}")
+            return found
 
         plain_runs, runs = {trainer: planned(trainer) for trainer in trainers}, []
         chosen = self._variants(plain_runs)
@@ -84,6 +87,7 @@ class Planner:
             runs += plain_runs[trainer]
             for variant in chosen[trainer]:
                 runs += planned(trainer, variant)
+        require_own_folders(runs, protocol)
         return _with_same(runs)
 
     def _variants(self, runs):
@@ -144,6 +148,26 @@ class Planner:
             self.clips[backbone] = load_clip(backbone)
         size = self.clips[backbone].visual.input_resolution
         return "vit_b16" if size == 224 else f"clip{size}"
+
+
+def require_own_folders(runs, protocol):
+    """Raise InputError unless each run of a plan has a folder of its own, from which its Place is read back: else a
+    run's number would stand for another one's."""
+    said = f"protocol {protocol.name}: "
+    first: dict[str, Run] = {}
+    for run in runs:
+        place, twin = run.place, first.setdefault(run.folder, run)
+        if twin != run:
+            differ = [field for field in vars(place) if getattr(place, field) != getattr(twin.place, field)]
+            what = (f"name {{{differ[0]}}} in its layout '{protocol.layout}'" if differ else
+                    "give each run of a training a part of its own")
+            raise InputError(f"{said}two runs, of the parts '{twin.place.part}' and '{place.part}', would share the "
+                             f"folder {run.folder}; {what}")
+        shots = place.shots if "{shots}" in protocol.layout else None
+        if Place.parse(os.path.join(os.sep, place.folder), protocol.name) != replace(place, shots=shots):
+            raise InputError(f"{said}the part '{place.part}' cannot be read back from the folder {run.folder}; name "
+                             f"{{part}} in its layout '{protocol.layout}', and give `part_pattern` for parts that hold "
+                             f"'/' (it is '{protocol.part_pattern}')")
 
 
 def _settings(run, options):

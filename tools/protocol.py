@@ -20,6 +20,7 @@ import train  # noqa: E402
 from dassl.engine import TRAINER_REGISTRY  # noqa: E402
 from dassl.engine.run_folder import Listings  # noqa: E402
 from dassl.utils import InputError, broadcast, printable, require_own_folder, world_size  # noqa: E402
+from dassl.utils.registry import nearest  # noqa: E402
 from dassl.utils.streams import go_on  # noqa: E402
 from protocols import PROTOCOL_REGISTRY, Cells  # noqa: E402
 from protocols.parts.cells import COMPARED  # noqa: E402
@@ -95,6 +96,9 @@ def parse_arguments(argv):
     compared = [name for name, protocol in PROTOCOL_REGISTRY.items() if not protocol.several_methods]
     asked = getattr(known, "protocol", DEFAULT)
     kinds[COMPARE[0]] = kinds[asked if asked in compared else DEFAULT][0], COMPARE[1], COMPARED
+    require_known(argv[:1], kinds, known.plugin)
+    if asked not in PROTOCOL_REGISTRY:
+        require_known([asked], compared, known.plugin)
     parsers, own = {}, {}
     for name, (protocol, words, methods) in kinds.items():
         flags = train.ArgumentParser(add_help=False)
@@ -120,6 +124,15 @@ def parse_arguments(argv):
     return args
 
 
+def require_known(words, protocols, plugins):
+    """Raise InputError for a word, if there is one, that stands where a protocol is named and is none."""
+    for word in words:
+        if word not in protocols and not word.startswith("-"):
+            more = "" if plugins else "; --plugin FILE makes the protocol in a file of yours known"
+            raise InputError(f"unknown protocol '{word}'{nearest(word, protocols)}; there are: {', '.join(protocols)}"
+                             f"{more}")
+
+
 def check_arguments(args):
     """Fill in what follows from the protocol. Raises InputError for what does not go together."""
     args.side_by_side = args.command == COMPARE[0] or args.of.several_methods
@@ -127,7 +140,8 @@ def check_arguments(args):
     default = (PUBLISHED if args.published else COMPARED) if args.command == COMPARE[0] else args.of.methods
     args.trainer = named or list(default)
     if not args.trainer or (not args.side_by_side and len(args.trainer) > 1):
-        raise InputError(f"{args.command} needs one --trainer")
+        others = "" if args.side_by_side else f"; compare --protocol {args.command} takes several"
+        raise InputError(f"{args.command} needs one --trainer{others}")
     args.seeds = numbers("--seeds", args.seeds or args.of.seeds, least=0)
     args.shots = numbers("--shots", args.shots or [], least=1)
     for what in ("trainer", "dataset", "seeds", "shots"):
@@ -238,7 +252,9 @@ def made(runs):
             if results is not None:
                 outcome.results[run.folder] = for_tables(results, shared)
     if not outcome.results:
-        raise InputError(f"none of these {len(runs)} runs is done yet")
+        others = [*outcome.failed.values()]
+        raise InputError(f"none of these {len(runs)} runs is done yet" + (
+            f" with these options; {len(others)} of their folders hold other runs: {others[0]}" if others else ""))
     for run in outcome.remaining:
         base = outcome.results.get(run.needs, {}).get("classes") or {}
         if len(base.get("name", "...")) < 3 and (name := only_class(run)):  # the other half may be one class

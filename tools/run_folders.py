@@ -4,10 +4,10 @@ import gc
 import itertools
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dassl.engine.identity import same_backbone, shown
-from dassl.engine.run_folder import read_results
+from dassl.engine.run_folder import read_results, settings_digest
 from dassl.utils import InputError
 from protocols import PROTOCOL_REGISTRY, Cells, Place, protocol_named
 from protocols.parts.stored_run import StoredRun
@@ -59,8 +59,8 @@ def collect(folders):
     """All finished runs below `folders`, Found.
 
     Which run it is says its folder, where a protocol has put it; else its results.json (`StoredRun`), and the protocol
-    that would make this very run has it. Those that say neither are passed over. Folders that cannot be read, and runs
-    that are not finished, are named on stderr.
+    that would make this very run has it. Those that say neither are passed over. Folders that cannot be read, runs that
+    are not finished, and those of a protocol that is not known here, are named on stderr.
 
     Raises:
         InputError: a folder is not there, nothing is found, two folders hold the same run, or an accuracy is not one.
@@ -68,6 +68,8 @@ def collect(folders):
     found, elsewhere = Found(Cells(), {}, []), 0
     unread: list[OSError] = []
     unfinished: list[str] = []
+    outside: list[tuple[str, StoredRun, dict]] = []  # of protocols' folders
+    unknown: dict[str, list[str]] = {}  # protocol that is not known here -> run folders
     shared: dict = {}
     for folder in folders:
         if not os.path.isdir(folder):
@@ -80,21 +82,31 @@ def collect(folders):
                 continue
             place = Place.parse(path)
             results = read_results(path) if place else results_or_none(path)
-            run = None if place else StoredRun.of(results)
-            if run:
-                place = recognised(run)
+            run = StoredRun.of(results)
             if place:
+                _require_own_path(path, place, run)
                 _add(found, place, path, for_tables(results, shared))
-            elif run:
-                found.single.append((path, run, for_tables(results, shared)))
+                continue
+            if run and run.protocol not in ("", *PROTOCOL_REGISTRY.registered_names()):
+                unknown.setdefault(run.protocol, []).append(path)
+                continue
+            if run:
+                outside.append((path, run, results))
             else:
                 elsewhere += 1
+    for path, run, results in sorted(outside, key=lambda each: each[0]):
+        _find_place(found, path, run, results, shared)
     told = [f"{error.filename} ({error.strerror})" for error in unread]
     for what, left in (("left out, they cannot be read", told), ("not finished, without a results.json", unfinished)):
         if left:
             print(f"Note: {len(left)} folder{'s' if len(left) > 1 else ''} {what}, first {left[0]}", file=sys.stderr)
+    passed = "; ".join(f"{len(paths)} of {name}, first {paths[0]}" for name, paths in unknown.items())
+    if unknown:
+        print(f"Note: runs of protocols that are not known here are passed over ({passed}); --plugin FILE makes their "
+              "protocol known", file=sys.stderr)
     if not found.cells and not found.single:
         hint = f" ({elsewhere} runs there are outside of a protocol's folders)" if elsewhere else ""
+        hint += f" (passed over: {passed}; --plugin FILE makes their protocol known)" if unknown else ""
         raise InputError(f"no finished run of a protocol in {', '.join(folders)}{hint}; see docs/PROTOCOLS.md")
     found.cells = Cells(sorted(found.cells.items(), key=lambda item: sort_key(item[0])))
     return found
@@ -103,13 +115,65 @@ def collect(folders):
 def _add(found, place, path, results):
     """Raises InputError where another folder holds the same run."""
     if place in found.where and not os.path.samefile(found.where[place], path):
-        both = f"{found.where[place]} and {path} hold the same run"
-        if Place.parse(path) == Place.parse(found.where[place]):
-            raise InputError(f"{both} of two outputs; give one of them")
-        raise InputError(f"{both} ({place.folder}), which would count twice; give the folders of one of them, or move "
-                         "the other away")
+        raise InputError(f"{found.where[place]} and {path} hold the same run of two outputs; give one of them")
     found.where[place] = path
     found.cells[place] = results
+
+
+def _require_own_path(path, place, run):
+    """Raise InputError where a protocol's folder was renamed: its path says something else than its results do."""
+    if run is None:
+        return
+    for what, says, is_ in (("trainer", place.trainer, run.trainer), ("seed", place.seed, run.seed),
+                            ("shots", place.shots, run.shots)):
+        if says is not None and says != is_:
+            raise InputError(f"{path} says {what} {says}, and the results in it are of {what} {is_}; give the folder "
+                             "its former name back, or move it away")
+
+
+def _find_place(found, path, run, results, shared):
+    """Put a run outside of protocols' folders into its protocol's table, where it is what stands there; else among the
+    single runs, with the reason."""
+    kept, reason = for_tables(results, shared), run.problem(results)
+    place = None if reason else _planned(run, results) if run.protocol else recognised(run)
+    if place is not None:
+        reason = _misfit(found, place, path, run, kept)
+        if not reason:
+            _add(found, place, path, kept)
+            return
+    found.single.append((path, replace(run, reason=reason), kept))
+
+
+def _planned(run, results):
+    """The Place of a run that a protocol made and somebody moved: where it was made."""
+    place = Place.parse(str((results.get("config") or {}).get("OUTPUT_DIR", "")))
+    return place if place is not None and (place.protocol, place.seed) == (run.protocol, run.seed) else None
+
+
+def _misfit(found, place, path, run, results):
+    """Why a run of train.py cannot stand beside the others of its table; "" where it can."""
+    if place in found.where:
+        return "" if os.path.samefile(found.where[place], path) else f"the same run as {found.where[place]}"
+    row = [each for each in found.cells if (each.protocol, each.trainer, each.config) ==
+           (place.protocol, place.trainer, place.config)]
+    for other in row[:1]:
+        if settings_in(found.where[other]) != run.settings:
+            return f"trained with other settings than {found.where[other]}"
+    try:
+        require_comparable(Cells({**found.cells.where(protocol=place.protocol), place: results}),
+                           {**found.where, place: path})
+    except InputError as error:
+        return str(error).partition("; ")[0]
+    return ""
+
+
+def settings_in(folder):
+    """The digest of what the run in a folder was trained with; "" where that is not known."""
+    results = read_results(folder)
+    run = results.get("run") or {}
+    if run.get("eval_only") and run.get("model"):
+        return run["model"].get("settings", "")
+    return settings_digest(results["config"])
 
 
 def results_or_none(path):
@@ -120,8 +184,9 @@ def results_or_none(path):
 
 
 def recognised(run):
-    """The Place of a StoredRun: that of the first protocol that would make this very run, else None."""
-    for _, protocol in PROTOCOL_REGISTRY.items():
+    """The Place of a StoredRun: that of the first protocol that would make this very run, else None. The protocol that
+    has made it is asked first."""
+    for _, protocol in sorted(PROTOCOL_REGISTRY.items(), key=lambda item: item[0] != run.protocol):
         place = protocol().recognise(run)
         if place is not None and (place.shots is None or place.shots > 0):
             return place

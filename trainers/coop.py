@@ -51,7 +51,7 @@ class CoOp(PromptTrainer):
 
     @classmethod
     def class_bound(cls, cfg):
-        return cfg.TRAINER.COOP.CSC
+        return cls.node_of(cfg).CSC
 
     def build_model(self, towers: Towers, classnames: list[str]) -> CoOpCLIP:
         node = self.node

@@ -74,7 +74,7 @@ class DePT(PromptTrainer):
         cfg.TRAINER.DEPT.PREC = "auto"
 
     def check_cfg(self, cfg):
-        node = cfg.TRAINER.DEPT
+        node = self.node_of(cfg)
         if not 0 <= node.WEIGHT <= 1 or not node.HEAD_LR > 0:
             raise InputError("TRAINER.DEPT: WEIGHT must be 0 to 1 and HEAD_LR positive, they are "
                              f"{node.WEIGHT} and {node.HEAD_LR}")

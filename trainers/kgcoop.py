@@ -29,8 +29,9 @@ class KgCoOp(PromptTrainer):
         cfg.TRAINER.KGCOOP.PREC = "auto"
 
     def check_cfg(self, cfg):
-        if not cfg.TRAINER.KGCOOP.W >= 0:
-            raise InputError(f"TRAINER.KGCOOP.W must not be negative, it is {cfg.TRAINER.KGCOOP.W}")
+        node = self.node_of(cfg)
+        if not node.W >= 0:
+            raise InputError(f"TRAINER.KGCOOP.W must not be negative, it is {node.W}")
 
     def build_model(self, towers: Towers, classnames: list[str]) -> CoOpCLIP:
         templates = self.frozen_templates(kgcoop_template_of(self.cfg.DATASET.NAME))

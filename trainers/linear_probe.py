@@ -50,7 +50,7 @@ class LinearProbe(PromptTrainer):
         return True
 
     def check_cfg(self, cfg):
-        check_availability(cfg.TRAINER.LINEARPROBE.INIT, ("zero", "text"), "TRAINER.LINEARPROBE.INIT")
+        check_availability(self.node_of(cfg).INIT, ("zero", "text"), "TRAINER.LINEARPROBE.INIT")
 
     def build_model(self, towers: Towers, classnames: list[str]) -> ProbedCLIP:
         if self.node.INIT == "zero":

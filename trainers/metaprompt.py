@@ -42,7 +42,7 @@ class MetaPrompt(PromptTrainer):
         cfg.TRAINER.METAPROMPT.PREC = "auto"
 
     def check_cfg(self, cfg):
-        node = cfg.TRAINER.METAPROMPT
+        node = self.node_of(cfg)
         check_availability(node.VARIANT, ("paper", "released"), "TRAINER.METAPROMPT.VARIANT")
         if node.ORDER not in (1, 2) or (node.VARIANT == "released" and node.ORDER == 2):
             raise InputError("TRAINER.METAPROMPT.ORDER is 1 or 2, and 1 with VARIANT released")

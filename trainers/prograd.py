@@ -61,7 +61,7 @@ class ProGrad(PromptTrainer):
         cfg.TRAINER.PROGRAD.PREC = "auto"
 
     def check_cfg(self, cfg):
-        node = cfg.TRAINER.PROGRAD
+        node = self.node_of(cfg)
         if not node.LAMBDA >= 0 or not node.T > 0:
             raise InputError("TRAINER.PROGRAD: LAMBDA must not be negative and T must be positive, they are "
                              f"{node.LAMBDA} and {node.T}")

@@ -69,7 +69,7 @@ class ProMetaR(IVLP):
         node.VNET_WEIGHT_DECAY = 5e-4
 
     def check_cfg(self, cfg):
-        node = cfg.TRAINER.PROMETAR
+        node = self.node_of(cfg)
         if node.ORDER not in (1, 2):
             raise InputError(f"TRAINER.PROMETAR.ORDER is 1 or 2, not {node.ORDER}")
         if not min(node.MIXUP_ALPHA, node.MIXUP_BETA) > 0:

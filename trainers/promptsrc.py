@@ -41,8 +41,9 @@ class PromptSRC(IVLP):
         node.GPA_STD = 1.0  # in epochs
 
     def check_cfg(self, cfg):
-        if not cfg.TRAINER.PROMPTSRC.GPA_STD > 0:
-            raise InputError(f"TRAINER.PROMPTSRC.GPA_STD must be positive, it is {cfg.TRAINER.PROMPTSRC.GPA_STD}")
+        node = self.node_of(cfg)
+        if not node.GPA_STD > 0:
+            raise InputError(f"TRAINER.PROMPTSRC.GPA_STD must be positive, it is {node.GPA_STD}")
 
     @functools.cached_property
     def frozen_text_features(self) -> Tensor:

@@ -69,8 +69,9 @@ class TCP(PromptTrainer):
         cfg.TRAINER.TCP.PREC = "auto"
 
     def check_cfg(self, cfg):
-        if not cfg.TRAINER.TCP.W >= 0:
-            raise InputError(f"TRAINER.TCP.W must not be negative, it is {cfg.TRAINER.TCP.W}")
+        node = self.node_of(cfg)
+        if not node.W >= 0:
+            raise InputError(f"TRAINER.TCP.W must not be negative, it is {node.W}")
 
     def build_model(self, towers: Towers, classnames: list[str]) -> TCPCLIP:
         layer, dataset = self.node.LAYER, self.cfg.DATASET.NAME

@@ -50,7 +50,7 @@ class TipAdapter(FrozenFeatures):
 
     def check_cfg(self, cfg):
         name = f"TRAINER.{type(self).__name__.upper()}"
-        node = cfg.TRAINER[type(self).__name__.upper()]
+        node = self.node_of(cfg)
         if node.AUGMENT_EPOCH < 1:
             raise InputError(f"{name}.AUGMENT_EPOCH must be at least 1, not {node.AUGMENT_EPOCH}")
         if len(node.SEARCH_SCALE) != 2 or len(node.SEARCH_STEP) != 2 or min(node.SEARCH_STEP) < 1:

@@ -41,7 +41,7 @@ class ZeroshotCLIP2(PromptTrainer):
         cfg.TRAINER.ZEROSHOTCLIP2.TEMPLATES = "selected"  # or all
 
     def check_cfg(self, cfg):
-        check_availability(cfg.TRAINER.ZEROSHOTCLIP2.TEMPLATES, ("selected", "all"), "TRAINER.ZEROSHOTCLIP2.TEMPLATES")
+        check_availability(self.node_of(cfg).TEMPLATES, ("selected", "all"), "TRAINER.ZEROSHOTCLIP2.TEMPLATES")
 
     def build_model(self, towers: Towers, classnames: list[str]) -> FrozenCLIP:
         everything = self.node.TEMPLATES == "all"

@@ -129,10 +129,14 @@ class PromptTrainer(TrainerX):
         checkpoint may call this with the state of one that it then passes over."""
 
     # ---- what a method is given ----
+    @classmethod
+    def node_of(cls, cfg: Any) -> CN:
+        """The method's own config, TRAINER.<name of the class in capitals>, in a config; empty where there is none."""
+        return cfg.TRAINER.get(cls.__name__.upper(), CN())
+
     @property
     def node(self) -> CN:
-        """The method's own config."""
-        return self.cfg.TRAINER.get(type(self).__name__.upper(), CN())
+        return self.node_of(self.cfg)
 
     def cross_entropy(self, logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
         """The cross-entropy of logits (B, n_cls) with labels (B,), smoothed by OPTIM.LABEL_SMOOTHING."""
@@ -224,13 +228,12 @@ class PromptTrainer(TrainerX):
 
     def trained_state(self) -> dict[str, Tensor]:
         """{name: tensor} of what is trained, on the CPU."""
-        return TrainedTensors(self).tensors()
+        return {name: p.detach().cpu().clone() for name, p in self.model.named_parameters() if p.requires_grad}
 
     def load_model(self, directory, epoch=None):
         """As `TrainedTensors.load`; nothing without a folder, or where nothing is trained."""
         if directory and self.trains:
-            path, state, self.changed = TrainedTensors(self).load(directory, epoch)
-            self.note(f"Loaded {path} (epoch {state.get('epoch', '?')})")
+            super().load_model(directory, epoch)
 
     def training_position(self, epoch: int, step: int, val_result: float | None) -> State:
         return {**super().training_position(epoch, step, val_result),
@@ -242,13 +245,13 @@ class PromptTrainer(TrainerX):
     def before_train(self):
         super().before_train()
         if self.start_epoch:  # a kill may have come between a checkpoint and the removal of what it makes useless
-            self.checkpointer.prune(self.output_dir, self.start_epoch, self.cfg.TRAIN.CHECKPOINT_FREQ)
+            self._checkpointer.prune(self.output_dir, self.start_epoch, self.cfg.TRAIN.CHECKPOINT_FREQ)
             if not self.first_batch:
-                self.checkpointer.forget_interruption(self.output_dir)
+                self._checkpointer.forget_interruption(self.output_dir)
 
     def after_epoch(self):
         super().after_epoch()
-        self.checkpointer.prune(self.output_dir, self.epoch + 1, self.cfg.TRAIN.CHECKPOINT_FREQ)
+        self._checkpointer.prune(self.output_dir, self.epoch + 1, self.cfg.TRAIN.CHECKPOINT_FREQ)
 
     # ---- training and evaluation ----
     def train(self):  # type: ignore[override]  # as in SimpleTrainer

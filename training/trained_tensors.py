@@ -39,10 +39,6 @@ class TrainedTensors(Contents["PromptTrainer"]):
     def folders(self) -> list[str]:
         return [FOLDER] if self.trainer.trains else []
 
-    def tensors(self) -> Tensors:
-        """Copies of what is trained, on the CPU."""
-        return {name: tensor.detach().cpu().clone() for name, tensor in self._trained().items()}
-
     def _trained(self) -> dict[str, torch.nn.Parameter]:
         return {name: p for name, p in self.trainer.model.named_parameters() if p.requires_grad}
 
@@ -51,7 +47,7 @@ class TrainedTensors(Contents["PromptTrainer"]):
         return {
             "trainer": type(trainer).__name__,
             "classnames": list(trainer.dm.dataset.classnames),
-            "state_dict": self.tensors(),
+            "state_dict": trainer.trained_state(),
             "optimizers": [optim.state_dict() for optim, _ in trainer.optimizers],
             "schedules": [sched.state_dict() for _, sched in trainer.optimizers],
             "precision": trainer.precision.state_dict(),
@@ -114,11 +110,9 @@ class TrainedTensors(Contents["PromptTrainer"]):
             text.activation_bytes = activation_bytes
 
     # ---- evaluating ----
-    def load(self, directory: str, epoch: int | None = None) -> tuple[str, State, dict[str, list]]:
-        """Take the trained tensors of a run: of `epoch` (from 1), else the best on validation if kept, else the newest.
+    def load(self, directory: str, epoch: int | None = None) -> dict[str, list]:
+        """As in Contents: those of `epoch`, else the best on validation if kept, else the newest.
 
-        Returns:
-            (path, what the checkpoint holds, {setting: [trained with, evaluated with]}).
         Raises:
             InputError: there is no such checkpoint, or it is another method's, or was trained with another backbone or
                 other settings (`dassl.engine.identity`), or is of another shape.
@@ -126,7 +120,9 @@ class TrainedTensors(Contents["PromptTrainer"]):
         folder, best = os.path.join(directory, FOLDER), self.trainer.cfg.TEST.FINAL_MODEL == "best_val"
         path = require_found(checkpoint_to_evaluate(folder, epoch, best), folder)
         state = load_checkpoint(path)
-        return path, state, self._put(path, state, check_evaluated)
+        changed = self._put(path, state, check_evaluated)
+        self.trainer.note(f"Loaded {path} (epoch {state.get('epoch', '?')})")
+        return changed
 
     def _put(self, path: str, state: State, check: Callable[[PromptTrainer, str, State], Any]) -> Any:
         """Put a checkpoint's trained tensors in their places. Returns what `check(trainer, path, state)` gives, which
@@ -145,11 +141,11 @@ class TrainedTensors(Contents["PromptTrainer"]):
             trainer.load_extra_state(state.get("extra", {}))
         return answer
 
-    # ---- what is of each other ----
+    # ---- stored tensors and parameters ----
     def _fitting(self, path: str, state: State) -> tuple[Tensors, Tensors]:
         """({name: stored tensor}, {name: parameter}) of what is trained and belongs to these classes.
 
-        Raises InputError where they are not of each other."""
+        Raises InputError where their names or shapes differ, or a stored value cannot be one of the parameter."""
         trainer, method = self.trainer, type(self.trainer).__name__
         tensors: Tensors = _named_tensors(path, state)
         own: Tensors = dict(self._trained())

@@ -38,4 +38,4 @@ def check_config(cfg):
         raise InputError("OUTPUT_DIR is empty; give --output-dir, the folder of the run")
     if printable(cfg.OUTPUT_DIR) != cfg.OUTPUT_DIR:
         raise InputError(f"OUTPUT_DIR {ascii(cfg.OUTPUT_DIR)} has control characters, marks of direction or bytes that "
-                         "are not UTF-8; choose another --output-dir (for the scripts OUTPUT)")
+                         "are not UTF-8; choose another --output-dir (--output, for the scripts OUTPUT)")

@@ -55,14 +55,24 @@ class Contents(ABC, Generic[Trainer]):
 
     @abstractmethod
     def require_fits(self, folder: str, path: str, state: State) -> None:
-        """Raise InputError for a checkpoint of this training that the run cannot go on from: the one before may be
-        whole. What is of another training is refused by `restore`."""
+        """Raise InputError for a checkpoint of this training that the run cannot go on from; it is passed over, and an
+        older one is tried. A checkpoint of another training is let through here: `restore` refuses it."""
 
     @abstractmethod
     def restore(self, directory: str, found: list[Found]) -> None:
         """Take back what the checkpoints of a run folder hold, one for each of `folders`.
 
         Raises InputError where they are of another training (`dassl.engine.identity.check_resumed`)."""
+
+    @abstractmethod
+    def load(self, directory: str, epoch: int | None = None) -> dict[str, list]:
+        """Take what is evaluated from the checkpoints of a run folder.
+
+        Args:
+            epoch: take those of this epoch (from 1); None: those that an evaluation takes by default.
+        Returns:
+            {setting: [trained with, evaluated with]} of the settings that differ.
+        """
 
 
 class Checkpointer:
@@ -111,8 +121,9 @@ class Checkpointer:
 
     # ---- going on ----
     def newest(self, directory: str) -> list[Found] | None:
-        """The checkpoints, one for each folder, of the furthest point that all folders have a whole one of: a run may
-        be killed between two models' checkpoints. None where there is no such point.
+        """The checkpoints to go on from, one for each folder, all of the same point in the training: the latest point
+        for which every folder has a readable checkpoint. A run may be killed after it has written one model's
+        checkpoint and before the next one's. None where there is no such point.
 
         Raises InputError where there are checkpoints, and none can be read."""
         folders = self.contents.folders()
@@ -139,6 +150,11 @@ class Checkpointer:
             return None
         self.contents.restore(directory, found)
         return found[-1]
+
+    # ---- evaluating ----
+    def load(self, directory: str, epoch: int | None = None) -> dict[str, list]:
+        """As `Contents.load`."""
+        return self.contents.load(directory, epoch)
 
     # ---- removing ----
     def forget_interruption(self, directory: str) -> None:

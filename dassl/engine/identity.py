@@ -243,7 +243,7 @@ def require_same_data(where, then, now, cfg, parts=tuple(PARTS)):
             raise InputError(f"{where} is of other data: the {PARTS[part]} part of {cfg.DATASET.NAME} is another list "
                              f"of images now (digest {_digits(then[part])} then, {_digits(now.get(part))} now, in "
                              f"{cfg.DATASET.ROOT or 'DATASET.ROOT'}); bring the former data back, or choose another "
-                             "--output-dir (for the scripts OUTPUT), or delete that folder")
+                             "--output-dir (--output, for the scripts OUTPUT), or delete that folder")
 
 
 def _digits(digest):

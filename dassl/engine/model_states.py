@@ -9,9 +9,8 @@ from dassl.engine.identity import check_resumed, same_training
 from dassl.engine.loaders import train_loaders
 from dassl.optim import go_on, require_fits
 from dassl.utils import (
-    BEST,
     InputError,
-    checkpoint_name,
+    checkpoint_to_evaluate,
     load_checkpoint,
     load_tensors,
     refusing,
@@ -33,19 +32,14 @@ class ModelStates(Contents["TrainerBase"]):
         return self.trainer.get_model_names()
 
     def state(self, folder: str) -> dict[str, Any]:
-        model, optim, sched = self._registered(folder)
+        model, optim, sched = self.trainer.registered_model(folder)
         return {"state_dict": model.state_dict(), "optimizer": optim.state_dict() if optim is not None else None,
                 "scheduler": sched.state_dict() if sched is not None else None}
-
-    def _registered(self, name: str) -> tuple[Any, Any, Any]:
-        """(model, optimizer, schedule)"""
-        trainer: TrainerBase = self.trainer
-        return trainer._models[name], trainer._optims[name], trainer._scheds[name]
 
     def require_fits(self, folder: str, path: str, state: dict[str, Any]) -> None:
         if not same_training(self.trainer, state):
             return
-        model, optim, sched = self._registered(folder)
+        model, optim, sched = self.trainer.registered_model(folder)
         if problem := problem_of_state(model, state["state_dict"]):
             raise InputError(f"{path} is damaged: {problem}; delete it")
         batches = max(map(len, train_loaders(self.trainer)), default=0)
@@ -62,7 +56,7 @@ class ModelStates(Contents["TrainerBase"]):
         changed = check_resumed(self.trainer, *found[0])
         print(f"Found a checkpoint in {directory} (training goes on from it)")
         for name, (path, state) in zip(self.folders(), found):
-            model, optim, sched = self._registered(name)
+            model, optim, sched = self.trainer.registered_model(name)
             load_tensors(model, state["state_dict"], path)
             with refusing(path):
                 if optim is not None and state.get("optimizer") is not None:
@@ -70,12 +64,14 @@ class ModelStates(Contents["TrainerBase"]):
                 elif sched is not None and state.get("scheduler") is not None:
                     sched.load_state_dict(state["scheduler"])
 
-    def load(self, directory: str, epoch: int | None = None) -> None:
-        """Load, for evaluation, the best of each model, or that of `epoch` (from 1).
+    def load(self, directory: str, epoch: int | None = None) -> dict[str, list]:
+        """As in Contents: the best of each model, or that of `epoch`; its settings are not compared.
 
         Raises FileNotFoundError where there is none."""
+        trainer: TrainerBase = self.trainer
         for name in self.folders():
-            path = os.path.join(directory, name, checkpoint_name(epoch) if epoch is not None else BEST)
+            path = checkpoint_to_evaluate(os.path.join(directory, name), epoch, best=True)
             checkpoint = load_checkpoint(path)
             print(f'Loading weights to {name} from "{path}" (epoch = {checkpoint.get("epoch", "?")})')
-            load_tensors(self.trainer._models[name], checkpoint.get("state_dict"), path)
+            load_tensors(trainer.registered_model(name).model, checkpoint.get("state_dict"), path)
+        return {}

@@ -1,6 +1,7 @@
 """What a run folder says about the run in it: whether it is whole, and whether it is the one that is asked for."""
 import contextlib
 import hashlib
+import json
 import os
 import types
 from collections.abc import Callable, Iterable, Mapping
@@ -34,10 +35,21 @@ MOST_RESULTS = 2**28  # bytes of a results.json; a confusion matrix of 5,000 cla
 NOT_COMPARED = ("OUTPUT_DIR", "RESUME", "VERBOSE", "DATASET.ROOT", "DATALOADER.NUM_WORKERS", "TRAIN.PRINT_FREQ",
                 "TRAIN.CHECKPOINT_FREQ", "DATALOADER.CACHE_MB", "DATASET.CLASSNAMES")
 
+# Which data, which seed and how it is tested are no settings of a training; backbones are compared by their digests.
+APART_FROM_SETTINGS = ("SEED", "DATASET.", "TEST.", "DATALOADER.TEST.", "MODEL.BACKBONE.", "USE_CUDA")
+
 
 def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Nested dicts -> {dotted key: value}, without what is not compared."""
     return {key: value for key, value in dotted(tree).items() if key not in NOT_COMPARED}
+
+
+def settings_digest(tree: Mapping[str, Any]) -> str:
+    """What a method was trained with, whatever the data and the seed: a digest of those settings of a config (nested
+    dicts) that can change a number."""
+    kept = {key: value for key, value in flat(plain(tree)).items()
+            if key in ("TEST.FINAL_MODEL", "TEST.EVALUATOR") or not key.startswith(APART_FROM_SETTINGS)}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
 
 
 class Listings(dict):
@@ -122,20 +134,23 @@ def finished_results(cfg: CfgNode, defaults: Callable[[], CfgNode], evaluation: 
     stored = _whole_json(results)
     if stored is not None:
         if not isinstance(stored, dict) or not isinstance(stored.get("evaluation"), dict):
-            raise InputError(f"{results} is not a run's results; choose another --output-dir or move it away")
+            raise InputError(f"{results} is not a run's results; choose another --output-dir (--output, for the "
+                             "scripts OUTPUT) or move it away")
         require_results(stored, results)
         then = stored.get("backbone") if isinstance(stored.get("backbone"), dict) else None
         _require_same(folder, stored["config"], cfg, defaults, free=_moved(then, sources, stored.get("init_weights")))
         for key in ("eval_only", "load_epoch"):
             if stored["evaluation"].get(key) != evaluation[key]:
                 raise InputError(f"{folder} holds a run with {key} {stored['evaluation'].get(key)}, this one has "
-                                 f"{evaluation[key]}; choose another --output-dir or delete that folder")
+                                 f"{evaluation[key]}; choose another --output-dir (--output, for the scripts OUTPUT) "
+                                 "or delete that folder")
         if stored["evaluation"].get("checkpoint") != evaluation["checkpoint"]:
             return None
         _require_same_sources(folder, stored, then, sources)
         return stored
     if evaluation["eval_only"] and model_folders(folder):
-        raise InputError(f"{folder} holds a training run; choose another --output-dir for the evaluation")
+        raise InputError(f"{folder} holds a training run; choose another --output-dir (--output, for the scripts "
+                         "OUTPUT) for the evaluation")
     if os.path.isfile(config):
         stored = stored_config(folder)
         if not stored:
@@ -174,7 +189,7 @@ def _require_same_sources(folder: str, stored: dict[str, Any], then: dict[str, A
     if stored.get("init_weights") and sources.init_weights() not in (None, stored["init_weights"]):
         raise InputError(f"{folder} is of other weights: the file it began with, MODEL.INIT_WEIGHTS "
                          f"{cfg.MODEL.INIT_WEIGHTS}, is another now; bring the former file back, or choose another "
-                         "--output-dir (for the scripts OUTPUT), or delete that folder")
+                         "--output-dir (--output, for the scripts OUTPUT), or delete that folder")
     if not isinstance(digests, dict):
         print(f"Warning: {folder} was finished before runs noted what they read: whether that was the data of now "
               "cannot be told; delete the folder to make it again")
@@ -192,8 +207,8 @@ def _require_same_sources(folder: str, stored: dict[str, Any], then: dict[str, A
 def _require_weights(folder: str, then: dict[str, Any], now: dict[str, Any]) -> None:
     if not same_backbone(then, now):
         raise InputError(f"{folder} is of other weights: it was made with {shown(then)}, now the backbone is "
-                         f"{shown(now)}; bring the former file back, or choose another --output-dir (for the scripts "
-                         "OUTPUT), or delete that folder")
+                         f"{shown(now)}; bring the former file back, or choose another --output-dir (--output, for "
+                         "the scripts OUTPUT), or delete that folder")
 
 
 def stored_identity_in(folder: str) -> dict[str, Any]:
@@ -299,7 +314,8 @@ def _require_same(folder: str, stored: dict[str, Any], cfg: CfgNode, defaults: C
         if value != other and key not in free:
             older = f"give {key} {other} to take it over, " if key not in there else ""
             raise InputError(f"{folder} holds a run of another config ({key} is {other!r} there, {value!r} here); "
-                             f"{older}choose another --output-dir or delete that folder")
+                             f"{older}choose another --output-dir (--output, for the scripts OUTPUT) or delete that "
+                             "folder")
 
 
 def checkpoint_digest(folder, epoch=None):

@@ -13,12 +13,11 @@ import torch
 
 from dassl.data.datasets import dataset_digest, relative_path
 from dassl.data.overlap import evaluated_part, images_of
+from dassl.engine.trainer_base import TrainerBase
 from dassl.utils import count_num_param, csv_text, world_size, write_atomically
+from dassl.utils.optional import optional_module
 
-try:
-    import resource
-except ImportError:  # on Windows
-    resource = None  # type: ignore[assignment]  # a module's name cannot be declared Optional
+resource = optional_module("resource")  # Windows has none
 
 PREDICTIONS = "predictions.csv.gz"
 LOGITS = "logits.npz"
@@ -53,7 +52,7 @@ def describe_run(trainer: Any) -> dict[str, Any]:
     return {
         **facts,
         "backbone": trainer.backbone_facts,
-        "budget": trainer._budget.facts(),
+        "budget": TrainerBase.budget.of(trainer).facts(),
         "trained_parameters": trained_parameters(trainer),
         "device": str(trainer.device),
         "device_name": device_name(trainer.device),
@@ -69,8 +68,8 @@ def trained_parameters(trainer: Any) -> int:
     """How many numbers the trainer's registered models learn."""
     if not getattr(trainer, "trains", True):
         return 0
-    parameters = {id(p): p for name in trainer.get_model_names() if trainer._models[name] is not None
-                  for p in trainer._models[name].parameters() if p.requires_grad}
+    models = [trainer.registered_model(name).model for name in trainer.get_model_names()]
+    parameters = {id(p): p for model in models if model is not None for p in model.parameters() if p.requires_grad}
     return count_num_param(params=parameters.values())
 
 

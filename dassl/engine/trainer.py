@@ -10,6 +10,7 @@ import torch
 
 from dassl.data import DataManager
 from dassl.engine.checks import part_to_evaluate, require_images, require_validation
+from dassl.engine.former_hooks import require_no_former_hook
 from dassl.engine.loaders import end_workers, train_loaders
 from dassl.engine.trainer_base import TrainerBase
 from dassl.evaluation import build_evaluator
@@ -19,6 +20,7 @@ from dassl.utils import (
     InputError,
     all_gather,
     check_availability,
+    is_class_bound,
     main_process_first,
     mkdir_if_missing,
     require_own_gpu,
@@ -47,6 +49,7 @@ class SimpleTrainer(TrainerBase):
     lab2cname: dict[int, str]
 
     def __init__(self, cfg: Any) -> None:
+        require_no_former_hook(type(self))
         super().__init__()
         check_availability(cfg.TEST.FINAL_MODEL, ("last_step", "best_val"), "TEST.FINAL_MODEL")
         check_availability(cfg.TEST.SPLIT, ("train", "val", "test"), "TEST.SPLIT")
@@ -62,6 +65,7 @@ class SimpleTrainer(TrainerBase):
         self.build_data_loader()
         self.prepare_model()
         self.evaluator: Any = build_evaluator(cfg, lab2cname=self.lab2cname)
+        is_class_bound(self, cfg)  # one that gives no answer is refused before it trains
 
     # ---- what a method defines ----
     def check_cfg(self, cfg: Any) -> None:
@@ -92,7 +96,7 @@ class SimpleTrainer(TrainerBase):
             require_validation(self.cfg, trains, self.val_loader is not None)
             if trains and self.dm is not None:
                 require_images(self.dm.dataset)
-            with self.stop, self._budget.of_training(lambda: train_loaders(self)):
+            with self._stop, self._budget.of_training(lambda: train_loaders(self)):
                 super().train(self.start_epoch, self.max_epoch)
                 self.stop_if_asked()  # during the last evaluation: what would come next must not run
         except BaseException:
@@ -116,7 +120,7 @@ class SimpleTrainer(TrainerBase):
         if self.start_epoch < self.max_epoch and not self.first_batch and self.out_of_patience(self.start_epoch):
             self.epoch = self.start_epoch - 1
             self.end_early()
-        self.checkpointer.note(self.output_dir, self.start_epoch)
+        self._checkpointer.note(self.output_dir, self.start_epoch)
         writer_dir = os.path.join(self.output_dir, "tensorboard")
         mkdir_if_missing(writer_dir)
         self.init_writer(writer_dir)
@@ -129,7 +133,7 @@ class SimpleTrainer(TrainerBase):
         start_epoch = self.resume_model_if_exist(directory)
         if not (start_epoch or self.first_batch):
             raise InputError(f"--resume {directory}: there is no checkpoint in that folder")
-        self.checkpointer.take_best(self.output_dir, directory)
+        self._checkpointer.take_best(self.output_dir, directory)
         return start_epoch
 
     def after_train(self):
@@ -149,7 +153,7 @@ class SimpleTrainer(TrainerBase):
         self.validate()
         if self.checkpoint_due(self.epoch + 1):
             self.save_model(self.epoch, self.output_dir)
-            self.checkpointer.forget_interruption(self.output_dir)
+            self._checkpointer.forget_interruption(self.output_dir)
 
     def checkpoint_due(self, done: int) -> bool:
         """Whether a checkpoint is written after `done` epochs: after the last, and each TRAIN.CHECKPOINT_FREQ-th."""
@@ -202,7 +206,7 @@ class SimpleTrainer(TrainerBase):
             loader = self.val_loader if split == "val" else self.test_loader
         domains = split == "test" and len(self.cfg.DATASET.TARGET_DOMAINS) > 1
         with self._budget.paused():
-            results = self.evaluation.over(split, loader, self.evaluator, self._answer, domains)
+            results = self._evaluation.over(split, loader, self.evaluator, self._answer, domains)
         for name, value in results.items():
             self.write_scalar(f"{split}/{name}", value, self.epoch)
         return deciding(results)
@@ -227,7 +231,7 @@ class TrainerX(SimpleTrainer):
     def run_epoch(self):
         self.set_model_mode("train")
         self.num_batches, every = len(self.train_loader_x), self.cfg.TRAIN.PRINT_FREQ
-        progress = self.progress
+        progress = self._progress
         progress.begin_epoch(self.epoch, self.max_epoch, self.num_batches)
         for self.batch_idx, batch in enumerate(self.train_loader_x, start=self.first_batch):
             progress.batch_loaded()

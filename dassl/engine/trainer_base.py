@@ -2,7 +2,7 @@
 import math
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -12,6 +12,7 @@ from dassl.engine.evaluation import Evaluation
 from dassl.engine.identity import made_for
 from dassl.engine.loaders import train_loaders
 from dassl.engine.model_states import ModelStates
+from dassl.engine.part import Part
 from dassl.engine.progress import Progress
 from dassl.utils import (
     INTERRUPTED,
@@ -24,12 +25,20 @@ from dassl.utils import (
 )
 
 
+class Registered(NamedTuple):
+    """A model that a trainer has registered; optimizer and schedule may be None."""
+
+    model: Any
+    optim: Any
+    sched: Any
+
+
 class TrainerBase:
     """Registered models with their optimizers and schedules, the epoch loop with its hooks, and the parts of a trainer.
 
     Attributes:
-        checkpointer, evaluation, progress, stop: the parts that store the training, evaluate, tell how far it is, and
-            note signals.
+        checkpointer, evaluation, progress, stop, budget: the parts that store the training, evaluate, tell how far it
+            is, note signals, and count what is spent. A subclass may use these names for something of its own.
         cfg: the config, or None; dm: the DataManager, or None; device; output_dir: the run folder.
         train_loader_x, train_loader_u: loaders of labelled and unlabelled training images, or None.
         start_epoch, epoch: from 0; max_epoch: how many there are.
@@ -37,6 +46,12 @@ class TrainerBase:
         best_result: the best validation accuracy so far; best_epoch: its epoch (from 1), 0 before.
         results: {part of the data: the numbers of its last evaluation}.
     """
+
+    checkpointer = Part[Checkpointer]()
+    evaluation = Part[Evaluation]()
+    progress = Part[Progress]()
+    stop = Part[StopRequest]()
+    budget = Part[Budget]()
 
     cfg: Any = None
     dm: Any = None
@@ -52,10 +67,10 @@ class TrainerBase:
         self._models: OrderedDict[str, Any] = OrderedDict()
         self._optims: OrderedDict[str, Any] = OrderedDict()
         self._scheds: OrderedDict[str, Any] = OrderedDict()
-        self.checkpointer = Checkpointer(self.checkpoint_contents())
-        self.evaluation = Evaluation()
-        self.progress = Progress()
-        self.stop = StopRequest()
+        self._checkpointer = Checkpointer(self.checkpoint_contents())
+        self._evaluation = Evaluation()
+        self._progress = Progress()
+        self._stop = StopRequest()
         self._budget = Budget()
         self.epoch = self.start_epoch = 0
         self.batch_idx = 0
@@ -63,7 +78,7 @@ class TrainerBase:
         self.batches_done = 0  # batches of the current epoch that are trained on, 0 once its checkpoint is due
         self.best_result, self.best_epoch = -math.inf, 0
         self.went_on_from_finished = False  # whether the run goes on from a training that had come to its end
-        self.results = self.evaluation.results
+        self.results = self._evaluation.results
         self.backbone_facts: Mapping[str, Any] | None = None  # {"name", "digest", ...} of its frozen weights
         # {setting: [trained with, evaluated with]} of a model that is evaluated under others
         self.changed: dict[str, list] = {}
@@ -76,6 +91,11 @@ class TrainerBase:
         if name in self._models:
             raise KeyError(f'a model named "{name}" is registered already')
         self._models[name], self._optims[name], self._scheds[name] = model, optim, sched
+
+    def registered_model(self, name: str) -> Registered:
+        """The registered model of a name. Raises KeyError for another name."""
+        self.get_model_names(name)
+        return Registered(self._models[name], self._optims[name], self._scheds[name])
 
     def get_model_names(self, names=None) -> list[str]:
         if names is None:
@@ -104,14 +124,14 @@ class TrainerBase:
             step = self.batches_done if model_name == INTERRUPTED else 0
             return self.training_position(epoch + 1, step, val_result)
 
-        self.checkpointer.save(directory, position, is_best, model_name)
+        self._checkpointer.save(directory, position, is_best, model_name)
 
     def resume_model_if_exist(self, directory) -> int:
         """Go on from the checkpoint that is furthest on and whole for every model, if there is one.
 
         Returns the epoch (from 0) to start with; `first_batch` says how many of its batches are done.
         Raises InputError where it was trained for something else (`dassl.engine.identity`)."""
-        found = self.checkpointer.resume(directory)
+        found = self._checkpointer.resume(directory)
         if found is None:
             return 0
         path, state = found
@@ -128,7 +148,7 @@ class TrainerBase:
         if not directory:
             print("Note: load_model() is skipped, no folder was given")
             return
-        ModelStates(self).load(directory, epoch)
+        self.changed = self._checkpointer.load(directory, epoch)
 
     def training_position(self, epoch: int, step: int, val_result: float | None) -> State:
         """What a checkpoint says of the trainer's position in its training, after `epoch` epochs and `step` batches."""
@@ -146,22 +166,22 @@ class TrainerBase:
 
     # ---- TensorBoard ----
     def init_writer(self, log_dir):
-        self.progress.open(log_dir)
+        self._progress.open(log_dir)
 
     def close_writer(self):
-        self.progress.close()
+        self._progress.close()
 
     def write_scalar(self, tag, scalar_value, global_step=None):
-        self.progress.scalar(tag, scalar_value, global_step)
+        self._progress.scalar(tag, scalar_value, global_step)
 
     @property
     def _writer(self):
         """The TensorBoard writer under Dassl's name."""
-        return self.progress.writer
+        return self._progress.writer
 
     @_writer.setter
     def _writer(self, writer):
-        self.progress.writer = writer
+        self._progress.writer = writer
 
     # ---- the loop ----
     def train(self, start_epoch, max_epoch):
@@ -188,14 +208,14 @@ class TrainerBase:
         Raises:
             KeyboardInterrupt, Terminated: SIGINT or SIGTERM came.
         """
-        if not self.stop.asked():
+        if not self._stop.asked():
             return
         point = "the training is done"
         if self.batches_done:
             self.save_model(self.epoch - 1, self.output_dir, model_name=INTERRUPTED)
             point = f"epoch {self.epoch + 1}, {self.batches_done} batches done"
-        print(f"Stopped by {self.stop.name}: {point}; the same command goes on from there")
-        self.stop.end()
+        print(f"Stopped by {self._stop.name}: {point}; the same command goes on from there")
+        self._stop.end()
 
     def before_train(self):
         pass

@@ -54,8 +54,9 @@ def checkpoint_to_evaluate(folder: str, epoch: int | None = None, best: bool = F
 
 
 def names_newest_first(folder: str) -> list[str]:
-    """File names of the checkpoints that a run can go on from: the interrupted one, a noted one of another name, then
-    those of the epochs, latest first. Whether the interrupted one is the furthest on, only its contents say."""
+    """File names of the checkpoints that a run can go on from: the interrupted one; then the one that the
+    file `checkpoint` names, where its name is not that of an epoch; then those of the epochs, latest first. Only the
+    contents of the interrupted one say whether it is the furthest."""
     names = [checkpoint_name(epoch) for epoch in epochs_in(folder)]
     noted = noted_checkpoint(folder)
     if noted and noted not in names:

@@ -75,5 +75,6 @@ def require_own_folder(path, below=None):
     while path != top and path != os.path.dirname(path):
         if os.path.islink(path):
             raise InputError(f"{path} is a link, and nothing is written through one; put the folder itself there, or "
-                             "choose another --output-dir (for the scripts OUTPUT), which may be a link itself")
+                             "choose another --output-dir (--output, for the scripts OUTPUT), which may be a link "
+                             "itself")
         path = os.path.dirname(path)

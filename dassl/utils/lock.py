@@ -49,7 +49,7 @@ class FolderLock:
             self.file = self._open()
         except OSError as error:
             raise InputError(f"cannot write to the run folder {self.folder} ({error.strerror}); mend that or choose "
-                             "another --output-dir") from None
+                             "another --output-dir (--output, for the scripts OUTPUT)") from None
         finally:
             if self.file is None:
                 del _HELD_HERE[self.place]
@@ -86,7 +86,8 @@ class FolderLock:
             except BaseException:
                 file.close()
                 raise
-        raise InputError(f"{self.path} is removed or replaced all the time; choose another --output-dir")
+        raise InputError(f"{self.path} is removed or replaced all the time; choose another "
+                         "--output-dir (--output, for the scripts OUTPUT)")
 
     def _lock(self, file):
         """Whether the kernel gave the lock; None on a file system that has none."""
@@ -120,7 +121,8 @@ class FolderLock:
 
     def _complaint(self, holder):
         who = f"process {holder['pid']} on {holder.get('host')}" if holder else "another process"
-        line = f"{self.folder} is in use by {who}; wait for it or choose another --output-dir"
+        line = (f"{self.folder} is in use by {who}; wait for it or choose another --output-dir (--output, for the "
+                "scripts OUTPUT)")
         if holder and holder.get("host") != socket.gethostname():
             line += f" (if that process is gone, which cannot be seen from this machine, delete {self.path})"
         return line

@@ -8,9 +8,11 @@ import importlib.util
 import os
 import pkgutil
 import sys
+import traceback
 import types
 
 from dassl.utils.errors import InputError
+from dassl.utils.moved import naming_what_moved
 
 
 def import_package_modules(package):
@@ -27,11 +29,12 @@ def load_plugin(spec, registries=()):
     relatively; the folder's `__init__.py` is not run. What it registers may replace a known name in `registries`.
 
     Raises:
-        InputError: no such file or module.
+        InputError: no such file or module, it is no Python, or what it registers is refused.
     """
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack, _told(spec):
         for registry in registries:
             stack.enter_context(registry.replacing())
+        stack.enter_context(naming_what_moved(f"--plugin {spec}"))
         if not (spec.endswith(".py") or os.path.isfile(spec)):
             if not all(part.isidentifier() for part in spec.split(".")):
                 raise InputError(f"--plugin {spec}: neither a file nor a module that can be imported")
@@ -65,6 +68,28 @@ def load_plugin(spec, registries=()):
             del sys.modules[full_name]
             raise
         return module
+
+
+@contextlib.contextmanager
+def _told(spec):
+    """Within it an error of what a plugin says, which its author can mend, becomes an InputError that names the plugin
+    and the line."""
+    try:
+        yield
+    except SyntaxError as error:
+        raise InputError(f"--plugin {spec}: {error.filename}, line {error.lineno}: {error.msg}") from error
+    except InputError as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if _is_file(frame.filename, spec)]
+        if not lines:
+            raise
+        raise InputError(f"--plugin {spec}, line {lines[-1]}: {error}") from error
+
+
+def _is_file(path, spec):
+    """Whether a module's file is that of the plugin `spec`."""
+    if spec.endswith(".py") or os.path.isfile(spec):
+        return os.path.abspath(path) == os.path.abspath(os.path.expanduser(spec))
+    return path.removesuffix(".py").endswith(os.path.join(*spec.split(".")))
 
 
 def load_entry_points(group="dassl.plugins", registries=()):

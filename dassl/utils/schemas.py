@@ -110,6 +110,8 @@ class EvaluatedRun(TypedDict, total=False):
     dataset: str
     name: str
     part: str
+    seed: StrictInt
+    settings: str
 
 
 class RunIdentity(EvaluatedRun, total=False):

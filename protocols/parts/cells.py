@@ -5,6 +5,7 @@ import operator
 from collections.abc import Mapping
 from typing import Any
 
+from dassl.utils import InputError
 from protocols.parts.marks import among_one_class, marks_of
 from protocols.parts.numbers import Column
 from protocols.parts.place import MARK, Place
@@ -13,11 +14,16 @@ COMPARED = ("ZeroshotCLIP", "CoOp", "CoCoOp", "MetaPrompt")  # what `compare` ta
 Look = dict[str, dict[str, str]]  # {method: its colour, marker, hatch and line} in figures
 
 
-def accuracy(results: Mapping[str, Any]) -> float | None:
-    """Test accuracy in percent, None for a run without a test, or whose test images have one class."""
+def accuracy(results: Mapping[str, Any], metric: str = "accuracy") -> float | None:
+    """Test accuracy in percent, None for a run without a test, or whose test images have one class.
+
+    metric: another number of the run's metrics instead. Raises InputError for one that a tested run does not have."""
+    tested = results["metrics"].get("test", {})
+    if tested and metric not in tested and metric != "accuracy":
+        raise InputError(f"a run has no metric '{metric}'; it has {', '.join(tested)}")
     if among_one_class(results):
         return None
-    found: float | None = results["metrics"].get("test", {}).get("accuracy")
+    found: float | None = tested.get(metric)
     return found
 
 
@@ -36,9 +42,17 @@ class Cells(dict[Place, "dict[str, Any]"]):
         """The values of a field of the places, each once, in order: a list. Without a field, the results."""
         return super().values() if field is None else list(dict.fromkeys(getattr(place, field) for place in self))
 
-    def by_seed(self) -> Column:
-        """The Column of the cells, which must differ in their seed only."""
-        return Column({place.seed: accuracy(results) for place, results in self.items()},
+    def by_seed(self, metric: str = "accuracy") -> Column:
+        """The Column of the cells, which must differ in their seed only.
+
+        metric: which number of a run's metrics (`results.json`), such as "macro_f1".
+        Raises:
+            InputError: the cells differ in more than their seed, or a run does not have the metric."""
+        if len(self) > 1:
+            for field in ("protocol", "dataset", "trainer", "config", "part", "shots"):
+                if len(found := self.values(field)) > 1:
+                    raise InputError(f"cells differ in {field}: {', '.join(map(str, found))}; choose with where(...)")
+        return Column({place.seed: accuracy(results, metric) for place, results in self.items()},
                       {place.seed: marks_of(place, results) for place, results in self.items()})
 
     def methods(self) -> list[tuple[str, Cells]]:

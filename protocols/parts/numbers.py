@@ -90,6 +90,24 @@ def average(columns: Iterable[Mapping[int, float | None]]) -> Number:
     return replace(over_seeds, marks=marks)
 
 
+def difference(first: Column | Iterable[Column], second: Column | Iterable[Column]) -> Number:
+    """The Number of first minus second, paired: a difference per seed, then mean and deviation over the seeds.
+
+    It does not exist where a value is missing or the seeds are not the same. It has the marks of both.
+
+    Args:
+        first, second: a Column each, or several, which are averaged per seed first."""
+    sides = [[side] if isinstance(side, Mapping) else list(side) for side in (first, second)]
+    marks = average(sides[0]).marks | average(sides[1]).marks
+    columns = [*sides[0], *sides[1]]
+    if not all(sides) or any(set(column) != set(columns[0]) for column in columns):
+        return Number(marks=marks)
+    if any(value is None for column in columns for value in column.values()):
+        return Number(marks=marks)
+    means = [{seed: average({seed: column[seed]} for column in side).value for seed in columns[0]} for side in sides]
+    return replace(Number.over(means[0][seed] - means[1][seed] for seed in columns[0]), marks=marks)
+
+
 def harmonic(base: float | None, new: float | None) -> float | None:
     """H = 2 / (1 / base + 1 / new), 0 when either is; None when either does not exist."""
     if base is None or new is None:

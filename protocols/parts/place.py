@@ -54,10 +54,13 @@ class Place:
         return self.config.partition(MARK)[2]
 
     @classmethod
-    def parse(cls, folder: str | os.PathLike[str]) -> Place | None:
-        """The Place of a run folder by its path; None for one that lies elsewhere."""
+    def parse(cls, folder: str | os.PathLike[str], of: str = "") -> Place | None:
+        """The Place of a run folder by its path; None for one that lies elsewhere. of: the one protocol that it may be
+        of; default any."""
         path = os.path.abspath(folder).replace(os.sep, "/")
         for name, protocol in PROTOCOL_REGISTRY.items():
+            if of not in ("", name):
+                continue
             found = _pattern(protocol.layout, protocol.part_pattern).search(path)
             if found:
                 words: dict[str, str] = {"part": "all", "shots": ""} | found.groupdict()

@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+import sys
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from dassl.config import get_cfg_default, merge_file
@@ -125,6 +126,21 @@ def class_bound(run: Run) -> bool:
     return is_class_bound(trainer, None if isinstance(says, bool) else run.check())
 
 
+GIVEN = {"trainer", "dataset_config_file", "config_file", "output_dir", "root", "backbone", "seed", "plugins",
+         "options", "protocol"}  # the fields of a RunSpec that RunMaker fills in
+
+
+def _require_fields(protocol: str, more: dict[str, Any]) -> None:
+    """Raise InputError that says where, unless RunSpec has these fields and RunMaker leaves them open."""
+    known = {each.name for each in fields(RunSpec)} - GIVEN
+    for name in more.keys() - known:
+        frame = sys._getframe(1)
+        while frame.f_code.co_filename == __file__ and frame.f_back:
+            frame = frame.f_back
+        raise InputError(f"{frame.f_code.co_filename}, line {frame.f_lineno}: protocol {protocol} gives a run the "
+                         f"field '{name}'{nearest(name, known)}; there are: {', '.join(sorted(known))}")
+
+
 @dataclass(frozen=True)
 class RunMaker:
     """Makes the runs of one method on one dataset, with one number of shots and one seed. `Protocol.plan` is given one.
@@ -156,28 +172,31 @@ class RunMaker:
     configs: Configs = field(default_factory=Configs, compare=False, repr=False)
 
     def run(self, part: str = "all", dataset: Dataset | None = None, options: tuple[str, ...] = (), needs: str = "",
-            **fields: Any) -> Run:
+            **more: Any) -> Run:
         """A run that trains on `dataset` (default: that of --dataset) and tests what it has learned.
 
         Args:
             part: what tells the run from the protocol's others (Place.part).
             options: config options, (KEY, VALUE, ...); those of the command line win over them.
-            fields: more fields of the run's RunSpec, such as source_domains=("photo",).
+            more: more fields of the run's RunSpec, such as source_domains=("photo",).
+        Raises:
+            InputError: a field that RunSpec does not have, or that is not the protocol's to choose.
         """
+        _require_fields(self.protocol, more)
         place = Place(self.protocol, self.dataset.name, self.trainer, self.config, part, self.shots, self.seed)
         dataset = dataset or self.dataset
         shots = () if self.shots is None else ("DATASET.NUM_SHOTS", str(self.shots))
         spec = RunSpec(trainer=self.trainer, dataset_config_file=dataset.file, config_file=self.config_file,
                        output_dir=os.path.join(self.output, *place.folder.split("/")),
                        root=dataset.root or self.root, backbone=self.backbone, seed=self.seed, plugins=self.plugins,
-                       options=(*shots, *options, *self.options), **fields)
+                       options=(*shots, *options, *self.options), protocol=self.protocol, **more)
         return Run(place, spec, needs, configs=self.configs)
 
     def evaluation(self, trained: Run, part: str, dataset: Dataset | None = None, options: tuple[str, ...] = (),
-                   **fields: Any) -> Run:
+                   **more: Any) -> Run:
         """A run that tests what the run `trained` has learned on other classes, domains or another dataset. Its config
         and backbone are those of the training. Arguments as of `run`."""
-        return self.run(part, dataset, options, trained.folder, eval_only=True, model_dir=trained.folder, **fields)
+        return self.run(part, dataset, options, trained.folder, eval_only=True, model_dir=trained.folder, **more)
 
     def domains(self, dataset: Dataset | None = None) -> list[str]:
         """The names of the domains of a dataset (default: that of --dataset); [] for one without domains."""

@@ -17,7 +17,7 @@ from dassl.utils import csv_text
 from protocols.parts import formats
 from protocols.parts.cells import Cells
 from protocols.parts.marks import Mark, lines, signs
-from protocols.parts.numbers import Number, average
+from protocols.parts.numbers import Column, Number, average
 
 Groups = dict[str, list[Any]]  # {name: values of a field that are averaged}
 
@@ -112,10 +112,10 @@ def titled(table: Table, form: str = "text") -> str:
 
 # ---- tables that protocols share ----
 def by_seed(cells: Cells, title: str, field: str = "part", groups: Groups | None = None,
-            averages: Groups | None = None) -> Table:
-    """A row per seed and their mean; columns as of `by_method`."""
+            averages: Groups | None = None, metric: str = "accuracy") -> Table:
+    """A row per seed and their mean; columns and arguments as of `by_method`."""
     chosen = _groups(cells, field, groups, averages)
-    columns = {value: cells.where(**{field: value}).by_seed() for value in cells.values(field)}
+    columns = _columns(cells, field, chosen, metric)
     rows: list[list[Any]] = [[f"seed {seed}", *(average(columns[value].at(seed) for value in group)
                                                 for _, group in chosen)] for seed in cells.values("seed")]
     rows.append(["mean", *(average(columns[value] for value in group) for _, group in chosen)])
@@ -123,30 +123,33 @@ def by_seed(cells: Cells, title: str, field: str = "part", groups: Groups | None
 
 
 def seeds_across(cells: Cells, title: str, field: str = "part", first: str = "",
-                 averages: Groups | None = None) -> Table:
+                 averages: Groups | None = None, metric: str = "accuracy") -> Table:
     """A row per value of a field, a column per seed, and the mean over the seeds.
 
-    first: the header of the first column. averages: {name: values of the field}, rows that follow; default none."""
-    seeds = cells.values("seed")
-    columns = {value: cells.where(**{field: value}).by_seed() for value in cells.values(field)}
+    first: the header of the first column. averages: {name: values of the field}, rows that follow; default none.
+    metric: as of `by_method`."""
+    seeds, chosen = cells.values("seed"), _groups(cells, field, None, averages or {})
+    columns = _columns(cells, field, chosen, metric)
     rows = [[name, *(average(columns[value].at(seed) for value in group) for seed in seeds),
-             average(columns[value] for value in group)]
-            for name, group in _groups(cells, field, None, averages or {})]
+             average(columns[value] for value in group)] for name, group in chosen]
     return Table(title, [first, *(f"seed {seed}" for seed in seeds), "mean"], rows)
 
 
 def by_method(cells: Cells, title: str, field: str = "part", groups: Groups | None = None,
-              averages: Groups | None = None) -> Table:
+              averages: Groups | None = None, metric: str = "accuracy") -> Table:
     """A row per method.
 
     Args:
         field: of the places; the columns are its values.
         groups: {name: values of the field}, the columns if each is an average over several; default each value alone.
         averages: the same, columns that follow; default one over all values, {} for none.
+        metric: which number of a run's metrics, such as "macro_f1" (`Cells.by_seed`).
     """
     chosen = _groups(cells, field, groups, averages)
-    rows = [[method, *(average(own.where(**{field: value}).by_seed() for value in group) for _, group in chosen)]
-            for method, own in cells.methods()]
+    rows = []
+    for method, own in cells.methods():
+        columns = _columns(own, field, chosen, metric)
+        rows.append([method, *(average(columns[value] for value in group) for _, group in chosen)])
     headers = [name for name, _ in chosen]
     return Table(title, ["method", *headers], rows, headers)
 
@@ -156,6 +159,12 @@ def _groups(cells: Cells, field: str, groups: Groups | None, averages: Groups | 
     values = cells.values(field)
     first = [(str(value), [value]) for value in values] if groups is None else list(groups.items())
     return [*first, *({"average": values} if averages is None else averages).items()]
+
+
+def _columns(cells: Cells, field: str, groups: list[tuple[str, list[Any]]], metric: str) -> dict[Any, Column]:
+    """{value of a field: the Column of one method's cells}, of all that groups name; empty where there is no cell."""
+    return {value: cells.where(**{field: value}).by_seed(metric)
+            for value in dict.fromkeys(value for _, group in groups for value in group)}
 
 
 def seconds_per_seed(cells: Cells) -> str:

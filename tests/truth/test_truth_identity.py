@@ -401,7 +401,7 @@ def test_a_run_of_other_data_is_not_taken_over(part, way, made, refused, other_r
     edit_split(other_root, EDITS[part])
     line = refused("CoOp", "OPTIM.MAX_EPOCH", 1, root=other_root)
     assert f"is of other data: the {part} part of Caltech101 is another list of images now (digest " in line
-    assert "choose another --output-dir (for the scripts OUTPUT), or delete that folder" in line
+    assert "choose another --output-dir (--output, for the scripts OUTPUT), or delete that folder" in line
 
 
 def test_a_class_that_was_deleted(made, refused, other_root):
