@@ -29,7 +29,7 @@ from dassl.utils import (
 )
 from dassl.utils.streams import go_on
 from runs.arguments import parse_arguments
-from runs.build_config import build_config, default_config
+from runs.build_config import build, build_config, default_config
 from runs.command_line import command_line, mendable
 from runs.configs import Configs
 from runs.run import finished, logged, run, what_is_evaluated
@@ -67,7 +67,8 @@ def main(argv: RunSpec | Iterable[str] | None = None, clips: dict[str, Any] | No
     """
     spec = argv if isinstance(argv, RunSpec) else parse_arguments(argv)
     discover(spec.plugins)
-    cfg = build_config(spec) if configs is None else configs.of(spec)
+    built = build(spec) if configs is None else configs.built(spec)
+    cfg = built.cfg
     evaluation = what_is_evaluated(spec)
     results = broadcast(lambda: finished(cfg, evaluation, seen))
     if results is None or spec.no_train:
@@ -76,7 +77,7 @@ def main(argv: RunSpec | Iterable[str] | None = None, clips: dict[str, Any] | No
             results = broadcast(lambda: finished(cfg, evaluation, seen))
             if results is None or spec.no_train:
                 with rank_zero_within(lambda: logged(cfg.OUTPUT_DIR)):
-                    return run(spec, cfg, evaluation, {} if clips is None else clips)
+                    return run(spec, built, evaluation, {} if clips is None else clips)
     print(f"Finished before: {cfg.OUTPUT_DIR}")
     return results
 

@@ -3,6 +3,7 @@ import functools
 import os
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +14,6 @@ from dassl.config import (
     clean_cfg,
     copied,
     get_cfg_default,
-    merge_file,
     merge_flag,
     merge_options,
     merge_text,
@@ -37,8 +37,26 @@ FLAG_KEYS = {"root": "DATASET.ROOT", "output_dir": "OUTPUT_DIR", "resume": "RESU
 Extension = Callable[[CfgNode], None]  # a trainer's extend_cfg
 
 
+@dataclass(frozen=True)
+class BuiltConfig:
+    """A run's config, and what is known only while its files are read.
+
+    Attributes:
+        cfg: the frozen config.
+        owner: the other method whose config file this run uses (`owner_of_config`), or "".
+    """
+
+    cfg: CfgNode
+    owner: str = ""
+
+
 def build_config(spec: RunSpec, read: Callable[[str], ConfigFile] = read_config) -> CfgNode:
-    """The frozen config of a run.
+    """The frozen config of a run. Arguments and errors are those of `build`."""
+    return build(spec, read).cfg
+
+
+def build(spec: RunSpec, read: Callable[[str], ConfigFile] = read_config) -> BuiltConfig:
+    """The config of a run, and which method's config file it is made from.
 
     A seed that is not given is drawn, the same on all processes.
 
@@ -48,6 +66,7 @@ def build_config(spec: RunSpec, read: Callable[[str], ConfigFile] = read_config)
         InputError: no method is named, or a file, a flag or an option is not what the config takes.
     """
     trainer = _trainer_of(spec, read)
+    owner = owner_of_config(spec.config_file, TRAINER_REGISTRY.name_of(trainer), read) if spec.config_file else ""
     cfg = _merged(spec, trainer, read)
     check_config(cfg)
     check_templates(cfg.DATASET.TEMPLATES, "DATASET.TEMPLATES")
@@ -66,7 +85,7 @@ def build_config(spec: RunSpec, read: Callable[[str], ConfigFile] = read_config)
     if spec.eval_only and issubclass(trainer, PromptTrainer) and trainer.trains and not spec.model_dir:
         raise InputError(f"--eval-only needs --model-dir, the run folder that holds what {cfg.TRAINER.NAME} trained")
     cfg.freeze()
-    return cfg
+    return BuiltConfig(cfg, owner)
 
 
 def _merged(spec: RunSpec, trainer: type, read: Callable[[str], ConfigFile]) -> CfgNode:
@@ -165,23 +184,21 @@ def _with_files(extensions: tuple[Extension, ...], files: tuple, open_trainer: b
 
 # ---- which method ----
 def _trainer_of(spec: RunSpec, read: Callable[[str], ConfigFile]) -> type:
-    """The class of a run's method. Raises InputError where none is named, or the config file is another method's."""
-    name = named_trainer(spec)
+    """The class of a run's method. Raises InputError where none is named."""
+    name = named_trainer(spec, read)
     if not name:
         raise InputError(f"no method is named; give --trainer, one of {', '.join(TRAINER_REGISTRY.registered_names())}")
-    trainer = TRAINER_REGISTRY.get(name)
-    if spec.config_file:
-        owner_of_config(spec.config_file, name, read)
-    return trainer
+    return TRAINER_REGISTRY.get(name)
 
 
-def named_trainer(spec: RunSpec) -> str:
+def named_trainer(spec: RunSpec, read: Callable[[str], ConfigFile]) -> str:
     """The method's name: an option, the flag, or what a config file says."""
     name = spec.settings().get("TRAINER.NAME") or spec.trainer
     for path in (spec.config_file, spec.dataset_config_file):
         if path and not name:
             peek = get_cfg_default()
-            merge_file(peek, path, open_trainer=True)
+            for told, text in read(path).layers():
+                merge_text(peek, text, told, open_trainer=True)
             name = peek.TRAINER.NAME
     return name
 

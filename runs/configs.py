@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from yacs.config import CfgNode
 
 from dassl.config.reading import read_config
-from runs.build_config import build_config
+from runs.build_config import BuiltConfig, build
 from runs.run_spec import RunSpec
 
 
@@ -21,7 +21,7 @@ class Configs:
     """
 
     def __init__(self) -> None:
-        self._kept: dict[RunSpec, tuple[bytes, ...]] = {}
+        self._kept: dict[RunSpec, tuple[str, tuple[bytes, ...]]] = {}  # owner of the config file, the config
         self._parts: dict[bytes, bytes] = {}
         self._read = functools.cache(read_config)
 
@@ -30,15 +30,21 @@ class Configs:
 
     def of(self, spec: RunSpec) -> CfgNode:
         """The frozen config of a run, a tree of its own. Raises InputError as `build_config` does."""
+        return self.built(spec).cfg
+
+    def built(self, spec: RunSpec) -> BuiltConfig:
+        """As `of`, with the owner of the config file."""
         kept = self._kept.get(spec)
         if kept is not None:
-            return _unpacked(kept)
-        cfg = build_config(spec, self._read)
+            owner, parts = kept
+            return BuiltConfig(_unpacked(parts), owner)
+        built = build(spec, self._read)
         if spec.seed >= 0:
             # a plugin may have set what is no plain value; such a config is built again
             with contextlib.suppress(pickle.PicklingError, AttributeError, TypeError):
-                self._kept[spec] = tuple(self._parts.setdefault(part, part) for part in _packed(cfg))
-        return cfg
+                parts = tuple(self._parts.setdefault(part, part) for part in _packed(built.cfg))
+                self._kept[spec] = built.owner, parts
+        return built
 
 
 def _packed(cfg: CfgNode) -> Iterable[bytes]:

@@ -1,10 +1,16 @@
 """What results.json says of a run."""
 import contextlib
+import glob
 import json
+import os
+from collections.abc import Mapping
 from typing import Any
 
 from yacs.config import CfgNode
 
+from dassl.config.reading import keys_of, read_config
+from dassl.config.tree import dotted
+from dassl.data.datasets import DATASET_REGISTRY
 from dassl.data.overlap import evaluated_part
 from dassl.engine.identity import plain
 from dassl.engine.run_folder import read_results, settings_digest, stored_config
@@ -12,7 +18,8 @@ from dassl.engine.run_record import describe_run, predictions_of
 from dassl.metrics import deciding
 from dassl.utils import InputError, is_class_bound
 from prompting.backbone import weights_digest
-from runs.run_spec import RunSpec
+from runs.build_config import CONFIGS
+from runs.run_spec import RunSpec, stem
 
 
 def results_of(spec: RunSpec, trainer: Any, stored: CfgNode, overlap: dict[str, Any] | None, evaluation: dict[str, Any],
@@ -53,37 +60,84 @@ def who(spec: RunSpec, cfg: CfgNode) -> dict[str, Any]:
     """Which run this is, whatever its folder: what a table needs to find its cell.
 
     Returns:
-        {"dataset", "config": names of the config files, "part": DATASET.SUBSAMPLE_CLASSES, "source_domains",
-        "target_domains": names, "shots", "eval_only", "model": `model_of` the run whose prompts are evaluated, or None,
-        and "protocol": the name of the protocol that planned the run, where one did}.
+        {"dataset", "config": names of the config files, "name": DATASET.NAME, "part": DATASET.SUBSAMPLE_CLASSES,
+        "source_domains", "target_domains": names, "shots", "eval_only", "model": `model_of` the run whose prompts are
+        evaluated, or None, and "protocol": the name of the protocol that planned the run, where one did}.
     """
     names = spec.identity()
+    dataset = names["dataset"] or file_of_dataset(cfg.DATASET.NAME)
     return {
-        "dataset": names["dataset"] or cfg.DATASET.NAME.lower(),
+        "dataset": dataset,
+        "name": cfg.DATASET.NAME,
         "config": names["config"],
         "part": cfg.DATASET.SUBSAMPLE_CLASSES,
         "source_domains": list(cfg.DATASET.SOURCE_DOMAINS),
         "target_domains": list(cfg.DATASET.TARGET_DOMAINS),
         "shots": cfg.DATASET.NUM_SHOTS,
         "eval_only": spec.eval_only,
-        "model": model_of(spec.model_dir) if spec.eval_only and spec.model_dir else None,
+        "model": model_of(spec.model_dir, dataset, cfg) if spec.eval_only and spec.model_dir else None,
         **({"protocol": spec.protocol} if spec.protocol else {}),
     }
 
 
-def model_of(folder: str) -> dict[str, Any]:
-    """{"dataset", "part", "source_domains", "shots", "seed", "settings": `settings_digest`} of the run in a folder, as
-    its results say; as its config does where they do not."""
+def model_of(folder: str, dataset: str, cfg: CfgNode) -> dict[str, Any]:
+    """{"dataset", "name", "part", "source_domains", "shots", "seed", "settings": `settings_digest`} of the run in a
+    folder, as its results say; as its config does where they do not.
+
+    Args:
+        dataset, cfg: what the evaluation calls its dataset, and its config.
+    """
     config = stored_config(folder)
-    trained = {"seed": config.get("SEED", -1), "settings": settings_digest(config) if config else ""}
+    seed = config.get("SEED")
+    trained = {"seed": seed if type(seed) is int else -1, "settings": settings_digest(config) if config else ""}
     with contextlib.suppress(InputError, OSError):
-        run = read_results(folder).get("run") or {}
-        known = ("dataset", "part", "source_domains", "shots")
+        results = read_results(folder)
+        run = {"name": results.get("dataset", ""), **(results.get("run") or {})}
+        known = ("dataset", "name", "part", "source_domains", "shots")
         if all(key in run for key in known):
             return {key: run[key] for key in known} | trained
-    data = config.get("DATASET") or {}
-    return {"dataset": str(data.get("NAME", "")).lower(), "part": str(data.get("SUBSAMPLE_CLASSES", "")),
-            "source_domains": list(data.get("SOURCE_DOMAINS") or ()), "shots": data.get("NUM_SHOTS", -1), **trained}
+    data = config.get("DATASET")
+    data = data if isinstance(data, dict) else {}
+    domains = data.get("SOURCE_DOMAINS")
+    return {"dataset": _dataset_of(data, dataset, cfg), "name": str(data.get("NAME", "")),
+            "part": str(data.get("SUBSAMPLE_CLASSES", "")),
+            "source_domains": domains if isinstance(domains, list) else [], "shots": data.get("NUM_SHOTS", -1), **trained}
+
+
+def _dataset_of(data: Mapping[str, Any], dataset: str, cfg: CfgNode) -> str:
+    """What a training is to call its dataset that did not keep the name of the dataset's config file.
+
+    Args:
+        data: DATASET of the training's config.
+        dataset, cfg: what the evaluation calls its dataset, and its config.
+    """
+    name = str(data.get("NAME", ""))
+    if name != cfg.DATASET.NAME:
+        return file_of_dataset(name)
+    if getattr(DATASET_REGISTRY.get(name), "dataset_dir", "") or _same_folder(data.get("ROOT"), cfg.DATASET.ROOT):
+        return dataset
+    # Two folders of one's own pictures are two datasets.
+    return next((word for word in (file_of_dataset(name), name.lower()) if word != dataset), "")
+
+
+def _same_folder(one: Any, other: str) -> bool:
+    """Whether two paths lead to one folder; what is no path (a zero byte in it, as in a damaged config) does not."""
+    with contextlib.suppress(ValueError):
+        return os.path.realpath(os.path.expanduser(str(one or ""))) == os.path.realpath(os.path.expanduser(other))
+    return False
+
+
+def file_of_dataset(name: str) -> str:
+    """The name of the file of configs/datasets for the dataset with this DATASET.NAME, such as oxford_pets for
+    OxfordPets; the DATASET.NAME in small letters where there is none."""
+    for path in sorted(glob.glob(os.path.join(glob.escape(CONFIGS), "datasets", "*.yaml"))):
+        with contextlib.suppress(InputError):  # another dataset's file that cannot be read
+            said: dict[str, Any] = {}
+            for told, text in read_config(path).layers():
+                said |= dotted(keys_of(text, told))
+            if said.get("DATASET.NAME") == name:
+                return stem(path)
+    return name.lower()
 
 
 def measured(trainer: Any) -> dict[str, dict[str, float]]:

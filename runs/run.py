@@ -36,7 +36,7 @@ from dassl.utils import (
     write_json,
 )
 from prompting.backbone import describe_weights, serve_foreign_code, unpublished_note, weights_digest
-from runs.build_config import default_config, flag_settings, owner_of_config
+from runs.build_config import BuiltConfig, default_config, flag_settings
 from runs.results import results_of
 from runs.run_spec import RunSpec
 from training.prompt_trainer import PromptTrainer
@@ -68,20 +68,20 @@ def logged(folder: str) -> Iterator[None]:
 
 
 # ---- the run ----
-def run(spec: RunSpec, cfg: CfgNode, evaluation: Evaluation, clips: dict[str, Any]) -> dict[str, Any]:
+def run(spec: RunSpec, built: BuiltConfig, evaluation: Evaluation, clips: dict[str, Any]) -> dict[str, Any]:
     """Build the trainer of a config, train or evaluate it, store the results.
 
     Args:
-        spec, cfg: the run and its config.
+        spec, built: the run and its config.
         evaluation: what `what_is_evaluated` says of it.
         clips: {backbone name: loaded CLIP}, filled and shared.
     Returns:
         the results, as results.json holds them; {} with --no-train.
     """
-    started = time.time()
+    started, cfg = time.time(), built.cfg
     if torch.cuda.is_initialized():  # by an earlier run of this process
         torch.cuda.reset_peak_memory_stats()
-    trainer = _built(spec, cfg, clips)
+    trainer = _trainer_of(spec, built, clips)
     stored = own_cfg(cfg, default_config(cfg))
     silent = _told_without_effect(spec, cfg, trainer)
     overlap = broadcast(lambda: begin_folder(spec, stored, trainer))
@@ -103,11 +103,12 @@ def run(spec: RunSpec, cfg: CfgNode, evaluation: Evaluation, clips: dict[str, An
     return results
 
 
-def _built(spec: RunSpec, cfg: CfgNode, clips: dict[str, Any]) -> Any:
+def _trainer_of(spec: RunSpec, built: BuiltConfig, clips: dict[str, Any]) -> Any:
     """The trainer of a run, with what is said before it is built."""
+    cfg = built.cfg
     print(f"** {cfg.TRAINER.NAME} on {cfg.DATASET.NAME}, seed {cfg.SEED} **\n{collect_env_info()}")
-    if spec.config_file and (owner := owner_of_config(spec.config_file, cfg.TRAINER.NAME)):
-        print(f"Note: {cfg.TRAINER.NAME} has no config of its own and runs with {owner}'s, {spec.config_file}")
+    if built.owner:
+        print(f"Note: {cfg.TRAINER.NAME} has no config of its own and runs with {built.owner}'s, {spec.config_file}")
     set_random_seed(cfg.SEED)
     if issubclass(TRAINER_REGISTRY.get(cfg.TRAINER.NAME), PromptTrainer):
         return build_trainer(cfg, clips=clips)
@@ -157,7 +158,11 @@ def _evaluate(spec: RunSpec, trainer: Any, evaluation: Evaluation) -> None:
 
 # ---- what is said and kept of it ----
 def _told_without_effect(spec: RunSpec, cfg: CfgNode, trainer: Any) -> dict[str, str]:
-    """What `settings_without_effect` finds, which is said together with notes on the schedule."""
+    """Print notes on the learning-rate schedule and on settings without effect.
+
+    Returns:
+        {key or flag: why}, as `settings_without_effect` finds them.
+    """
     facts = RunFacts(cfg, trainer, spec.eval_only, isinstance(trainer, PromptTrainer))
     for note in notes_on(cfg.OPTIM) if facts.scheduled else ():
         print(f"Note: {note}")

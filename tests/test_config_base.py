@@ -8,6 +8,7 @@ import yaml
 
 import train
 from dassl.config import get_cfg_default, merge_file, methods_of, write_config
+from dassl.config import tree as walk
 from dassl.config.effect import EFFECTS, RunFacts, without_effect
 from dassl.config.reading import MOST_CONFIG_BYTES, MOST_DEEP, MOST_FILES, config_layers
 from dassl.engine import build_trainer
@@ -95,7 +96,9 @@ def test_a_run_keeps_the_whole_config(write, tmp_path):
 # ---- what is refused ----
 def test_a_base_that_is_not_there(write, tmp_path):
     own = write("own.yaml", "BASE: gone.yaml\n")
-    assert told(own) == (f"cannot read the config {tmp_path / 'gone.yaml'} (BASE of {own}): No such file or directory")
+    assert told(own) == (f"cannot read the config {tmp_path / 'gone.yaml'} (BASE of {own}): No such file or directory; "
+                         "BASE is relative to the file that says it: give the path from there, or write its keys into "
+                         "the file")
 
 
 def test_an_unknown_key_is_told_with_the_chain(write, tmp_path):
@@ -163,8 +166,28 @@ def test_a_base_that_is_no_regular_file(plant, write, tmp_path):
 
 
 def test_base_is_no_option(write):
-    with pytest.raises(InputError, match="unknown key BASE"):
-        train.build_config(train.parse_arguments(["--trainer", "CoOp", "BASE", write("a.yaml", "SEED: 1\n")]))
+    for word in ("BASE", "base"):
+        with pytest.raises(InputError, match="option: BASE belongs in a config file; --config-file takes one"):
+            train.build_config(train.parse_arguments(["--trainer", "CoOp", word, write("a.yaml", "SEED: 1\n")]))
+
+
+@pytest.mark.parametrize("value", ["a.yaml", "[a.yaml]", "{a: 1}"])
+def test_base_in_small_letters(value, write):
+    own = write("own.yaml", f"base: {value}\n")
+    assert told(own) == f"config {own}: unknown key base (did you mean 'BASE'?)"
+
+
+@pytest.mark.parametrize(("text", "key"), [("3: 1", "3"), ("OPTIM: {3: 1}", "OPTIM.3"),
+                                           ("OPTIM: {3: {LR: 1}}", "OPTIM.3")])
+def test_a_key_that_is_no_name(text, key, write):
+    own = write("own.yaml", text)
+    assert told(own) == f"config {own}: the key {key} is not a name"
+
+
+def test_the_keys_of_a_tree():
+    tree = {"A": {"B": 1, "C": {"D": [2]}, "E": {}}, 3: None}
+    assert [*walk.leaves(tree)] == [(("A", "B"), 1), (("A", "C", "D"), [2]), ((3,), None)]
+    assert walk.dotted(tree, ("X",)) == {"X.A.B": 1, "X.A.C.D": [2], "X.3": None}
 
 
 # ---- which method a file is for ----

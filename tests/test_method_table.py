@@ -1,9 +1,11 @@
 """The table of methods says what docstrings, configs and measurements say."""
+from types import SimpleNamespace
+
 import pytest
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import InputError
-from tools import method_table
+from tools import config_budgets, method_table
 
 
 def own_trainers():
@@ -48,6 +50,28 @@ def test_the_table_goes_between_its_marks(tmp_path, monkeypatch, capsys):
     with pytest.raises(InputError, match="two marks"):
         method_table.main(["--trainer", "CoOp", "--write", str(page)])
     assert page.read_text() == "no marks"
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    """Trainers that are their config, with towers of no blocks."""
+    def trainer(cfg, clips):
+        return SimpleNamespace(cfg=cfg, towers=SimpleNamespace(text=SimpleNamespace(layers=0),
+                                                               image=SimpleNamespace(layers=0)))
+
+    for module in (method_table, config_budgets):
+        monkeypatch.setattr(module, "TRAINER_REGISTRY", {"CoOp": trainer})
+
+
+def test_a_folder_that_begins_as_a_flag_is_a_folder(registry, monkeypatch):
+    """A run is made from data, not from words that are parsed again."""
+    monkeypatch.setattr(method_table, "random_vit_b16", lambda: None)
+    args = SimpleNamespace(root="-data", opts=["OPTIM.LR", "0.5"])
+    cfg = method_table.Builder(args)("CoOp", "tiny", "DATASET.SUBSAMPLE_CLASSES", "base").cfg
+    assert (cfg.DATASET.ROOT, cfg.DATASET.SUBSAMPLE_CLASSES, cfg.OPTIM.LR, cfg.SEED) == ("-data", "base", 0.5, 1)
+    monkeypatch.setattr(config_budgets, "small_vit", lambda: None)
+    cfg = config_budgets.ConfigBudgets("-pictures").trainer("CoOp", "-out").cfg
+    assert (cfg.DATASET.ROOT, cfg.OUTPUT_DIR, cfg.INPUT.SIZE, cfg.USE_CUDA) == ("-pictures", "-out", (32, 32), False)
 
 
 @pytest.mark.slow

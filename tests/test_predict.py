@@ -15,7 +15,7 @@ import train
 from dassl.data.datasets import Datum, dataset_digest, relative_path
 from dassl.utils import InputError
 from prompting.openai import tokenizer
-from tools import interpret_prompt, predict
+from tools import interpret_prompt, loaded_run, predict
 from tools.predict import load_run
 
 BOUND = str(Path(__file__).parent / "plugins" / "bound.py")
@@ -274,3 +274,11 @@ def test_methods_without_text_context_say_so(world, arguments, clips, tmp_path, 
         interpret_prompt.main([str(tmp_path / "run"), "--plugin", BOUND])
     with pytest.raises(InputError, match="no checkpoint at"):
         interpret_prompt.main([str(place / "CoOp"), "--load-epoch", "7"])
+
+
+def test_a_run_folder_or_a_backbone_that_begins_as_a_flag(tmp_path, tiny_config, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "-run").mkdir()
+    (tmp_path / "-run" / "config.yaml").write_text("TRAINER: {NAME: CoOp}\n")
+    cfg = loaded_run.run_config("-run", "-clip.pt")
+    assert (cfg.TRAINER.NAME, cfg.MODEL.BACKBONE.NAME, cfg.VERBOSE) == ("CoOp", "-clip.pt", False)

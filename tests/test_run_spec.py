@@ -1,5 +1,6 @@
 """A run as data: RunSpec, its words, and what train.main makes of it."""
 import json
+import os
 import pickle
 import shutil
 import tracemalloc
@@ -8,15 +9,20 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
+from drawn import write_split_dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
 import train
 from dassl.config.words import is_key, is_option
+from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.run_folder import read_results, settings_digest
 from dassl.utils import InputError
+from protocols.parts.registry import PROTOCOL_REGISTRY
+from protocols.parts.stored_run import StoredRun
 from runs import build_config
 from runs.configs import Configs
+from runs.results import model_of
 from runs.run_spec import RunSpec
 from tools import protocol
 from training import towers
@@ -77,11 +83,29 @@ def test_a_word_that_would_end_its_list_has_no_place_on_a_command_line(word):
 
 @pytest.mark.parametrize(("word", "key"), [
     ("SEED", True), ("USE_CUDA", True), ("OPTIM.LR", True), ("TRAINER.MINE.X", True), ("A.B_2", True),
-    ("optim.lr", True), ("trainer.coop.n_ctx", True), ("optim", False), ("seed", False), ("optim.no_such", False),
+    ("optim.lr", True), ("trainer.coop.n_ctx", True), ("trainer.mine.x", True), ("trainer.name", True),
+    ("trainer.yaml", False), ("Trainer.v2", False), ("trainer.v2.1", False), ("trainer.coop.yaml", False),
+    ("configs/optim.lr", False), ("optim.lr.yml", False), ("optim", False), ("seed", False), ("optim.no_such", False),
     ("my.yaml", False), ("CoOp", False), ("model.backbone", False), ("", False), ("SEED=1", False)])
 def test_which_words_are_config_keys(word, key):
     assert is_key(word) == key
     assert is_option(f"{word}=1") == (key or word == "SEED=1") and is_option(word) == (key or word == "SEED=1")
+
+
+def test_a_file_that_is_there_is_no_key_in_small_letters(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("trainer.coop.new", "optim.lr"):
+        assert is_key(name)
+        (tmp_path / name).write_text("")
+        assert not is_key(name)
+
+
+def test_a_dataset_file_may_be_called_as_a_key_in_small_letters(drawn_root, tiny_config, clip_file, tmp_path,
+                                                                monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "trainer.yaml").write_text("DATASET: {NAME: Caltech101}\n")
+    protocol.main(["base2new", "--trainer", "CoOp", "--dataset", "trainer.yaml", "--seeds", "1", "--cfg", tiny_config,
+                   "--root", str(drawn_root), "--output", "out", "--backbone", clip_file, "--dry-run"])
 
 
 # ---- one config for each run ----
@@ -128,6 +152,38 @@ def test_configs_are_those_that_are_built(tiny_config, drawn_root, tmp_path):
     assert pickle.loads(pickle.dumps(configs))._kept == {}
 
 
+@pytest.mark.parametrize("changed", [None, "TRAINER: {COCOOP: {N_CTX: 2}}"], ids=["deleted", "edited"])
+def test_a_run_reads_no_config_file_again_that_its_plan_has_read(changed, arguments, clips, tmp_path, tiny_config,
+                                                                 capsys, monkeypatch):
+    """Also what is said of the file is of the one that the run uses."""
+    own = tmp_path / "own.yaml"
+    own.write_text(Path(tiny_config).read_text().partition("TRAINER:")[0] + "TRAINER: {COOP: {N_CTX: 3}}\n")
+
+    monkeypatch.setattr(TRAINER_REGISTRY, "_objects", dict(TRAINER_REGISTRY._objects))
+
+    @TRAINER_REGISTRY.register()
+    class Unlisted(TRAINER_REGISTRY.get("ZeroshotCLIP")):
+        """A method without a folder of configs."""
+
+    words = arguments("Unlisted", tmp_path / "out", "--no-train", config=own)
+    spec, configs = train.parse_arguments(words), Configs()
+    configs.of(spec)
+    own.unlink() if changed is None else own.write_text(changed)
+    train.main(spec, clips=clips, configs=configs)
+    assert f"Unlisted has no config of its own and runs with CoOp's, {own}" in capsys.readouterr().out
+
+
+def test_the_method_that_a_config_file_names_is_read_once(arguments, clips, tmp_path, tiny_config):
+    own = tmp_path / "own.yaml"
+    own.write_text(Path(tiny_config).read_text().replace("TRAINER:", "TRAINER:\n  NAME: CoOp"))
+    spec = train.parse_arguments(arguments("", tmp_path / "out", "--no-train", config=own))
+    spec = replace(spec, trainer="", seed=-1)
+    configs = Configs()  # which keeps no config whose seed is to be drawn, but its files
+    configs.of(spec)
+    own.unlink()
+    assert train.main(spec, clips=clips, configs=configs) == {}
+
+
 def test_a_seed_that_is_drawn_is_drawn_for_each_run(tiny_config):
     spec, configs = train.parse_arguments(["--trainer", "CoOp", "--config-file", tiny_config]), Configs()
     assert len({configs.of(spec).SEED for _ in range(3)}) == 3
@@ -169,14 +225,14 @@ def test_results_say_which_run_it_is_whatever_its_folder(tmp_path, arguments, cl
     base = train.main(arguments("CoOp", folder, *domains, "OPTIM.MAX_EPOCH", "1", "DATASET.SUBSAMPLE_CLASSES", "base",
                                 dataset="pacs"), clips=clips)
     who = {"dataset": "pacs", "config": Path(tiny_config).stem, "source_domains": ["photo", "cartoon"],
-           "target_domains": ["sketch"], "shots": base["config"]["DATASET"]["NUM_SHOTS"]}
+           "target_domains": ["sketch"], "name": "PACS", "shots": base["config"]["DATASET"]["NUM_SHOTS"]}
     assert base["run"] == who | {"part": "base", "eval_only": False, "model": None}
     assert json.loads((folder / "results.json").read_text())["run"] == base["run"]
     words = arguments("CoOp", tmp_path / "new", *domains, "--eval-only", "--model-dir", folder,
                       "DATASET.SUBSAMPLE_CLASSES", "new", dataset="pacs")
     expected = who | {"part": "new", "eval_only": True, "model": {
-        "dataset": "pacs", "part": "base", "source_domains": who["source_domains"], "shots": who["shots"],
-        "seed": base["seed"], "settings": settings_digest(base["config"])}}
+        "dataset": "pacs", "name": "PACS", "part": "base", "source_domains": who["source_domains"],
+        "shots": who["shots"], "seed": base["seed"], "settings": settings_digest(base["config"])}}
     assert train.main(words, clips=clips)["run"] == expected
     stored = {key: value for key, value in base.items() if key != "run"}  # of a former version
     (folder / "results.json").write_text(json.dumps(stored))
@@ -185,7 +241,69 @@ def test_results_say_which_run_it_is_whatever_its_folder(tmp_path, arguments, cl
     assert train.main(words, clips=clips)["run"] == expected  # as the config of that run says
 
 
-@pytest.mark.parametrize("wrong", [[], "x", {"dataset": 3}, {"shots": "4"}, {"source_domains": "photo"},
+def without_identity(folder, how):
+    """Make a training's folder one that does not say which run it is: interrupted, or of a former version."""
+    path = Path(folder) / "results.json"
+    if how == "interrupted":
+        path.unlink()
+    else:
+        path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "run"}))
+
+
+@pytest.mark.parametrize("how", ["interrupted", "former version"])
+def test_an_evaluation_knows_its_training_by_its_dataset(how, tmp_path, arguments, clips):
+    """The name of OxfordPets' config file is not its name in small letters."""
+    write_split_dataset(tmp_path, "oxford_pets")
+    given = {"dataset": "oxford_pets", "root": tmp_path}
+    train.main(arguments("CoOp", tmp_path / "base", "OPTIM.MAX_EPOCH", "1", "DATASET.SUBSAMPLE_CLASSES", "base",
+                         **given), clips=clips)
+    without_identity(tmp_path / "base", how)
+    told = train.main(arguments("CoOp", tmp_path / "new", "--eval-only", "--model-dir", tmp_path / "base",
+                                "DATASET.SUBSAMPLE_CLASSES", "new", **given), clips=clips)
+    assert (told["run"]["dataset"], told["run"]["name"]) == ("oxford_pets", "OxfordPets")
+    assert (told["run"]["model"]["dataset"], told["run"]["model"]["name"]) == ("oxford_pets", "OxfordPets")
+    assert protocol_of(told) == "base2new"
+
+
+def protocol_of(results):
+    """The protocol in whose tables a run is found."""
+    found = PROTOCOL_REGISTRY.get("base2new")().recognise(StoredRun.of(results))
+    return found and found.protocol
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """(DATASET.NAME, DATASET.ROOT) -> what an evaluation of one's own "mine", an ImageFolder at `here`, says of the
+    dataset of such a training, which is known by its config alone."""
+    def stored(name, root):
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run" / "config.yaml").write_text(f"DATASET: {{NAME: {name}, ROOT: {root}}}\n")
+        cfg = train.default_config()
+        cfg.DATASET.NAME, cfg.DATASET.ROOT = "ImageFolder", str(tmp_path / "here")
+        return [model_of(str(tmp_path / "run"), word, cfg)["dataset"] for word in ("mine", "image_folder")]
+
+    return stored
+
+
+def test_a_training_that_kept_no_name_of_its_dataset(stored, tmp_path):
+    os.symlink(tmp_path / "here", tmp_path / "link")
+    for same in ("here", "link", "there/../here"):
+        assert stored("ImageFolder", tmp_path / same) == ["mine", "image_folder"]
+    assert stored("ImageFolder", tmp_path / "there") == ["image_folder", "imagefolder"]
+    assert stored("StanfordCars", tmp_path) == ["stanford_cars"] * 2
+    assert stored("OfPlugin", tmp_path) == ["ofplugin"] * 2
+    assert stored("''", "''") == [""] * 2
+    assert stored("ImageFolder", '"a\\0b"') == ["image_folder", "imagefolder"]  # damaged
+
+
+def test_a_run_without_a_dataset_file_is_called_as_with_one(tmp_path, arguments, clips):
+    write_split_dataset(tmp_path, "oxford_pets")
+    words = arguments("ZeroshotCLIP", tmp_path / "out", "DATASET.NAME", "OxfordPets", root=tmp_path)
+    spec = replace(train.parse_arguments(words), dataset_config_file="")
+    assert train.main(spec, clips=clips)["run"]["dataset"] == "oxford_pets"
+
+
+@pytest.mark.parametrize("wrong", [[], "x", {"dataset": 3}, {"name": 3}, {"shots": "4"}, {"source_domains": "photo"},
                                    {"model": {"part": []}}], ids=str)
 def test_a_damaged_identity_is_refused(tmp_path, arguments, clips, wrong):
     results = train.main(arguments("ZeroshotCLIP", tmp_path / "out"), clips=clips)

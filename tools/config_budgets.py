@@ -11,6 +11,7 @@ from PIL import Image
 import train
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.budget import COUNTS
+from runs.run_spec import RunSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES, SHOTS = 50, 16
@@ -100,12 +101,12 @@ class ConfigBudgets:
 
     def trainer(self, method, output):
         configs = ROOT / "configs"
-        cfg = train.build_config(train.parse_arguments([
-            "--root", str(self.data), "--seed", "1", "--trainer", method, "--output-dir", output,
-            "--config-file", str(configs / "trainers" / method / "vit_b16.yaml"),
-            "--dataset-config-file", str(configs / "datasets" / "image_folder.yaml"),
-            "DATASET.NUM_SHOTS", str(SHOTS), "INPUT.SIZE", "(32,32)", "DATALOADER.NUM_WORKERS", "0",
-            "TEST.NO_TEST", "True", "VERBOSE", "False", "USE_CUDA", "False"]))
+        cfg = train.build_config(RunSpec(
+            root=str(self.data), seed=1, trainer=method, output_dir=output,
+            config_file=str(configs / "trainers" / method / "vit_b16.yaml"),
+            dataset_config_file=str(configs / "datasets" / "image_folder.yaml"),
+            options=("DATASET.NUM_SHOTS", str(SHOTS), "INPUT.SIZE", "(32,32)", "DATALOADER.NUM_WORKERS", "0",
+                     "TEST.NO_TEST", "True", "VERBOSE", "False", "USE_CUDA", "False")))
         trainer = TRAINER_REGISTRY.get(method)(cfg, clips=self.clips)
         for tower in (trainer.towers.text, trainer.towers.image):
             tower.blocks = [Idle()] * tower.layers

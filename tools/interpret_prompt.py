@@ -106,13 +106,13 @@ def is_class_specific(cfg):
 def parse_arguments(argv):
     parser = train.ArgumentParser(description="The words nearest to each learned context vector.")
     parser.add_argument("run", help="a run folder")
-    parser.add_argument("--top", type=int, default=3, help="how many words a vector (default 3)")
+    parser.add_argument("--top", type=int, default=3, help="how many words per vector (default 3)")
     add_run_flags(parser)
     return parser.parse_args(argv)
 
 
 def main(argv=None):
-    """Print a row a context vector; returns what `interpret` gives."""
+    """Print a row per context vector; returns what `interpret` gives."""
     args = parse_arguments(argv)
     if args.top < 1:
         raise InputError(f"--top must be at least 1, not {args.top}")

@@ -18,6 +18,7 @@ from dassl.metrics import require_finite
 from dassl.utils import InputError, is_class_bound, is_text, load_checkpoint, newest_checkpoint
 from dassl.utils.images import bombs_are_errors, decoded, to_rgb
 from prompting.backbone import unpublished_note
+from runs.run_spec import RunSpec
 from training import PromptTrainer
 from training.without_data import NeedsImages
 
@@ -62,8 +63,7 @@ def run_config(folder, backbone=""):
     file = os.path.join(folder, "config.yaml")
     if not os.path.isfile(file):
         raise InputError(f"no run in {folder}: there is no config.yaml; give a run folder, such as output/.../seed1")
-    return train.build_config(train.parse_arguments(
-        ["--config-file", file, *(["--backbone", backbone] if backbone else []), "VERBOSE", "False"]))
+    return train.build_config(RunSpec(config_file=file, backbone=backbone, options=("VERBOSE", "False")))
 
 
 def trained_classes(folder):

@@ -33,6 +33,7 @@ from dassl.config import get_cfg_default  # noqa: E402
 from dassl.engine import TRAINER_REGISTRY  # noqa: E402
 from dassl.utils import InputError, count_num_param, is_class_bound  # noqa: E402
 from dassl.utils.checkpoint import write_atomically  # noqa: E402
+from runs.run_spec import RunSpec  # noqa: E402
 from tools.budgets import HEADERS as BUDGET_HEADERS  # noqa: E402
 from tools.config_budgets import config_budget_rows  # noqa: E402
 
@@ -78,11 +79,12 @@ class Builder:
         path = ROOT / "configs" / "trainers" / method / f"{config}.yaml"
         if not path.is_file():
             raise InputError(f"{method} has no {path.name}")
-        words = ["--root", self.args.root, "--seed", "1", "--trainer", method, "--config-file", str(path),
-                 "--dataset-config-file", str(ROOT / "configs" / "datasets" / "shapes.yaml")]
-        words += ["DATASET.NUM_SHOTS", str(SHOTS), "DATALOADER.NUM_WORKERS", "0", "VERBOSE", "False", *options]
+        common = ("DATASET.NUM_SHOTS", str(SHOTS), "DATALOADER.NUM_WORKERS", "0", "VERBOSE", "False")
+        spec = RunSpec(root=self.args.root, seed=1, trainer=method, config_file=str(path),
+                       dataset_config_file=str(ROOT / "configs" / "datasets" / "shapes.yaml"),
+                       options=(*common, *options, *self.args.opts))
         with contextlib.redirect_stdout(io.StringIO()):
-            cfg = train.build_config(train.parse_arguments([*words, *self.args.opts]))
+            cfg = train.build_config(spec)
             return TRAINER_REGISTRY.get(method)(cfg, clips=self.clips)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from yacs.config import CfgNode as CN
 
+from dassl.config.tree import dotted
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.data.samplers import SAMPLER_REGISTRY
 from dassl.optim import EpochSchedule
@@ -254,15 +255,6 @@ def leaf_of(cfg, key):
     return cfg
 
 
-def _leaves(node, prefix):
-    """The dotted keys of a config tree."""
-    for name, value in node.items():
-        if isinstance(value, CN):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
-
-
 def without_effect(run, defaults, given):
     """{key: why} of the keys that differ from their default and act nowhere in a run.
 
@@ -283,7 +275,7 @@ def without_effect(run, defaults, given):
         name = key.split(".")[-2 if key.startswith("MODEL.HEAD.") else -1]
         if told and not run.plugin_mentions(name):
             silent[key] = why
-    for key in _leaves(run.cfg.TRAINER, "TRAINER."):  # a plugin that declares no keys may be given any
+    for key in dotted(run.cfg.TRAINER, ("TRAINER",)):  # a plugin that declares no keys may be given any
         if leaf_of(defaults, key) is None and not run.mentions(key.split(".")[-1], type(run.trainer)):
             silent[key] = "its name is nowhere in the plugin"
     for key, why in getattr(run.trainer, "overruled", {}).items():

@@ -9,6 +9,7 @@ import yaml
 from yacs.config import CfgNode as CN
 
 from dassl.config.reading import BASE, Loader, config_layers, keys_of
+from dassl.config.tree import dotted, leaves
 from dassl.utils.checkpoint import write_atomically
 from dassl.utils.errors import InputError
 from dassl.utils.registry import nearest
@@ -33,14 +34,23 @@ def merge_file(cfg, path, open_trainer=False):
 
 def merge_text(cfg, text, path, open_trainer=False):
     """Merge the text of one config file, without its BASE. path: for the messages; for the rest see `merge_file`."""
-    for key, value in _leaves({name: value for name, value in keys_of(text, path).items() if name != BASE}, path):
-        _set(cfg, key, copy.deepcopy(value), f"config {path}", open_trainer)
+    keys = {name: value for name, value in keys_of(text, path).items() if name != BASE}
+    for name in keys:
+        if isinstance(name, str) and name.upper() == BASE:
+            raise InputError(f"config {path}: unknown key {name} (did you mean '{BASE}'?)")
+    for names, value in leaves(keys):
+        if wrong := [name for name in names if not isinstance(name, str)]:
+            above = "".join(f"{name}." for name in names[:names.index(wrong[0])])
+            raise InputError(f"config {path}: the key {above}{wrong[0]!r} is not a name")
+        _set(cfg, ".".join(names), copy.deepcopy(value), f"config {path}", open_trainer)
 
 
 def merge_options(cfg, options, open_trainer=False):
     """Merge `["OPTIM.LR", "0.002", "SEED=3", ...]` into `cfg`. Raises InputError as `merge_file` does."""
     options = paired(options)
     for key, text in zip(options[::2], options[1::2]):
+        if key.upper() == BASE:
+            raise InputError(f"option: {BASE} belongs in a config file; --config-file takes one")
         _set(cfg, key, text, "option", open_trainer)
 
 
@@ -65,24 +75,6 @@ def paired(words):
     return pairs
 
 
-def _leaves(tree, path, prefix=""):
-    for name, value in tree.items():
-        if not isinstance(name, str):
-            raise InputError(f"config {path}: the key {prefix}{name!r} is not a name")
-        if isinstance(value, dict):
-            yield from _leaves(value, path, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
-def _known_keys(cfg, prefix=""):
-    for name, value in cfg.items():
-        if isinstance(value, CN):
-            yield from _known_keys(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
-
-
 def _set(cfg, key, value, where, open_trainer):
     """Set the dotted `key`, refusing what the tree does not have."""
     *nodes, leaf = key.split(".")
@@ -95,7 +87,7 @@ def _set(cfg, key, value, where, open_trainer):
         if not isinstance(node, CN):
             break
     if not isinstance(node, CN) or (leaf not in node and not free):
-        raise InputError(f"{where}: unknown key {key}{nearest(key, _known_keys(cfg))}")
+        raise InputError(f"{where}: unknown key {key}{nearest(key, dotted(cfg))}")
     if isinstance(value, str) and not isinstance(node.get(leaf), (str, tuple, list)):
         value = _decode(value)
     if leaf not in node:

@@ -159,7 +159,11 @@ def _text(path: str, told: str) -> str:
         with open_regular(path, "r", encoding="utf-8-sig") as file:  # some editors begin one with a byte-order mark
             text = file.read(MOST_CONFIG_BYTES + 1)
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the config {told}: {getattr(error, 'strerror', None) or error}") from None
+        # A base that is not there: most often the file was copied from another folder.
+        advice = "" if told == path or not isinstance(error, FileNotFoundError) else (
+            f"; {BASE} is relative to the file that says it: give the path from there, or write its keys into the file")
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot read the config {told}: {why}{advice}") from None
     if len(text) > MOST_CONFIG_BYTES:
         raise InputError(f"config {told} is larger than {MOST_CONFIG_BYTES} characters; that is no config")
     return text

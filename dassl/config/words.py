@@ -1,12 +1,15 @@
 """The words of a command line: flags, config options and names, and which word is which."""
 import argparse
+import os
 import re
 from collections.abc import Iterable
 
 from dassl.config.defaults import get_cfg_default
 from dassl.config.merge import paired
+from dassl.config.tree import dotted
 from dassl.utils.errors import InputError
 
+METHOD_KEY = re.compile(r"trainer(\.[A-Za-z_]\w*){2,}", re.IGNORECASE)  # in small letters, too
 TOP_LEVEL_KEYS = ("VERSION", "OUTPUT_DIR", "RESUME", "SEED", "USE_CUDA", "VERBOSE")
 
 
@@ -18,19 +21,20 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def is_key(word: str) -> bool:
-    """Whether a word is a config key, also one in small letters: the config then refuses `optim.lr` and names OPTIM.LR.
+    """Whether a word is a config key.
+
+    A key in small letters counts, too: the config then refuses `optim.lr` and names OPTIM.LR. It counts only if it
+    is one of the engine's, or could be one of a method's (TRAINER.<method>.<key>), and if it is no file.
     """
-    return (word in TOP_LEVEL_KEYS or re.fullmatch(r"[A-Z0-9_]+(\.[A-Z0-9_]+)+", word) is not None
-            or "." in word and _is_known(word.upper()))
+    if word in TOP_LEVEL_KEYS or re.fullmatch(r"[A-Z0-9_]+(\.[A-Z0-9_]+)+", word):
+        return True
+    return "." in word and not _is_file(word) and (METHOD_KEY.fullmatch(word) is not None
+                                                   or word.upper() in dotted(get_cfg_default()))
 
 
-def _is_known(key: str) -> bool:
-    """Whether a dotted key is one of the engine's or lies below TRAINER, where methods keep theirs."""
-    first, *names = key.split(".")
-    node = get_cfg_default().get(first)
-    for name in names:
-        node = node.get(name) if isinstance(node, dict) else None
-    return first == "TRAINER" or node is not None and not isinstance(node, dict)
+def _is_file(word: str) -> bool:
+    """Whether a word names a config file, or any file that is there."""
+    return word.endswith((".yaml", ".yml")) or os.path.isfile(word)
 
 
 def is_option(word: str) -> bool:

@@ -2,6 +2,7 @@
 the lists of images it was trained on. Tensors that fit are not enough for numbers that mean something."""
 import os
 
+from dassl.config.tree import dotted
 from dassl.data.datasets import dataset_digest
 from dassl.utils import InputError, load_checkpoint
 
@@ -23,22 +24,11 @@ def plain(value):
     return [plain(entry) for entry in value] if isinstance(value, (tuple, list)) else value
 
 
-def leaves(tree, prefix=""):
-    """Nested dicts -> {dotted key: value}."""
-    found = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            found.update(leaves(value, f"{prefix}{key}."))
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
-
-
 def settings_of(cfg):
     """{key: value} of the settings, besides the backbone, that the numbers of a trained model depend on: how images
     become pixels, the user's own templates, and what the config has below TRAINER: the method's own node, and, as they
     may be read by a foreign trainer, those of others. Precision is not among them."""
-    every = leaves(plain(cfg))
+    every = dotted(plain(cfg))
     normal = [name for name in NORMALIZERS if name in cfg.INPUT.TRANSFORMS]
     found = {key: every[key] for key in SETTINGS if key in every} | {"INPUT.TRANSFORMS": normal}
     if "normalize" not in normal:  # then nothing reads these
@@ -49,7 +39,7 @@ def settings_of(cfg):
 
 def training_settings(cfg):
     """{key: value} of the settings that a training depends on besides those of `settings_of`."""
-    every, others = leaves(plain(cfg)), settings_of(cfg)
+    every, others = dotted(plain(cfg)), settings_of(cfg)
     return {key: value for key, value in every.items()
             if (key in TRAINING or key.startswith(tuple(f"{name}." for name in TRAINING)))
             and (key not in others or key == "INPUT.TRANSFORMS")}

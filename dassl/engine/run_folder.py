@@ -11,8 +11,9 @@ import yaml
 from yacs.config import CfgNode
 
 from dassl.config.reading import MOST_CONFIG_BYTES, parse
+from dassl.config.tree import dotted
 from dassl.data.datasets import build_dataset, dataset_digest, keep_lists, relative_path
-from dassl.engine.identity import leaves, plain, require_same_data, same_backbone, shown
+from dassl.engine.identity import plain, require_same_data, same_backbone, shown
 from dassl.utils import (
     BEST,
     InputError,
@@ -40,7 +41,7 @@ APART_FROM_SETTINGS = ("SEED", "DATASET.", "TEST.", "DATALOADER.TEST.", "MODEL.B
 
 def flat(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Nested dicts -> {dotted key: value}, without what is not compared."""
-    return {key: value for key, value in leaves(tree).items() if key not in NOT_COMPARED}
+    return {key: value for key, value in dotted(tree).items() if key not in NOT_COMPARED}
 
 
 def settings_digest(tree: Mapping[str, Any]) -> str:

@@ -108,6 +108,7 @@ class EvaluatedRun(TypedDict, total=False):
     """The run whose prompts another run evaluates."""
 
     dataset: str
+    name: str
     part: str
     seed: StrictInt
     settings: str
