@@ -101,7 +101,8 @@ def model_of(folder: str, dataset: str, cfg: CfgNode) -> dict[str, Any]:
     domains = data.get("SOURCE_DOMAINS")
     return {"dataset": _dataset_of(data, dataset, cfg), "name": str(data.get("NAME", "")),
             "part": str(data.get("SUBSAMPLE_CLASSES", "")),
-            "source_domains": domains if isinstance(domains, list) else [], "shots": data.get("NUM_SHOTS", -1), **trained}
+            "source_domains": domains if isinstance(domains, list) else [],
+            "shots": data.get("NUM_SHOTS", -1), **trained}
 
 
 def _dataset_of(data: Mapping[str, Any], dataset: str, cfg: CfgNode) -> str:
