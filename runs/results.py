@@ -88,7 +88,8 @@ def model_of(folder: str, dataset: str, cfg: CfgNode) -> dict[str, Any]:
         dataset, cfg: what the evaluation calls its dataset, and its config.
     """
     config = stored_config(folder)
-    trained = {"seed": config.get("SEED", -1), "settings": settings_digest(config) if config else ""}
+    seed = config.get("SEED")
+    trained = {"seed": seed if type(seed) is int else -1, "settings": settings_digest(config) if config else ""}
     with contextlib.suppress(InputError, OSError):
         results = read_results(folder)
         run = {"name": results.get("dataset", ""), **(results.get("run") or {})}
@@ -100,8 +101,8 @@ def model_of(folder: str, dataset: str, cfg: CfgNode) -> dict[str, Any]:
     domains = data.get("SOURCE_DOMAINS")
     return {"dataset": _dataset_of(data, dataset, cfg), "name": str(data.get("NAME", "")),
             "part": str(data.get("SUBSAMPLE_CLASSES", "")),
-            "source_domains": domains if isinstance(domains, list) else [], "shots": data.get("NUM_SHOTS", -1),
-            **trained}
+            "source_domains": domains if isinstance(domains, list) else [],
+            "shots": data.get("NUM_SHOTS", -1), **trained}
 
 
 def _dataset_of(data: Mapping[str, Any], dataset: str, cfg: CfgNode) -> str:
