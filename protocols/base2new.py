@@ -128,7 +128,7 @@ class BaseToNew(Protocol):
         for name, own in by_dataset(cells).items():
             [shots], seeds = own.values("shots"), len(cells.values("seed"))
             yield plane(self.name, f"{name}_shots_{shots}", own,
-                        f"{name}, {shots} shots {self.per}, {seeds} seed{'s' if seeds > 1 else ''}")
+                        f"{name}, {shots} shot{'s' if shots != 1 else ''} {self.per}, {seeds} seed{'s' if seeds > 1 else ''}")
 
     def trainings(self, cells: Cells) -> list[tuple[str, str, Cells]]:
         return [("", self.name, cells.where(part=BASE))]

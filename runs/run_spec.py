@@ -13,7 +13,7 @@ class RunSpec:
     """One run: which method, on which data, with which weights and settings, and where it writes.
 
     A field that is empty (None for `load_epoch`, a negative `seed`) was not given. Command lines become RunSpecs once,
-    at the edge (`train.parse_arguments`); `argv` gives the words back, for a process on another machine.
+    at the edge (`runs.arguments.parse_arguments`); `argv` gives the words back, for a process on another machine.
 
     Attributes:
         trainer: the registered name of the method.

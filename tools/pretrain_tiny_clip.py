@@ -72,7 +72,7 @@ TRAINED_POSITIONS = 26  # captions are shorter; the remaining positions repeat t
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
-CHECK_PICTURES = 30  # a class and domain, to watch the training with
+CHECK_PICTURES = 30  # per class and domain, to watch the training with
 LEFT_OUT = ("dotted circle", "halved cross", "ringed square", "hollow star")
 DOMAIN_SHARE = (64, 12, 12, 12)
 SHAPE_SHARE = (2, 2, 2, 2, 1, 1, 1, 1)

@@ -286,7 +286,7 @@ def show(args, runs, outcome, more):
 def conditions(args, runs):
     """Shots, seeds and backbone of all runs, in words."""
     shots = sorted({run.place.shots for run in runs if run.place.shots is not None})
-    told = f"{', '.join(map(str, shots))} shots {args.of.per}, " if shots else ""
+    told = f"{', '.join(map(str, shots))} shot{'s' if shots != [1] else ''} {args.of.per}, " if shots else ""
     return f"{told}seeds {', '.join(map(str, args.seeds))}, backbone {runs[0].spec.backbone or 'of the config'}"
 
 

@@ -58,7 +58,7 @@ def find_runs(folders):
 def collect(folders):
     """All finished runs below `folders`, Found.
 
-    Which run it is says its folder, where a protocol has put it; else its results.json (`StoredRun`), and the protocol
+    The path of a protocol's folder says which run it is; else results.json does (`StoredRun`), and the protocol
     that would make this very run has it. Those that say neither are passed over. Folders that cannot be read, runs that
     are not finished, and those of a protocol that is not known here, are named on stderr.
 
