@@ -127,8 +127,8 @@ class BaseToNew(Protocol):
     def comparison_drawings(self, cells: Cells) -> Iterator[Drawing]:
         for name, own in by_dataset(cells).items():
             [shots], seeds = own.values("shots"), len(cells.values("seed"))
-            yield plane(self.name, f"{name}_shots_{shots}", own,
-                        f"{name}, {shots} shot{'s' if shots != 1 else ''} {self.per}, {seeds} seed{'s' if seeds > 1 else ''}")
+            drawn = f"{shots} shot{'s' if shots != 1 else ''} {self.per}, {seeds} seed{'s' if seeds > 1 else ''}"
+            yield plane(self.name, f"{name}_shots_{shots}", own, f"{name}, {drawn}")
 
     def trainings(self, cells: Cells) -> list[tuple[str, str, Cells]]:
         return [("", self.name, cells.where(part=BASE))]

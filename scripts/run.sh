@@ -5,10 +5,10 @@
 #
 # DATA (default ./data), OUTPUT (./output), SEEDS ("1 2 3"; 1 for zeroshot), SHOTS (16; 1 for dg and sdg; "1 2 4 8 16"
 # for fewshot), BACKBONE and CFG (by default the method's published ViT-B/16 config; "CoOp=a.yaml MetaPrompt=b.yaml" for
-# several methods), TARGETS (xd: datasets to test on), JOBS (runs at a time, one GPU for each; 1), RANKS (processes that make
-# each run together, one GPU for each; 1), DRY_RUN (1: list the runs). Several datasets go in quotes: "caltech101 dtd". Paths
-# are relative to the folder you are in. Flags of tools/protocol.py may stand before the options: --status, --table,
-# --variant lr01 OPTIM.LR 0.01, or --launcher slurm --cluster FILE.yaml for a Slurm cluster (docs/SCALING.md).
+# several methods), TARGETS (xd: datasets to test on), JOBS (runs at a time, one GPU for each; 1), RANKS (processes that
+# make each run together, one GPU for each; 1), DRY_RUN (1: list the runs). Several datasets go in quotes: "caltech101
+# dtd". Paths are relative to the folder you are in. Flags of tools/protocol.py may stand before the options: --status,
+# --table, --variant lr01 OPTIM.LR 0.01, or --launcher slurm --cluster FILE.yaml for a Slurm cluster (docs/SCALING.md).
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/variables.sh"
 root=$(CDPATH= cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

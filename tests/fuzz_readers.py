@@ -103,7 +103,8 @@ class World:
         drawn.write_caltech(self.data)
         weights = self.folder / "tiny.pt"
         torch.save(tiny_clip.state_dict(), weights)
-        (self.folder / "tiny.yaml").write_text(drawn.CONFIG)
+        # Checkpoints say how much memory a pass may take, which by default is what is free at the moment.
+        (self.folder / "tiny.yaml").write_text(drawn.CONFIG.replace("PRINT_FREQ: 1", "PRINT_FREQ: 1, TEXT_MEMORY_MB: 64"))
         train.discover()
         self.clips = {str(weights): load_clip(str(weights))}
         train.main(self.words(self.run), clips=self.clips)
