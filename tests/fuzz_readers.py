@@ -104,7 +104,8 @@ class World:
         weights = self.folder / "tiny.pt"
         torch.save(tiny_clip.state_dict(), weights)
         # Checkpoints say how much memory a pass may take, which by default is what is free at the moment.
-        (self.folder / "tiny.yaml").write_text(drawn.CONFIG.replace("PRINT_FREQ: 1", "PRINT_FREQ: 1, TEXT_MEMORY_MB: 9"))
+        fixed = drawn.CONFIG.replace("PRINT_FREQ: 1", "PRINT_FREQ: 1, TEXT_MEMORY_MB: 64")
+        (self.folder / "tiny.yaml").write_text(fixed)
         train.discover()
         self.clips = {str(weights): load_clip(str(weights))}
         train.main(self.words(self.run), clips=self.clips)
