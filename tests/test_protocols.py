@@ -274,7 +274,7 @@ def all_files(folder):
 def test_a_zeroshot_run_is_made_once_for_all_seeds_and_shots(call, tmp_path, monkeypatch):
     """The folders of the others are filled from it with the numbers of runs of their own, and are taken over."""
     made, run = [], train.run
-    monkeypatch.setattr(train, "run", lambda args, cfg, *more: made.append(cfg.OUTPUT_DIR) or run(args, cfg, *more))
+    monkeypatch.setattr(train, "run", lambda spec, *more: made.append(spec.output_dir) or run(spec, *more))
     more = ("--trainer", "ZeroshotCLIP", "--seeds", "1", "2")
     table = call("fewshot", *more, shots=("--shots", "1", "2"))
     assert len(made) == 1
@@ -313,7 +313,7 @@ def test_a_run_whose_twin_is_not_at_hand_is_made(words, clips, clip_model):
 
 def test_base_and_new_halves_of_a_zeroshot_method_are_told_apart(call, monkeypatch):
     made, run = [], train.run
-    monkeypatch.setattr(train, "run", lambda args, cfg, *more: made.append(cfg.OUTPUT_DIR) or run(args, cfg, *more))
+    monkeypatch.setattr(train, "run", lambda spec, *more: made.append(spec.output_dir) or run(spec, *more))
     call("compare", "--trainer", "ZeroshotCLIP", "ZeroshotCLIP2", "--seeds", "1", "2")
     assert len(made) == 4 and all(folder.endswith("seed1") for folder in made)
 

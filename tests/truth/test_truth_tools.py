@@ -421,7 +421,7 @@ def test_a_protocol_marks_what_it_has_just_made(halves, tmp_path):
 def test_seeds_that_differ_only_in_name_for_a_method_without_images(halves, tmp_path, monkeypatch):
     """The three seeds of zero-shot CLIP are one run: the same numbers, said to be the same."""
     made, run = [], train.run
-    monkeypatch.setattr(train, "run", lambda args, cfg, *more: made.append(cfg.SEED) or run(args, cfg, *more))
+    monkeypatch.setattr(train, "run", lambda spec, *more: made.append(spec.seed) or run(spec, *more))
     protocol.main(halves(["apple", "banana", "cherry", "dates"]))
     assert made == [1, 1]
     runs = [json.loads(path.read_text()) for path in sorted((tmp_path / "out").rglob("results.json"))]
@@ -440,7 +440,7 @@ def test_a_test_set_that_depends_on_the_seed_is_tested_for_every_seed(halves, mo
 
     monkeypatch.setattr(ImageFolder, "__init__", chosen)
     made, run = [], train.run
-    monkeypatch.setattr(train, "run", lambda args, cfg, *more: made.append(cfg.SEED) or run(args, cfg, *more))
+    monkeypatch.setattr(train, "run", lambda spec, *more: made.append(spec.seed) or run(spec, *more))
     with pytest.raises(InputError, match="differ in base2new on image_folder, train_base: digest of the test images"):
         protocol.main(halves(["apple", "banana", "cherry", "dates"], "--seeds", "1", "2", "3"))
     assert sorted(made) == [1, 1, 2, 2]  # the third seed has the first one's images
