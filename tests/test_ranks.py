@@ -1,11 +1,13 @@
 """A run in several processes is the run of one: the same losses, prompts and counts, one writer, one message, stops and
 resumes with another number of processes. `python tests/ranks.py` prints the table of every trainer."""
 import csv
+import datetime
 import gzip
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,6 +21,7 @@ import train
 from dassl.config import get_cfg_default
 from dassl.data.data_manager import build_data_loader
 from dassl.data.datasets import Datum
+from dassl.utils import InputError, distributed
 from dassl.utils.signals import Terminated
 from runs import command_line
 
@@ -225,3 +228,17 @@ def test_an_error_of_one_rank_is_told_once(arguments, drawn_root, tmp_path):
     assert last in line and "cannot decode" in line
     assert not (tmp_path / "two" / "results.json").exists()
     assert out.count("** ZeroshotCLIP on") == 1
+
+
+def test_a_process_whose_torchrun_was_killed_while_it_started_ends(monkeypatch):
+    """Its parent is gone before it could look for it, and at torchrun's store nobody answers."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", str(port)),
+                        ("TORCHELASTIC_USE_AGENT_STORE", "True")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed, "AGENT_TIMEOUT", datetime.timedelta(seconds=1))
+    with pytest.raises(InputError, match="torchrun, which has started this process, does not answer"), \
+            distributed.joined():
+        pass

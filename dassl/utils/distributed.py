@@ -27,6 +27,7 @@ T = TypeVar("T")
 # How long a rank may wait for another, which may have a dataset to unpack. A rank that has died is noticed before: by
 # gloo at once, with NCCL by torchrun.
 TIMEOUT = datetime.timedelta(hours=2)
+AGENT_TIMEOUT = datetime.timedelta(seconds=30)  # torchrun serves its store before it starts processes
 
 
 # ---- who is who ----
@@ -74,6 +75,7 @@ def joined() -> Iterator[None]:
         return
     if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun may be killed, and its processes could go on without it
         end_with_parent(os.getppid())
+    _require_torchrun()
     on_gpu = torch.cuda.is_available()
     try:
         distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=TIMEOUT)
@@ -86,6 +88,19 @@ def joined() -> Iterator[None]:
             contextlib.redirect_stdout(sys.stdout if rank() == 0 else nowhere):
         yield
     distributed.destroy_process_group()  # not after an error: other ranks may be gone, or may wait for this one
+
+
+def _require_torchrun() -> None:
+    """Raise InputError where torchrun is gone: killed while this process was starting, so that no parent is left to
+    look for. torch would wait for it as long as for another rank."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # then rank 0 serves the store, not torchrun
+        return
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    try:
+        distributed.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=AGENT_TIMEOUT)
+    except RuntimeError as error:
+        raise InputError(f"torchrun, which has started this process, does not answer at {address}:{port} "
+                         f"({last_line(str(error))}); start the command again") from None
 
 
 def require_own_gpu() -> None:
