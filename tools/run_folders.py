@@ -1,7 +1,6 @@
 """Finding finished runs on disk, and refusing to mix what cannot be compared."""
 import contextlib
 import gc
-import itertools
 import os
 import sys
 from dataclasses import dataclass, replace
@@ -68,7 +67,7 @@ def collect(folders):
     found, elsewhere = Found(Cells(), {}, []), 0
     unread: list[OSError] = []
     unfinished: list[str] = []
-    outside: list[tuple[str, StoredRun, dict]] = []  # of protocols' folders
+    outside: list[tuple] = []  # of protocols' folders
     unknown: dict[str, list[str]] = {}  # protocol that is not known here -> run folders
     shared: dict = {}
     for folder in folders:
@@ -82,20 +81,19 @@ def collect(folders):
                 continue
             place = Place.parse(path)
             results = read_results(path) if place else results_or_none(path)
-            run = StoredRun.of(results)
             if place:
-                _require_own_path(path, place, run)
+                _require_own_path(path, place, results)
                 _add(found, place, path, for_tables(results, shared))
                 continue
+            run = StoredRun.of(results)
             if run and run.protocol not in ("", *PROTOCOL_REGISTRY.registered_names()):
                 unknown.setdefault(run.protocol, []).append(path)
                 continue
             if run:
-                outside.append((path, run, results))
+                outside.append(_outside(path, run, results, shared))
             else:
                 elsewhere += 1
-    for path, run, results in sorted(outside, key=lambda each: each[0]):
-        _find_place(found, path, run, results, shared)
+    _find_places(found, outside)
     told = [f"{error.filename} ({error.strerror})" for error in unread]
     for what, left in (("left out, they cannot be read", told), ("not finished, without a results.json", unfinished)):
         if left:
@@ -120,51 +118,65 @@ def _add(found, place, path, results):
     found.cells[place] = results
 
 
-def _require_own_path(path, place, run):
+def _require_own_path(path, place, results):
     """Raise InputError where a protocol's folder was renamed: its path says something else than its results do."""
-    if run is None:
+    run = results.get("run")
+    if not run:  # made before runs said which they are
         return
-    for what, says, is_ in (("trainer", place.trainer, run.trainer), ("seed", place.seed, run.seed),
-                            ("shots", place.shots, run.shots)):
-        if says is not None and says != is_:
-            raise InputError(f"{path} says {what} {says}, and the results in it are of {what} {is_}; give the folder "
+    for what, says, found in (("trainer", place.trainer, results.get("trainer")), ("seed", place.seed,
+                              results.get("seed")), ("shots", place.shots, run.get("shots"))):
+        if None not in (says, found) and says != found:
+            raise InputError(f"{path} says {what} {says}, and the results in it are of {what} {found}; give the folder "
                              "its former name back, or move it away")
 
 
-def _find_place(found, path, run, results, shared):
-    """Put a run outside of protocols' folders into its protocol's table, where it is what stands there; else among the
-    single runs, with the reason."""
-    kept, reason = for_tables(results, shared), run.problem(results)
+def _outside(path, run, results, shared):
+    """(run folder, StoredRun with the reason why it stands in no table, its Place or None, what tables need of it)"""
+    reason = run.problem(results)
     place = None if reason else _planned(run, results) if run.protocol else recognised(run)
-    if place is not None:
-        reason = _misfit(found, place, path, run, kept)
-        if not reason:
-            _add(found, place, path, kept)
-            return
-    found.single.append((path, replace(run, reason=reason), kept))
+    return path, replace(run, reason=reason), place, for_tables(results, shared)
+
+
+def _find_places(found, outside):
+    """Put each run outside of protocols' folders into its protocol's table, where it is what stands there; else among
+    the single runs, with the reason. outside: what `_outside` gave of each."""
+    common, rows = Comparable(), {}  # rows: {row: (the folder of its first run, what that was trained with)}
+    for place, results in found.cells.items() if outside else ():
+        with contextlib.suppress(InputError):  # told when the tables are made, if these runs are asked for
+            common.add(place, results, found.where[place])
+        if _row(place) not in rows:
+            rows[_row(place)] = found.where[place], settings_in(found.where[place])
+    for path, run, place, results in sorted(outside, key=lambda each: each[0]):
+        reason = run.reason if place is None else _misfit(found, place, path, run, rows)
+        if place is not None and not reason:
+            try:
+                common.add(place, results, path)
+            except InputError as error:
+                reason = str(error).partition("; ")[0]
+        if place is None or reason:
+            found.single.append((path, replace(run, reason=reason), results))
+        else:
+            rows.setdefault(_row(place), (path, run.settings))
+            _add(found, place, path, results)
+
+
+def _misfit(found, place, path, run, rows):
+    """Why a run cannot stand in its place, whatever it is compared with; "" where it can."""
+    if place in found.where:
+        return "" if os.path.samefile(found.where[place], path) else f"the same run as {found.where[place]}"
+    first, settings = rows.get(_row(place), (path, run.settings))
+    return "" if settings == run.settings else f"trained with other settings than {first}"
+
+
+def _row(place):
+    """The row of a table: runs in it differ in data, part, shots and seed only."""
+    return place.protocol, place.trainer, place.config
 
 
 def _planned(run, results):
     """The Place of a run that a protocol made and somebody moved: where it was made."""
     place = Place.parse(str((results.get("config") or {}).get("OUTPUT_DIR", "")))
     return place if place is not None and (place.protocol, place.seed) == (run.protocol, run.seed) else None
-
-
-def _misfit(found, place, path, run, results):
-    """Why a run of train.py cannot stand beside the others of its table; "" where it can."""
-    if place in found.where:
-        return "" if os.path.samefile(found.where[place], path) else f"the same run as {found.where[place]}"
-    row = [each for each in found.cells if (each.protocol, each.trainer, each.config) ==
-           (place.protocol, place.trainer, place.config)]
-    for other in row[:1]:
-        if settings_in(found.where[other]) != run.settings:
-            return f"trained with other settings than {found.where[other]}"
-    try:
-        require_comparable(Cells({**found.cells.where(protocol=place.protocol), place: results}),
-                           {**found.where, place: path})
-    except InputError as error:
-        return str(error).partition("; ")[0]
-    return ""
 
 
 def settings_in(folder):
@@ -184,9 +196,8 @@ def results_or_none(path):
 
 
 def recognised(run):
-    """The Place of a StoredRun: that of the first protocol that would make this very run, else None. The protocol that
-    has made it is asked first."""
-    for _, protocol in sorted(PROTOCOL_REGISTRY.items(), key=lambda item: item[0] != run.protocol):
+    """The Place of a StoredRun: that of the first protocol that would make this very run, else None."""
+    for _, protocol in PROTOCOL_REGISTRY.items():
         place = protocol().recognise(run)
         if place is not None and (place.shots is None or place.shots > 0):
             return place
@@ -228,29 +239,54 @@ def without_folder(backbone):
     return os.path.basename(backbone) if backbone.endswith((".pt", ".pth", ".safetensors")) else backbone
 
 
-def require_comparable(cells, where):
-    """Raise InputError unless the runs may stand in one table.
+class Comparable:
+    """What the runs of a table have in common so far; each further run is compared with that, not with every run.
 
     Within a protocol all runs must have one backbone, known by the digest of its weights where that was kept, and one
     number of shots, unless it shows several (`several_shots`). Runs that are tested on the same part of a dataset must
     have the same test images, and those of one seed the same training images.
     """
-    for protocol in cells.values("protocol"):
-        chosen = cells.where(protocol=protocol)
-        _require_one_backbone(chosen, where, protocol)
-        if not protocol_named(protocol).several_shots:
-            _require_one(chosen, where, lambda results: results["config"].get("DATASET", {}).get("NUM_SHOTS"),
-                         f"{protocol}: number of shots", "--shots")
-        for dataset in chosen.values("dataset"):
-            for part in chosen.where(dataset=dataset).values("part"):
-                same = chosen.where(dataset=dataset, part=part)
-                what = f"{protocol} on {dataset}" + ("" if part == "all" else f", {part}")
-                _require_one(same, where, lambda results: digest(results, "test"), f"{what}: digest of the test images")
-                for shots in same.values("shots"):
-                    for seed in same.values("seed"):
-                        _require_one(same.where(shots=shots, seed=seed), where,
-                                     lambda results: digest(results, "train"),
-                                     f"{what}, seed {seed}: digest of the training images")
+
+    def __init__(self):
+        self._known = {}  # what must be one -> (value, run folder)
+        self._backbones = {}  # protocol -> {backbone: run folder}
+
+    def add(self, place, results, folder):
+        """Take a run in. Raises InputError, naming two runs, where it has not what the others have in common."""
+        backbone, backbones = known_backbone(results), self._backbones.setdefault(place.protocol, {})
+        for other, first in backbones.items():
+            if not same_backbone(dict(other), backbone):
+                raise InputError(f"these runs cannot be averaged or compared, they differ in {place.protocol}: "
+                                 f"backbone: {shown(dict(other))} in {first}, {shown(backbone)} in {folder}; choose "
+                                 "one with --backbone, or run one of them anew")
+        found = list(_in_common(place, results))
+        for what, value, flag in found:
+            known, first = self._known.get(what, (value, folder))
+            if value != known:
+                hint = f"choose one with {flag}" if flag else "run one of them anew, or report them apart"
+                raise InputError(f"these runs cannot be averaged or compared, they differ in {what}: {known} in "
+                                 f"{first}, {value} in {folder}; {hint}")
+        backbones.setdefault(tuple(backbone.items()), folder)
+        for what, value, _ in found:
+            self._known.setdefault(what, (value, folder))
+
+
+def _in_common(place, results):
+    """(what a run must have in common with others, its value, the flag that chooses one of several)"""
+    if not protocol_named(place.protocol).several_shots:
+        shots = results["config"].get("DATASET", {}).get("NUM_SHOTS")
+        yield f"{place.protocol}: number of shots", shots, "--shots"
+    what = f"{place.protocol} on {place.dataset}" + ("" if place.part == "all" else f", {place.part}")
+    yield f"{what}: digest of the test images", digest(results, "test"), ""
+    shots = f", {place.shots} shots" if place.shots is not None else ""
+    yield f"{what}{shots}, seed {place.seed}: digest of the training images", digest(results, "train"), ""
+
+
+def require_comparable(cells, where):
+    """Raise InputError unless the runs may stand in one table (`Comparable`)."""
+    common = Comparable()
+    for place, results in cells.items():
+        common.add(place, results, where[place])
 
 
 def known_backbone(results):
@@ -258,32 +294,7 @@ def known_backbone(results):
     return {"name": backbone_of(results), "digest": (results.get("backbone") or {}).get("digest")}
 
 
-def _require_one_backbone(cells, where, protocol):
-    """Raise InputError, naming two runs, unless every two have the same weights."""
-    kinds: dict[tuple, Place] = {}
-    for place, results in cells.items():
-        kinds.setdefault(tuple(known_backbone(results).items()), place)
-    for (one, first), (other, second) in itertools.combinations(kinds.items(), 2):
-        if not same_backbone(dict(one), dict(other)):
-            raise InputError(f"these runs cannot be averaged or compared, they differ in {protocol}: backbone: "
-                             f"{shown(dict(one))} in {where[first]}, {shown(dict(other))} in {where[second]}; choose "
-                             "one with --backbone, or run one of them anew")
-
-
 def digest(results, part):
     """The first digits of a part's digest, "none kept" for a run that was made before digests were."""
     found = (results.get("dataset_digest") or {}).get(part)
     return found[:12] if found else "none kept"
-
-
-def _require_one(cells, where, value_of, what, flag=""):
-    """Raise InputError, naming two runs, if `value_of(results)` is not the same for all."""
-    first = None
-    for place, results in cells.items():
-        value = value_of(results)
-        if first is None:
-            first = place, value
-        elif value != first[1]:
-            hint = (f"choose one with {flag}" if flag else "run one of them anew, or report them apart")
-            raise InputError(f"these runs cannot be averaged or compared, they differ in {what}: {first[1]} in "
-                             f"{where[first[0]]}, {value} in {where[place]}; {hint}")
