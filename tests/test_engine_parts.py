@@ -490,5 +490,5 @@ def test_registered_models():
     (PromptTrainer, "check_images", "require_images"), (TrainerX, "check_validation", "require_validation")])
 def test_a_hook_of_earlier_releases_is_refused(base, hook, instead):
     require_no_former_hook(base)
-    with pytest.raises(InputError, match=f"^Mine defines {hook}, which is not called any more: .*{instead}"):
+    with pytest.raises(InputError, match=f"^Mine defines {hook}, which the engine does not call any more: .*{instead}"):
         require_no_former_hook(type("Mine", (base,), {hook: lambda self: None}))

@@ -287,7 +287,7 @@ def test_a_foreign_trainer_may_use_the_names_of_parts(arguments, tmp_path):
 @pytest.mark.usefixtures("own_registries")
 @pytest.mark.parametrize(("line", "told"), [
     ("class_bound = property(lambda self: super(Mine, self).class_bound or True)", "Mine.class_bound is a property"),
-    ("def to_device(self, value): return value", "Mine defines to_device, which is not called any more")])
+    ("def to_device(self, value): return value", "Mine defines to_device, which the engine does not call any more")])
 def test_a_former_method_file_that_cannot_run_is_refused_at_once(line, told, arguments, clips, tmp_path, capsys):
     (tmp_path / "mine.py").write_text(
         "from dassl.engine import TRAINER_REGISTRY\nfrom trainers.zsclip import ZeroshotCLIP\n\n"
@@ -295,3 +295,14 @@ def test_a_former_method_file_that_cannot_run_is_refused_at_once(line, told, arg
     with pytest.raises(InputError, match=f"^{told}"):
         train.main(arguments("Mine", tmp_path / "out", "--plugin", tmp_path / "mine.py"), clips=clips)
     assert "Finish training" not in capsys.readouterr().out
+
+
+def is_there(name):
+    """Whether a module, or a name in one, can be imported."""
+    module, _, last = name.rpartition(".")
+    return hasattr(importlib.import_module(module), last) or importlib.util.find_spec(name) is not None
+
+
+@pytest.mark.parametrize(("old", "new"), moved.MOVED.items())
+def test_what_moved_is_gone_from_where_it_was_and_is_where_it_is_said_to_be(old, new):
+    assert not is_there(old) and is_there(new)

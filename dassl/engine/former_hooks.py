@@ -23,4 +23,5 @@ def require_no_former_hook(trainer: type) -> None:
     for base in trainer.__mro__:
         for hook, instead in FORMER_HOOKS.get(base.__name__, {}).items():
             if hasattr(trainer, hook):
-                raise InputError(f"{trainer.__name__} defines {hook}, which is not called any more: {instead}")
+                raise InputError(f"{trainer.__name__} defines {hook}, which the engine does not call any more: "
+                                 f"{instead}; rename it where the file calls it itself")
