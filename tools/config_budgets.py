@@ -78,17 +78,17 @@ class ConfigBudgets:
 
             def begun():
                 before_train()
-                steps.append(trainer._budget.counts())
+                steps.append(trainer.budget.counts())
                 epochs.append(steps[0])
 
             def step_done(batch):
                 summary = step(batch)
-                steps.append(trainer._budget.counts())
+                steps.append(trainer.budget.counts())
                 return summary
 
             def epoch_done():
                 after_epoch()
-                epochs.append(trainer._budget.counts())
+                epochs.append(trainer.budget.counts())
                 if not whole and len(epochs) == 3 and steady(epochs) and steady(steps):
                     trainer.max_epoch = trainer.epoch + 1
 
