@@ -1,9 +1,9 @@
 """The protocols of the papers, one implementation: many runs in one process with one loaded CLIP, then a table.
 
-    python tools/protocol.py base2new --trainer MetaPrompt --dataset caltech101
-    python tools/protocol.py dg --trainer MetaPrompt --dataset pacs
-    python tools/protocol.py xd --trainer CoCoOp --dataset imagenet
-    python tools/protocol.py compare --dataset caltech101
+    metaprompt protocol base2new --trainer MetaPrompt --dataset caltech101
+    metaprompt protocol dg --trainer MetaPrompt --dataset pacs
+    metaprompt protocol xd --trainer CoCoOp --dataset imagenet
+    metaprompt protocol compare --dataset caltech101
 
 The scripts in scripts/ call this; docs/PROTOCOLS.md describes each protocol. Runs that are finished are taken over,
 interrupted ones go on. `--launcher slurm` gives them to a cluster; `--status` and `--table` tell how far they are.
@@ -13,24 +13,22 @@ import os
 import sys
 import time
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, ROOT)
-
-import train  # noqa: E402
-from dassl.engine import TRAINER_REGISTRY  # noqa: E402
-from dassl.engine.run_folder import Listings  # noqa: E402
-from dassl.utils import InputError, broadcast, printable, require_own_folder, world_size  # noqa: E402
-from dassl.utils.registry import nearest  # noqa: E402
-from dassl.utils.streams import go_on  # noqa: E402
-from protocols import PROTOCOL_REGISTRY, Cells  # noqa: E402
-from protocols.parts.cells import COMPARED  # noqa: E402
-from tools import cluster, report, slurm_settings, status  # noqa: E402
-from tools.before_run import finished, only_class  # noqa: E402
-from tools.dry_run import list_runs  # noqa: E402
-from tools.execution import Outcome, execute  # noqa: E402
-from tools.method_configs import take_variants  # noqa: E402
-from tools.plans import Planner  # noqa: E402
-from tools.run_folders import for_tables, places_below, require_comparable, uncollected  # noqa: E402
+import train
+from dassl.engine import TRAINER_REGISTRY
+from dassl.engine.run_folder import Listings
+from dassl.utils import InputError, broadcast, printable, require_own_folder, world_size
+from dassl.utils.registry import nearest
+from dassl.utils.streams import go_on
+from protocols import PROTOCOL_REGISTRY, Cells
+from protocols.parts.cells import COMPARED
+from tools import report
+from tools.results.run_folders import for_tables, places_below, require_comparable, uncollected
+from tools.running import cluster, slurm_settings, status
+from tools.running.before_run import finished, only_class
+from tools.running.dry_run import list_runs
+from tools.running.execution import Outcome, execute
+from tools.running.method_configs import take_variants
+from tools.running.plans import Planner
 
 COMPARE = "compare", "a protocol (base2new) for several methods side by side"
 DEFAULT = "base2new"  # what `compare` compares
@@ -327,5 +325,10 @@ def figures(args, runs, outcome):
     return files
 
 
+def command_line():
+    """The program; returns its exit status."""
+    return train.command_line(main, unread=go_on)
+
+
 if __name__ == "__main__":
-    sys.exit(train.command_line(main, unread=go_on))
+    sys.exit(command_line())
