@@ -13,6 +13,7 @@ import importlib
 import sys
 from pathlib import Path
 
+__version__ = "0.1.0"
 ROOT = Path(__file__).resolve().parent
 SHORT = {"prepare_data": "data"}  # names of commands that are not their file's
 ALIASES: dict[str, tuple[str, ...]] = {"compare": ("protocol", "compare")}
