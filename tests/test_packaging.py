@@ -55,7 +55,7 @@ class Environment:
              "--ignore-installed", "--disable-pip-version-check", *words)
 
     def __call__(self, program, *words, check=True, **environment):
-        """A finished program of the environment, called from its own folder, where nothing can be imported by chance."""
+        """A finished program of the environment, called where nothing can be imported by chance."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
         done = subprocess.run([self.folder / "bin" / program, *map(str, words)], cwd=self.folder, text=True,
                               capture_output=True, timeout=300, check=False,
@@ -143,20 +143,36 @@ def test_requirements_are_those_of_the_package(metadata):
 
 def test_what_the_libraries_import_is_required(metadata):
     """Every package that a library imports is one that is installed with it."""
-    distributions = importlib.metadata.packages_distributions() if sys.version_info >= (3, 11) else {}
-    required = {re.sub(r"[-_.]+", "-", Requirement(line).name).lower() for line in metadata.get_all("Requires-Dist")
-                if "extra ==" not in line}
-    missing = set()
-    for library in LIBRARIES:
-        for file in (ROOT / library).rglob("*.py"):
-            for node in ast.walk(ast.parse(file.read_bytes())):
-                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [
-                    node.module] if isinstance(node, ast.ImportFrom) and node.module else []
-                for top in {name.partition(".")[0] for name in names} - {*sys.stdlib_module_names, *LIBRARIES}:
-                    owners = {re.sub(r"[-_.]+", "-", name).lower() for name in distributions.get(top, [top])}
-                    if distributions and not owners & (required | {"pydantic-core"}):  # which pydantic brings
-                        missing.add((str(file.relative_to(ROOT)), top))
-    assert missing == set()
+    required = {plain(Requirement(line).name) for line in metadata.get_all("Requires-Dist") if "extra ==" not in line}
+    distributions = importlib.metadata.packages_distributions()
+    imported = {name.partition(".")[0] for library in LIBRARIES for file in (ROOT / library).rglob("*.py")
+                for node in ast.walk(ast.parse(file.read_bytes())) for name in names_in(node)}
+    foreign = imported - {*sys.stdlib_module_names, *LIBRARIES, "pydantic_core"}  # the last is a part of pydantic
+    assert {"torch", "clip", "yaml"} <= foreign
+    assert {name for name in foreign if not required & set(map(plain, distributions.get(name, [name])))} == set()
+
+
+def plain(distribution):
+    """The name of a distribution as registries compare it."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def names_in(node):
+    """The modules that a line imports; none where it is another line, or names a neighbour."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
+
+
+@pytest.mark.parametrize("extra", ["data", "slurm"])
+def test_what_an_extra_brings_is_asked_for_in_one_line(extra, metadata, one_line, monkeypatch, tmp_path):
+    from tools.downloads.drive import download_from_drive
+    from tools.running.cluster import require_slurm
+
+    [name] = [Requirement(line).name for line in metadata.get_all("Requires-Dist") if f'extra == "{extra}"' in line]
+    monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
+    call = {"data": lambda: download_from_drive("id", str(tmp_path / "file.zip")), "slurm": require_slurm}[extra]
+    assert f"needs {name}, which is not installed here: pip install {name}" in one_line(call)
 
 
 def test_one_version(metadata):
@@ -210,6 +226,7 @@ def test_with_a_checkout_the_method_is_found_and_trains(program, with_checkout, 
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_with_a_checkout_the_command_makes_runs_side_by_side(with_checkout, checkout, shapes_root, tmp_path):
     with_checkout("metaprompt", "compare", "--trainer", "ZeroshotCLIP", "CoOp", "--dataset", "shapes", "--seeds", 1,
                   "--root", shapes_root, "--output", tmp_path, "--jobs", 2, "--shots", 1, "OPTIM.MAX_EPOCH", 1)
@@ -218,6 +235,7 @@ def test_with_a_checkout_the_command_makes_runs_side_by_side(with_checkout, chec
     assert "CoOp" in table and "ZeroshotCLIP" in table
 
 
+@pytest.mark.slow
 def test_with_a_checkout_processes_of_torchrun_start_the_command(with_checkout, checkout, shapes_root, tmp_path):
     words = run_words(checkout, shapes_root, tmp_path / "run")
     with_checkout("python", "-c", "from torch.distributed.run import main; main()", "--standalone",
@@ -227,6 +245,7 @@ def test_with_a_checkout_processes_of_torchrun_start_the_command(with_checkout, 
     assert results["trainer"] == "ClassOffsets" and results["processes"] == 2
 
 
+@pytest.mark.slow
 def test_with_a_checkout_started_loader_workers_find_the_project(with_checkout, checkout, shapes_root, tmp_path):
     """Workers that are not forked, as with Python 3.14, begin with the console command."""
     (with_checkout.packages / "start.pth").write_text(

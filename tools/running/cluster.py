@@ -28,6 +28,7 @@ from dassl.utils import (
     slurm_job,
     write_json,
 )
+from dassl.utils.optional import module_of_extra
 from protocols import Run
 from runs.command_line import mendable
 from tools.running.execution import execute
@@ -140,7 +141,8 @@ def require_plain_folder(folder: str) -> None:
 
 
 def require_slurm() -> None:
-    """Raise InputError where there is no sbatch."""
+    """Raise InputError where there is no sbatch, or no submitit."""
+    module_of_extra("submitit", "slurm", "--launcher slurm")
     if not shutil.which("sbatch"):
         raise InputError("--launcher slurm: no sbatch on PATH; run it on a login node of the cluster, or take "
                          "--launcher local --jobs N")
