@@ -164,4 +164,4 @@ def test_the_former_call_says_what_to_give_instead(file, name, tmp_path):
     done = subprocess.run([sys.executable, str(ROOT / "tools" / f"{file}.py"), "output"], cwd=tmp_path, text=True,
                           capture_output=True, check=False)
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
-    assert f"`metaprompt {name} ...`" in done.stderr and f"'{ROOT}'" in done.stderr
+    assert f"`metaprompt {name} ...`" in done.stderr and ascii(str(ROOT)) in done.stderr
