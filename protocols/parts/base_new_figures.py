@@ -76,7 +76,7 @@ def radar(cells: Cells, look: Look | None = None) -> Figure | None:
         return None
     angles = np.linspace(0, 2 * np.pi, len(names), endpoint=False)
     axes: Any  # polar ones
-    figure, axes = plt.subplots(figsize=(WIDTH, 1.1 * WIDTH), subplot_kw={"projection": "polar"})
+    figure, axes = plt.subplots(figsize=(WIDTH, 0.95 * WIDTH), subplot_kw={"projection": "polar"})
     look = look or looks(values)
     for method, row in values.items():
         ring = [number.value for number in row]

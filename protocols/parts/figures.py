@@ -12,16 +12,18 @@ from matplotlib.patches import Patch
 from dassl.utils import printable
 from protocols.parts.cells import Cells, Look
 from protocols.parts.numbers import Number, average
-from protocols.parts.style import WIDTH, explained, labelled, legend, legend_below, looks, rows_of, spread
+from protocols.parts.style import WIDE, WIDTH, explained, labelled, legend, legend_below, looks, rows_of, spread
 from protocols.parts.tables import Groups
 
-MOST_BARS = 28  # in one row of a column's width, so that each is told apart
+MOST_BARS = 28  # in a row of a column's width, so that each is told apart
+MOST_ROWS = 6  # in a figure of a column's width
 
 
 def bars(cells: Cells, title: str, groups: Groups | None = None, averages: Groups | None = None,
          look: Look | None = None) -> Figure | None:
     """A group of bars per part (a target domain, a tested dataset), a bar per method, with standard deviations; many
-    bars stand in several rows. Methods without any number are left out.
+    bars stand in several rows, in a figure of two columns' width where these would be too many. Methods without any
+    number are left out.
 
     Args:
         groups: {name: parts that are averaged}; default each part by itself.
@@ -41,14 +43,19 @@ def bars(cells: Cells, title: str, groups: Groups | None = None, averages: Group
     if not numbers:
         return None
     look = look or looks(numbers)
-    rows = rows_of(names, MOST_BARS // len(numbers))
-    height = 0.72 * WIDTH if len(rows) == 1 else 0.42 * WIDTH * len(rows)
-    figure, panels = plt.subplots(len(rows), 1, figsize=(WIDTH, height), sharey=True, squeeze=False)
+    width, rows = WIDTH, rows_of(names, MOST_BARS // len(numbers))
+    if len(rows) > MOST_ROWS:
+        width, rows = WIDE, rows_of(names, int(MOST_BARS * WIDE / WIDTH) // len(numbers))
+    slanted = any(sum(map(len, row)) >= 42 * width / WIDTH for row in rows)
+    height = 0.72 * WIDTH if len(rows) == 1 else (0.58 if slanted else 0.4) * WIDTH * len(rows)
+    figure, panels = plt.subplots(len(rows), 1, figsize=(width, height), sharey=True, squeeze=False)
     for axes, row in zip(panels[:, 0], rows):
         _bars(axes, row, numbers, look)
+        axes.set_xticks(range(len(row)), [printable(name).replace("_", " ") for name in row],
+                        rotation=35 if slanted else 0, ha="right" if slanted else "center", rotation_mode="anchor")
         if averages and {names[len(groups) - 1], names[len(groups)]} <= set(row):
             axes.axvline(row.index(names[len(groups)]) - 0.5, color="0.8", linewidth=0.6)
-        axes.set(ylabel="accuracy (%)", xlim=(-0.6, len(rows[0]) - 0.4))
+        axes.set(ylabel="accuracy (%)", xlim=(-0.5, len(rows[0]) - 0.5))
         axes.set_ylim(0, None)
     explained(panels[0, 0], title, [number for row in numbers.values() for number in row.values()])
     legend_below(figure, [Patch(**_filled(look[method])) for method in numbers],
@@ -66,9 +73,6 @@ def _bars(axes: Any, names: Sequence[str], numbers: Mapping[str, Mapping[str, Nu
         for x, number in found:
             if (std := spread(number)) is not None:
                 axes.errorbar(x, number.value, yerr=std, fmt="none", ecolor="0.25", elinewidth=0.7, capsize=1.5)
-    short = sum(map(len, names)) < 42
-    axes.set_xticks(range(len(names)), [printable(name).replace("_", " ") for name in names],
-                    rotation=0 if short else 35, ha="center" if short else "right", rotation_mode="anchor")
 
 
 def _filled(look: Mapping[str, Any]) -> dict[str, Any]:

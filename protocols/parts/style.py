@@ -23,6 +23,7 @@ from protocols.parts.numbers import Number  # noqa: E402
 from protocols.parts.place import Place  # noqa: E402
 
 WIDTH = 3.3  # inches, a column
+WIDE = 6.9  # two columns and the space between them
 STYLE: Any = {
     "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7,
     "legend.fontsize": 7, "legend.frameon": False, "lines.linewidth": 1.2, "lines.markersize": 5, "axes.linewidth": 0.6,
@@ -146,7 +147,7 @@ def legend_below(figure: Any, handles: Any, labels: list[str], **spacing: Any) -
     lines. The figure grows by the legend's height, so that the axes keep theirs."""
     spacing = {"columnspacing": 0.9, "handletextpad": 0.4, "handlelength": 1.4} | spacing
     labels = ["\n".join(textwrap.wrap(label, NAME_WIDTH)) or label for label in labels]
-    for columns in range(min(4, len(labels)), 0, -1):
+    for columns in range(min(int(4 * figure.get_figwidth() / WIDTH), len(labels)), 0, -1):
         legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns, **spacing)
         extent = legend.get_window_extent(figure.canvas.get_renderer())
         if columns == 1 or extent.width <= 0.99 * figure.bbox.width:
