@@ -70,9 +70,10 @@ def _bars(axes: Any, names: Sequence[str], numbers: Mapping[str, Mapping[str, Nu
         places = {name: group + (i - (len(numbers) - 1) / 2) * width for group, name in enumerate(names)}
         found = [(places[name], row[name]) for name in names if row[name].mean is not None]
         axes.bar([x for x, _ in found], [number.value for _, number in found], width, **_filled(look[method]))
-        for x, number in found:
-            if (std := spread(number)) is not None:
-                axes.errorbar(x, number.value, yerr=std, fmt="none", ecolor="0.25", elinewidth=0.7, capsize=1.5)
+        varied = [(x, number.value, std) for x, number in found if (std := spread(number)) is not None]
+        if varied:
+            x, height, deviation = zip(*varied)
+            axes.errorbar(x, height, yerr=deviation, fmt="none", ecolor="0.25", elinewidth=0.7, capsize=1.5)
 
 
 def _filled(look: Mapping[str, Any]) -> dict[str, Any]:
