@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from dassl.utils import printable
 from protocols.parts.cells import Cells
 from protocols.parts.drawing import Drawing, bar_chart
 from protocols.parts.place import Place
@@ -152,13 +153,13 @@ class Protocol(Naming):
                 yield self.compared(name, own.where(shots=number))
 
     def compared(self, dataset: str, cells: Cells) -> Drawing:
-        """`drawing` of a comparison on one dataset, with its shots and seeds in the title."""
+        """`drawing` of a comparison on one dataset, with its shots and seeds below the title."""
         shots, seeds = sorted(number for number in cells.values("shots") if number), len(cells.values("seed"))
         numbers = ", ".join(map(str, shots))
         more = [f"{numbers} shot{'s' if shots != [1] else ''} {self.per}"] if shots else []
         more.append(f"{seeds} seed{'s' if seeds > 1 else ''}")
         file = "_".join([dataset, "shots", *map(str, shots)]) if shots else dataset
-        return self.drawing(file, cells, ", ".join([self.title(dataset), *more]))
+        return self.drawing(file, cells, f"{printable(self.title(dataset))}\n{', '.join(more)}")
 
     def drawing(self, name: str, cells: Cells, title: str) -> Drawing:
         """The figure of the cells of one dataset. name: of its file, without the ending."""

@@ -5,7 +5,7 @@
 
 base2new: base against new with lines of equal H, and a radar of H over datasets; dg, xd and sdg: bars; fewshot: curves
 with bands of one standard deviation over seeds; training: loss, accuracy and learning rate by step. A method has the
-same colour in all figures of an output folder.
+same colour in all figures, and methods stand in the order of their names, as in the tables of `metaprompt report`.
 """
 import functools
 import os

@@ -111,9 +111,10 @@ def rows_of(items: Sequence[Any], most: int) -> list[Sequence[Any]]:
 
 
 def explained(axes: Any, title: str, numbers: Iterable[Number]) -> None:
-    """Set a title, and below it what the signs of the Numbers mean."""
+    """Set a title, of one line or several, and below it what the signs of the Numbers mean."""
     present = signs(frozenset().union(*(number.marks for number in numbers)))
-    axes.set_title("\n".join([*textwrap.wrap(printable(title), TITLE_WIDTH), *(MARKED[sign] for sign in present)]))
+    lines = [part for line in title.split("\n") for part in textwrap.wrap(printable(line), TITLE_WIDTH)]
+    axes.set_title("\n".join([*lines, *(MARKED[sign] for sign in present)]))
 
 
 def save(figure: Any, path: str) -> list[str]:
