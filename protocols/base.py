@@ -144,7 +144,7 @@ class Protocol(Naming):
     def drawings(self, cells: Cells) -> Iterator[Drawing]:
         """The figures of finished runs: bars per dataset, a group per part."""
         for name, own in by_dataset(cells).items():
-            yield self.drawing(f"{self.name}_{name}", own, self.title(name))
+            yield self.drawing(f"{self.name}_{name}", own, printable(self.title(name)))
 
     def comparison_drawings(self, cells: Cells) -> Iterator[Drawing]:
         """The figures that `compare` draws beside its tables: one per dataset and number of shots."""

@@ -12,7 +12,7 @@ import os
 import sys
 
 import train
-from dassl.utils import InputError, require_own_folder
+from dassl.utils import InputError, printable, require_own_folder
 from protocols import PROTOCOL_REGISTRY, protocol_named
 from protocols.base import by_dataset
 from protocols.parts.style import draw, looks, method_names
@@ -38,7 +38,7 @@ def figures(cells, where, folder, only=None):
                 files += draw(functools.partial(drawing.draw, look), os.path.join(folder, drawing.name))
         for dataset, own in by_dataset(chosen).items() if only is None or TRAINING in only else ():
             for more, title, group in protocol.trainings(own):
-                files += draw(functools.partial(training, group, where, f"{dataset}, {title}", look),
+                files += draw(functools.partial(training, group, where, printable(f"{dataset}, {title}"), look),
                               os.path.join(folder, f"{TRAINING}_{name}_{dataset}{more}"))
     return files
 
