@@ -140,7 +140,7 @@ def test_each_method_of_the_project_has_one_look_for_good():
 
 def test_another_methods_look_follows_from_its_name():
     """Whatever is beside it, unless that has the very same look; and it has no colour of those compared by default."""
-    names = [f"Plugin{i}" for i in range(12)]
+    names = ["caf\udce9", *(f"Plugin{i}" for i in range(11))]  # the first is no UTF-8
     alone = {name: style.looks([name])[name] for name in names}
     assert len({look["color"] for look in alone.values()}) > 1
     usual = {look["color"] for name, look in style.looks([]).items() if name in style.COMPARED}

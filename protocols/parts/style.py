@@ -74,7 +74,7 @@ def _look(kind: int) -> dict[str, Any]:
 
 def _kind_of(method: str, taken: Collection[int]) -> int:
     """The number of a method's look, by its name: preferably in a colour that no method compared by default has."""
-    half, start = len(COLOURS) // 2, zlib.crc32(method.encode())
+    half, start = len(COLOURS) // 2, zlib.crc32(method.encode(errors="backslashreplace"))
     colours = [first + (start + i) % half for first in (half, 0) for i in range(half)]
     wanted = [len(COLOURS) * turn + colour for turn in range(len(HATCHES)) for colour in colours]
     return next((kind for kind in wanted if kind not in taken), wanted[start % len(wanted)])
