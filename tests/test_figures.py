@@ -156,10 +156,10 @@ def test_another_methods_look_follows_from_its_name():
 def test_a_replaced_method_keeps_its_look(monkeypatch):
     from dassl.engine import TRAINER_REGISTRY
 
-    before, coop = style.looks([]), TRAINER_REGISTRY.get("CoOp")
-    monkeypatch.setitem(TRAINER_REGISTRY._objects, "CoOp", type("CoOp", (coop,), {"__module__": "elsewhere"}))
-    monkeypatch.setitem(TRAINER_REGISTRY.replaced, "CoOp", coop)
-    monkeypatch.setitem(TRAINER_REGISTRY._objects, "Alpha", type("Alpha", (coop,), {"__module__": "elsewhere"}))
+    before, kgcoop = style.looks([]), TRAINER_REGISTRY.get("KgCoOp")
+    monkeypatch.setitem(TRAINER_REGISTRY._objects, "KgCoOp", type("KgCoOp", (kgcoop,), {"__module__": "elsewhere"}))
+    monkeypatch.setitem(TRAINER_REGISTRY.replaced, "KgCoOp", kgcoop)
+    monkeypatch.setitem(TRAINER_REGISTRY._objects, "Alpha", type("Alpha", (kgcoop,), {"__module__": "elsewhere"}))
     assert style.looks([]) == before
 
 
