@@ -41,7 +41,7 @@ def _defaults():
     cfg.VERSION = 1  # version of the config format
     cfg.OUTPUT_DIR = "./output"  # the run folder: checkpoints, log, results.json
     cfg.RESUME = ""  # a run folder to go on from, when it is not OUTPUT_DIR itself
-    cfg.SEED = -1  # of every draw; negative: not seeded (train.py then draws a seed and prints it)
+    cfg.SEED = -1  # seed of every draw; negative: not seeded (train.py then draws a seed and prints it)
     cfg.USE_CUDA = True  # run on a GPU where there is one
     cfg.VERBOSE = True  # print which transforms, dataset and trainer a run is made of
 
@@ -152,8 +152,8 @@ def _defaults():
     cfg.TRAIN.CHECKPOINT_FREQ = 0  # also keep every Nth epoch's checkpoint; 0: only the last one
     cfg.TRAIN.PRINT_FREQ = 10  # steps between two lines of the log
     cfg.TRAIN.COUNT_ITER = "train_x"  # whose batches make an epoch, where there are unlabelled images, too
-    # What the text tower may keep for a backward pass; where that is less than all classes need, they are run in chunks
-    # and computed again on the way back. 0: half of the memory that is free when a run starts.
+    # megabytes that the text tower may keep for a backward pass; where that is less than all classes need, they are run
+    # in chunks and computed again on the way back; 0: half of the memory that is free when a run starts
     cfg.TRAIN.TEXT_MEMORY_MB = 0
     cfg.TRAIN.PATIENCE = 0  # end after so many epochs without a better validation accuracy; 0: never
 
@@ -166,7 +166,7 @@ def _defaults():
     cfg.TEST.SPLIT = "test"  # images to test on: test, val, or train (the training images, as test images are read)
     # prompts that are tested: last_step, or best_val (those of the best validation accuracy)
     cfg.TEST.FINAL_MODEL = "last_step"
-    # What may differ from what a model was trained with when it is evaluated: ("backbone", "INPUT.PIXEL_MEAN", ...).
+    # what may differ from what a model was trained with when it is evaluated: ("backbone", "INPUT.PIXEL_MEAN", ...).
     cfg.TEST.ALLOW_CHANGED = ()
 
     cfg.TRAINER = CN()

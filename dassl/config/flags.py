@@ -1,7 +1,8 @@
 """The parser of every program: its complaints are InputErrors that name what was meant, its help says each default."""
 import argparse
 import re
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable
 from typing import Any
 
 from dassl.config.defaults import get_cfg_default
@@ -34,8 +35,8 @@ def default_of(action: argparse.Action) -> str:
 class ArgumentParser(argparse.ArgumentParser):
     """A parser whose complaints are InputErrors. Words without a flag may stand before, between and behind flags."""
 
-    def __init__(self, *args: Any, formatter_class: Any = HelpFormatter, **kwargs: Any):
-        super().__init__(*args, formatter_class=formatter_class, **kwargs)
+    def __init__(self, **settings: Any):
+        super().__init__(**{"formatter_class": HelpFormatter, **settings})
         self._greedy = ""  # the flag of the words being parsed that takes several; for the message
 
     def error(self, message: str):
@@ -43,10 +44,11 @@ class ArgumentParser(argparse.ArgumentParser):
             message += f" in front of the flags: {self._greedy} takes all words that follow it"
         raise InputError(f"{message}; see --help")
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """The arguments of a command line. Raises InputError for what does not fit, and for an unknown flag before
         anything else."""
-        if self._subparsers is not None or args is None:
+        args = sys.argv[1:] if args is None else list(args)
+        if self._subparsers is not None:
             return super().parse_args(args, namespace)
         require_known_flags(self, args)
         self._greedy = next((word for word in args if is_flag(word) and takes(self, word) > 1), "")
@@ -89,18 +91,14 @@ def require_known_flags(parser: argparse.ArgumentParser, words: Iterable[str]) -
 
 
 def _meant(parser: argparse.ArgumentParser, name: str) -> str:
-    """`" (did you mean ...?)"` for an unknown flag: flags, config keys whose last part it is, or nothing."""
+    """`" (did you mean ...?)"` for an unknown flag: flags, the config key that is called so, or nothing."""
     flags = [flag.lstrip("-") for flag, action in parser._option_string_actions.items()
              if flag.startswith("--") and action.help != argparse.SUPPRESS]
     close = [f"--{flag}" for flag in similar(name, flags)]
     slip = any(is_slip(name.casefold(), flag.casefold()) for flag in flags)
     if not slip and any(action.dest == "opts" for action in parser._actions):
-        if keys := named_keys(name.replace("-", "_"), dotted(get_cfg_default())):
+        called = name.replace("-", "_").casefold()
+        keys = [key for key in dotted(get_cfg_default()) if called in (key.casefold(), key.split(".")[-1].casefold())]
+        if keys:
             return f" (did you mean the option {' or '.join(f'{key} VALUE' for key in keys)}?)"
     return f" (did you mean {' or '.join(map(quoted, close))}?)" if close else ""
-
-
-def named_keys(name: str, keys: Iterable[str]) -> list[str]:
-    """The config keys that are called `name` in any letters, wholly or in their last part."""
-    name = name.casefold()
-    return [key for key in keys if name in (key.casefold(), key.rpartition(".")[2].casefold())]

@@ -19,7 +19,7 @@ def engine_meanings() -> dict[str, str]:
     return {key: told.get(tuple(key.split(".")), "") for key in dotted(defaults.get_cfg_default())}
 
 
-def method_meanings(trainer: type, node: dict[str, Any]) -> dict[str, str]:
+def method_meanings(trainer: Any, node: dict[str, Any]) -> dict[str, str]:
     """{name in its node: meaning} of the keys that a method declares in `extend_cfg`; "" for one without a comment.
 
     Args:
@@ -76,7 +76,8 @@ def _comment_at(statement: ast.stmt, comments: dict[int, tuple[str, bool]]) -> s
     behind = comments.get(statement.end_lineno or statement.lineno)
     if behind:
         return behind[0]
-    above, line = [], statement.lineno - 1
+    above: list[str] = []
+    line = statement.lineno - 1
     while line in comments and comments[line][1]:
         above.insert(0, comments[line][0])
         line -= 1

@@ -39,7 +39,7 @@ def shared_arguments(protocol, methods):
     shared.add_argument("--output", default="output", help="folder of all run folders (default output)")
     shared.add_argument("--shots", nargs="+",
                         help=f"images {protocol.per}; default {' '.join(map(str, protocol.shots)) or 'none'}")
-    shared.add_argument("--backbone", default="", help="a CLIP by name or a weights file, instead of the config's")
+    shared.add_argument("--backbone", default="", help="a CLIP by name or a weights file (default the config's)")
     add_plugin(shared)
     shared.add_argument("--jobs", type=int, default=1,
                         help="processes, each with a GPU of its own (default 1); on a CPU they share its threads")
