@@ -1,4 +1,5 @@
 """Which keys of the engine a method reads: those that act in some run of it, as dassl/config/effect.py says."""
+import functools
 import inspect
 from collections.abc import Iterator
 from typing import Any
@@ -24,8 +25,9 @@ class AnyRun(RunFacts):
     dataset = object  # stands for any
     domains = True
 
-    def __init__(self, cfg: CfgNode, method: type, eval_only: bool) -> None:
+    def __init__(self, cfg: CfgNode, method: type, eval_only: bool, mentioned: dict[tuple[str, type], bool]) -> None:
         super().__init__(cfg, object.__new__(method), eval_only, issubclass(method, PromptTrainer))
+        self._mentioned = mentioned  # what `mentions` has answered, shared: Python takes its time to find a source
 
     @property
     def unlabelled(self) -> bool:
@@ -35,11 +37,13 @@ class AnyRun(RunFacts):
     def scheduled(self) -> bool:
         """Whether the method's optimizers follow OPTIM's schedule: it is taken from the source that builds them."""
         builder = next((base for base in type(self.trainer).__mro__ if "build_optimizers" in vars(base)), None)
-        return self.trains and (builder is None or "build_lr_scheduler" in inspect.getsource(builder))
+        return self.trains and (builder is None or "build_lr_scheduler" in _source(builder))
 
     def mentions(self, word: str, cls: type) -> bool:
-        known = [registered for _, registered in DATASET_REGISTRY.items()] if cls is object else [cls]
-        return any(super(AnyRun, self).mentions(word, each) for each in known)
+        if (word, cls) not in self._mentioned:
+            known = [registered for _, registered in DATASET_REGISTRY.items()] if cls is object else [cls]
+            self._mentioned[word, cls] = any(super(AnyRun, self).mentions(word, each) for each in known)
+        return self._mentioned[word, cls]
 
 
 def read_keys(method: type) -> list[str]:
@@ -48,9 +52,15 @@ def read_keys(method: type) -> list[str]:
     Args:
         method: a trainer class.
     """
-    runs = [AnyRun(cfg, method, eval_only) for cfg in _configs(method) for eval_only in (False, True)]
+    mentioned: dict[tuple[str, type], bool] = {}
+    runs = [AnyRun(cfg, method, eval_only, mentioned) for cfg in _configs(method) for eval_only in (False, True)]
     return [key for key, (_, acts) in EFFECTS.items()
             if any(acts(run) for run in runs) or runs[0].plugin_mentions(key.split(".")[-1])]
+
+
+@functools.cache
+def _source(cls: type) -> str:
+    return inspect.getsource(cls)
 
 
 def _configs(method: type) -> Iterator[CfgNode]:
