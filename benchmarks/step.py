@@ -35,7 +35,8 @@ def parse_arguments(argv):
     parser.add_argument("--n-ctx", type=int, default=4, help="context vectors; MetaPrompt: and visual prompts, a layer")
     parser.add_argument("--domains", type=int, default=1, help="above 1: MetaPrompt's domain split")
     parser.add_argument("--layers", type=int, default=0, help="depth of MetaPrompt's prompts; 0: all layers")
-    parser.add_argument("--backbone", default="ViT-B/16", choices=("ViT-B/16", "tiny"), help="random weights of that shape, or the tiny CLIP")
+    parser.add_argument("--backbone", default="ViT-B/16", choices=("ViT-B/16", "tiny"),
+                        help="random weights of that shape, or the tiny CLIP")
     parser.add_argument("--device", default="cpu", help="where: cpu, cuda")
     parser.add_argument("--prec", default="fp32", choices=("fp32", "amp"), help="precision of the frozen towers")
     parser.add_argument("--stage", default="both", choices=("train", "eval", "both"), help="what is measured")

@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from written_runs import base2new, write_run
 
 import train
 from dassl.config import copied, get_cfg_default, merge_options
@@ -49,6 +48,7 @@ from runs.config_keys import all_keys, listed_keys
 from runs.read_keys import read_keys
 from tools import plot, prepare_data, report
 from tools.running.words import parse_arguments as parse_protocol
+from written_runs import base2new, write_run
 
 train.discover()
 
@@ -74,7 +74,8 @@ def test_a_key_is_found_by_its_name_and_by_a_word_of_its_meaning_in_any_letters(
     assert names_in(listed_keys("Shots")) == ["DATASET.NUM_SHOTS"]
     assert "OPTIM.MAX_EPOCH" in names_in(listed_keys("number of epochs"))
     assert set(names_in(listed_keys("KgCoOp"))) == {key.name for key in all_keys() if key.method == "KgCoOp"}
-    assert "DATASET.ALL_AS_UNLABELED" not in names_in(listed_keys("LED"))[:0] + names_in(listed_keys("mage"))
+    with pytest.raises(InputError):
+        listed_keys("umber")  # of "number": a word of a meaning is found by its beginning
 
 
 def test_a_listed_key_shows_its_default_and_whose_it_is():
@@ -198,8 +199,13 @@ class Seen(Exception):
 
 
 def files_with_parsers():
+    """The programs, without the one that made the CLIP that comes along, once."""
     return [file for folder in ("tools", "benchmarks") for file in sorted((ROOT / folder).glob("*.py"))
-            if "ArgumentParser(" in file.read_text() or file.name == "protocol.py"]
+            if ("ArgumentParser(" in file.read_text() or file.name == "protocol.py")
+            and file.name != "pretrain_tiny_clip.py"]
+
+
+PROTOCOLS = list(dict(PROTOCOL_REGISTRY.items()))
 
 
 @functools.cache
@@ -209,9 +215,8 @@ def parsers_of(file):
         raise Seen(parser)
 
     module = importlib.import_module(f"{file.parent.name}.{file.stem}")
-    first_words = [[name] for name in [*dict(PROTOCOL_REGISTRY.items()), "compare"]] if file.name == "protocol.py" else [[]]
     found = []
-    for words in first_words:
+    for words in [[name] for name in [*PROTOCOLS, "compare"]] if file.name == "protocol.py" else [[]]:
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(ArgumentParser, "parse_args", seen)
             patched.setattr(argparse.ArgumentParser, "parse_args", seen)
@@ -237,11 +242,10 @@ def every_parser(file):
 def test_each_flag_says_its_default(file):
     for parser in every_parser(file):
         assert isinstance(parser, ArgumentParser), f"{file} takes argparse's own parser"
-        formatter = parser._get_formatter()
+        formatter, _ = parser._get_formatter(), parser.format_help()
         for action in parser._actions:
             if not action.option_strings or action.help == argparse.SUPPRESS or "--help" in action.option_strings:
                 continue
-            assert action.help, f"{action.option_strings} says nothing"
             told = formatter._expand_help(action)
             assert re.search(r"\bdefault\b|\(required\)", told), (action.option_strings, told)
             values = action.default if isinstance(action.default, list) else [action.default]
@@ -268,6 +272,13 @@ def test_a_default_that_the_help_says_is_left_as_it_is():
     told = parser.format_help()
     assert "this; default that\n" in told and "defaults (default 3)" in told
     assert isinstance(parser._get_formatter(), HelpFormatter)
+
+
+def test_a_flag_without_help_says_its_default():
+    parser = ArgumentParser()
+    parser.add_argument("--this", default=3)
+    for _ in range(2):
+        assert parser.format_help().rstrip().endswith("--this THIS  default 3")
 
 
 # ---- near misses -------------------------------------------------------------------------------------------------
@@ -319,7 +330,6 @@ def folder_of_runs(tmp_path_factory):
         yield
 
 
-PROTOCOLS = list(dict(PROTOCOL_REGISTRY.items()))
 TRAIN_FLAGS = [flag for file in [ROOT / "train.py"] for parser in every_parser(file)
                for flag, action in parser._option_string_actions.items()
                if flag.startswith("--") and action.help != argparse.SUPPRESS]
@@ -333,10 +343,11 @@ PLACES = {  # what is named: (the known names, what refuses another one)
                           lambda word: parse_protocol(["compare", "--protocol", word, "--dataset", "shapes"])),
     "config of a dataset": (config_names("datasets"), lambda word: config_file("datasets", word)),
     "config of a method": (config_names("trainers/MetaPrompt"), lambda word: config_file("trainers/MetaPrompt", word)),
-    "data to prepare": ([*prepare_data.GROUPS, *prepare_data.SOURCES], lambda word: prepare_data.parse_arguments([word])),
+    "data to prepare": ([*prepare_data.GROUPS, *prepare_data.SOURCES],
+                        lambda word: prepare_data.parse_arguments([word])),
     "backbone": (known_names(), lambda word: read_file(word, "")),
     "precision": (PRECISIONS, lambda word: Precision(word, torch.device("cpu"))),
-    "position": (POSITIONS, lambda word: ClassPrompts(None, ["a"], 2, word)),
+    "position": (POSITIONS, lambda word: ClassPrompts(None, ["a"], 2, word)),  # type: ignore[arg-type]  # it reads none
     "optimizer": (AVAI_OPTIMS, lambda word: build_optimizer([torch.ones(1)], config("OPTIM.NAME", word).OPTIM)),
     "schedule": (AVAI_SCHEDS, of_optim("LR_SCHEDULER")),
     "warm-up": (AVAI_WARMUPS, of_optim("WARMUP_TYPE", "OPTIM.WARMUP_EPOCH", "1", "OPTIM.LR_SCHEDULER", "cosine")),
@@ -398,14 +409,14 @@ def test_a_known_name_in_other_letters_is_told(place):
 def test_case_comes_before_likeness_and_names_as_near_are_all_told():
     assert similar("coop", ["CoCoOp", "CoOp", "coops"]) == ["CoOp"]
     assert similar("vit-b16", ["vit_b16", "vit_b32"]) == ["vit_b16"]
-    assert nearest("imagenet_x", ["imagenet_a", "imagenet_r", "imagenet"]) == " (did you mean 'imagenet_a' or 'imagenet_r'?)"
+    assert nearest("toy_x", ["toy_a", "toy_r", "toy"]) == " (did you mean 'toy_a' or 'toy_r'?)"
     assert nearest("qqqq", ["imagenet"]) == ""
     assert similar("", ["imagenet"]) == []
 
 
 @pytest.mark.parametrize(("one", "other", "slip"), [
     ("seeds", "seed", True), ("seed", "seeds", True), ("sedes", "seeds", True), ("seads", "seeds", True),
-    ("sdees", "seeds", True), ("seeds", "seeds", True), ("sseeds", "seeds", True), ("see", "seeds", False),
+    ("sdees", "seeds", False), ("seeds", "seeds", True), ("sseeds", "seeds", True), ("see", "seeds", False),
     ("sedse", "seeds", False), ("abba", "baab", False), ("", "a", True)])
 def test_what_a_slip_is(one, other, slip):
     assert is_slip(one, other) is slip
@@ -473,8 +484,8 @@ def read_variables():
 
 
 def test_the_scripts_know_all_the_variables_that_they_read():
-    [line] = [line for line in (ROOT / "scripts" / "variables.sh").read_text().splitlines() if line.startswith("read_here=")]
-    assert sorted(line.partition("=")[2].strip('"').split()) == read_variables()
+    [words] = re.findall('^read_here="(.*)"$', (ROOT / "scripts" / "variables.sh").read_text(), re.MULTILINE)
+    assert sorted(words.split()) == read_variables()
 
 
 # ---- words in any order ------------------------------------------------------------------------------------------
@@ -499,7 +510,8 @@ def test_flags_and_options_stand_in_any_order():
         assert found == [["CoOp"], ["shapes"], 2, ["1", "2"], True, "here"]
         pairs = list(zip(opts[::2], opts[1::2]))
         assert sorted(pairs) == sorted(zip(options[::2], options[1::2]))
-        assert [key for key, _ in pairs] == [group[0].partition("=")[0] for group in order if not group[0].startswith("-")]
+        given = [group[0].partition("=")[0] for group in order if not group[0].startswith("-")]
+        assert [key for key, _ in pairs] == given
 
 
 @pytest.mark.parametrize(("words", "trainers", "datasets", "options"), [

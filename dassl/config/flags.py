@@ -16,6 +16,11 @@ REQUIRED = "the following arguments are required"  # how argparse begins that me
 class HelpFormatter(argparse.HelpFormatter):
     """Ends the help of a flag with its default where the help does not say it."""
 
+    def _format_action(self, action: argparse.Action) -> str:
+        if action.help is None and action.option_strings:  # else argparse asks for no help string
+            action.help = f"default {default_of(action)}"
+        return super()._format_action(action)
+
     def _get_help_string(self, action: argparse.Action) -> str:
         told = action.help or ""
         if not action.option_strings or isinstance(action, argparse._HelpAction) or re.search(r"\bdefault\b", told):
