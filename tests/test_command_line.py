@@ -417,7 +417,7 @@ def test_case_comes_before_likeness_and_names_as_near_are_all_told():
 @pytest.mark.parametrize(("one", "other", "slip"), [
     ("seeds", "seed", True), ("seed", "seeds", True), ("sedes", "seeds", True), ("seads", "seeds", True),
     ("sdees", "seeds", False), ("seeds", "seeds", True), ("sseeds", "seeds", True), ("see", "seeds", False),
-    ("sedse", "seeds", False), ("abba", "baab", False), ("", "a", True)])
+    ("sedse", "seeds", False), ("abba", "baab", False), ("", "a", False), ("a", "b", False), ("dg", "gd", True)])
 def test_what_a_slip_is(one, other, slip):
     assert is_slip(one, other) is slip
 
@@ -537,6 +537,7 @@ def test_targets_that_are_datasets_stay_targets():
     (["compare", "--jobs", "2", "shape", "CoOp"], "did you mean 'shapes'"),
     (["compare", "shapes", "--jobs", "2", "OPTIM.LR"], "'OPTIM.LR' has no value"),
     (["compare", "shapes", "LR", "0.1", "--dry-run"], "unknown key LR (did you mean 'OPTIM.LR'"),
+    (["compare", "--dataset", "shapes", "optim.lrr", "0.1"], "unknown key optim.lrr (did you mean 'OPTIM.LR'?)"),
     (["compare", "shapes", "optim.lr", "0.1", "--dry-run"], "unknown key optim.lr (did you mean 'OPTIM.LR'?)")])
 def test_words_of_no_known_name_are_refused_with_the_name_meant(words, told, tmp_path):
     from tools import protocol

@@ -9,6 +9,7 @@ from dassl.config.flags import ArgumentParser, action_of, is_flag, require_known
 from dassl.config.merge import paired
 from dassl.config.tree import dotted
 from dassl.utils.errors import InputError
+from dassl.utils.registry import is_slip
 
 METHOD_KEY = re.compile(r"trainer(\.[A-Za-z_]\w*){2,}", re.IGNORECASE)  # in small letters, too
 TOP_LEVEL_KEYS = ("VERSION", "OUTPUT_DIR", "RESUME", "SEED", "USE_CUDA", "VERBOSE")
@@ -20,12 +21,16 @@ def is_key(word: str) -> bool:
     """Whether a word is a config key.
 
     A key in small letters counts, too: the config then refuses `optim.lr` and names OPTIM.LR. It counts only if it
-    is one of the engine's, or could be one of a method's (TRAINER.<method>.<key>), and if it is no file.
+    is one of the engine's or a slip of one, or could be one of a method's (TRAINER.<method>.<key>), and if it is no file.
     """
     if word in TOP_LEVEL_KEYS or re.fullmatch(r"[A-Z0-9_]+(\.[A-Z0-9_]+)+", word):
         return True
     return "." in word and not _is_file(word) and (METHOD_KEY.fullmatch(word) is not None
-                                                   or word.upper() in dotted(get_cfg_default()))
+                                                   or _is_nearly_key(word.upper()))
+
+
+def _is_nearly_key(word: str) -> bool:
+    return any(word == key or ("." in key and is_slip(word, key)) for key in dotted(get_cfg_default()))
 
 
 def _is_file(word: str) -> bool:

@@ -43,12 +43,13 @@ def _letters(word):
 
 
 def is_slip(one, other):
-    """Whether two words differ by one letter that is missing, added or another one, or by two that changed places."""
+    """Whether two words differ by one letter that is missing, added or another one, or by two that changed places.
+    Words without a letter in common do not."""
     start = len(os.path.commonprefix([one, other]))
     one, other = one[start:], other[start:]
     end = len(os.path.commonprefix([one[::-1], other[::-1]]))
     one, other = one[:len(one) - end], other[:len(other) - end]
-    return max(len(one), len(other)) <= 1 or (len(one) == 2 and one == other[::-1])
+    return (max(len(one), len(other)) <= 1 and start + end > 0) or (len(one) == 2 and one == other[::-1])
 
 
 class Registry:
