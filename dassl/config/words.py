@@ -21,7 +21,8 @@ def is_key(word: str) -> bool:
     """Whether a word is a config key.
 
     A key in small letters counts, too: the config then refuses `optim.lr` and names OPTIM.LR. It counts only if it
-    is one of the engine's or a slip of one, or could be one of a method's (TRAINER.<method>.<key>), and if it is no file.
+    is one of the engine's, or a slip of one, or could be one of a method's (TRAINER.<method>.<key>), and if it is no
+    file.
     """
     if word in TOP_LEVEL_KEYS or re.fullmatch(r"[A-Z0-9_]+(\.[A-Z0-9_]+)+", word):
         return True
