@@ -24,7 +24,7 @@ fi
 datasets=()
 case $1 in
     -*) ;;
-    *) if [ -f "$1" ]; then datasets=("$1"); else datasets=($1); fi
+    *) if [ -f "$1" ]; then datasets=(--dataset "$1"); else datasets=(--dataset $1); fi
        shift ;;
 esac
 python=python3
@@ -32,8 +32,7 @@ python=python3
 flags=()
 [ -n "${SEEDS:-}" ] && flags+=(--seeds $SEEDS)
 [ -n "$trainers" ] && flags+=(--trainer $trainers)
-[ ${#datasets[@]} -gt 0 ] && flags+=(--dataset "${datasets[@]}")
-flags+=(--root "${DATA:-./data}" --output "${OUTPUT:-./output}")
+flags+=(${datasets[@]+"${datasets[@]}"} --root "${DATA:-./data}" --output "${OUTPUT:-./output}")
 [ -n "${SHOTS:-}" ] && flags+=(--shots $SHOTS)
 [ -n "${TARGETS:-}" ] && flags+=(--targets $TARGETS)
 [ -n "${BACKBONE:-}" ] && flags+=(--backbone "$BACKBONE")
