@@ -87,10 +87,14 @@ def takes(parser: argparse.ArgumentParser, flag: str) -> float:
 
 def require_known_flags(parser: argparse.ArgumentParser, words: Iterable[str]) -> None:
     """Raise InputError for a flag that the parser does not have, with the one that was meant, or the config key."""
+    before = ""
     for word in words:
         if word == "--":
             return
-        if is_flag(word) and action_of(parser, word) is None:
+        # Behind a flag that needs a word it is that word that is missing.
+        lacks = is_flag(before) and "=" not in before and takes(parser, before) == 1
+        before = word
+        if is_flag(word) and action_of(parser, word) is None and not lacks:
             name = word.partition("=")[0]
             raise InputError(f"unknown flag {name}{_meant(parser, name.lstrip('-'))}; see --help")
 
