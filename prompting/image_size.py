@@ -7,11 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from safetensors import safe_open
 
+from prompting.published import PUBLISHED
 from prompting.weights import SHIPPED, published_urls, sha256
 
-# OpenAI's names, written out: the module that lists them takes seconds to import, and every config is built with this.
-PUBLISHED_SIZES = {"RN50": 224, "RN101": 224, "RN50x4": 288, "RN50x16": 384, "RN50x64": 448, "ViT-B/32": 224,
-                   "ViT-B/16": 224, "ViT-L/14": 224, "ViT-L/14@336px": 336}
 Shapes = Mapping[str, Sequence[int]]
 
 _SIZES: dict[tuple[int, ...], int | None] = {}  # (disk, file, size, times of the last change): pixels per side
@@ -27,7 +25,7 @@ def image_size(name: str) -> int | None:
     """
     path = SHIPPED.get(name, name)
     if not os.path.isfile(path):
-        return PUBLISHED_SIZES.get(name)
+        return PUBLISHED[name].resolution if name in PUBLISHED else None
     status = os.stat(path)
     key = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
     if key not in _SIZES:
@@ -56,13 +54,14 @@ def _size_of_file(path: str) -> int | None:
         return size_of_shapes(read(path))
     except Exception:  # a damaged file can fail anywhere in the unpickler
         names = {url.split("/")[-2]: name for name, url in published_urls().items()}
-        return PUBLISHED_SIZES.get(names.get(sha256(path), ""))
+        name = names.get(sha256(path))
+        return PUBLISHED[name].resolution if name in PUBLISHED else None
 
 
 def _shapes_of_safetensors(path: str) -> Shapes:
     """A file that is none raises SafetensorError."""
     with safe_open(path, "pt") as file:
-        return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118: no mapping
+        return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
 
 
 def _shapes_of_pickle(path: str) -> Shapes:

@@ -43,8 +43,16 @@ def shared_arguments(protocol, methods):
                         help="processes, each with a GPU of its own (default 1); on a CPU they share its threads")
     shared.add_argument("--launcher", choices=("local", "slurm"), default="local",
                         help="local (default): make the runs here; slurm: submit them as one array job and return")
+    shared.add_argument("--prepare", action="store_true",
+                        help="before all else get the data and the CLIP that are not there, where they can be fetched")
+    shared.add_argument("--keep-going", action="store_true",
+                        help="make what can be made where other runs are known to fail; by default nothing is run then")
     instead = shared.add_mutually_exclusive_group()
-    instead.add_argument("--dry-run", action="store_true", help="list the runs and whether each is done; run nothing")
+    instead.add_argument("--preflight", action="store_true",
+                         help="say whether data, backbone and methods fit, what the runs need, and about how long they "
+                              "take; run nothing")
+    instead.add_argument("--dry-run", action="store_true",
+                         help="list the runs and whether each is done, and what they need; run nothing")
     instead.add_argument("--status", action="store_true",
                          help="say which runs are done, running, queued or failed, with the last log line; run nothing")
     instead.add_argument("--table", action="store_true", help="print the table of what is done; run nothing")
