@@ -10,7 +10,8 @@ from dassl.utils import InputError, broadcast
 from protocols import Run
 from tools.running.cluster import array_lines
 from tools.running.estimates import missing_weights, require_room, weights_line
-from tools.running.preflight import Looked, Preflight, look_at
+from tools.running.preflight import NOTHING_LACKS, Looked, Preflight, look_at
+from tools.running.prepare import prepare
 from tools.running.timing import time_of
 from tools.running.trials import Trials
 
@@ -23,7 +24,8 @@ def look(runs: Sequence[Run], args: Namespace, clips: dict[str, Any], silent: bo
         silent: whether notes on finished runs are left out; the runs themselves tell them.
     """
     here = args.launcher == "local" and args.jobs == 1
-    found = look_at(runs, Trials(clips if here else dict(clips), own_device=here), silent)
+    lacking = broadcast(lambda: prepare(runs)) if args.prepare else NOTHING_LACKS
+    found = look_at(runs, Trials(clips if here else dict(clips), own_device=here), silent, lacking)
     room = broadcast(lambda: _room(found, args.output))
     found.looked = room[1]
     return found, room[0]
@@ -42,7 +44,7 @@ def require_ready(runs: Sequence[Run], args: Namespace, clips: dict[str, Any]) -
     found, room = look(runs, args, clips)
     to_do = found.having("to do")
     if not args.keep_going:
-        found.require("; --keep-going (KEEP_GOING=1) makes the others" if to_do else "")
+        found.require()
     facts = [found.counts(), room, weights_line(missing_weights(to_do))]
     if to_do:
         broadcast(lambda: print("; ".join(filter(None, facts)), flush=True))

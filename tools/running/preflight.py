@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ from tools.running.trials import Trial, Trials
 
 MOST_LINES = 20  # of problems; what comes from one cause is one line
 UNKNOWN = Trial()
+WAYS = "metaprompt data"  # in the advice on a dataset that is not there
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,17 @@ class Parts:
     test: int
     classes: int
     longest: tuple[str, ...]
+
+
+@dataclass
+class Lacking:
+    """What could not be fetched: {file of a dataset's config: why, and the steps by hand}, {backbone: why}."""
+
+    data: dict[str, str] = field(default_factory=dict)
+    backbones: dict[str, str] = field(default_factory=dict)
+
+
+NOTHING_LACKS = Lacking()
 
 
 @dataclass(frozen=True)
@@ -108,13 +120,14 @@ class Preflight:
         left = len(problems) - MOST_LINES
         return problems if left <= 0 else [*problems[:MOST_LINES], f"  - and {left} problems more"]
 
-    def require(self, otherwise: str) -> None:
-        """Raise InputError where a run cannot be made. Several causes are printed before, as a list.
-
-        otherwise: what can be done all the same, the end of the message."""
+    def require(self) -> None:
+        """Raise InputError where a run cannot be made. Several causes are printed before, as a list."""
         problems = self.problems()
         if not problems:
             return
+        fetch = any(WAYS in problem.text for problem in problems)
+        otherwise = "; --prepare (PREPARE=1) gets what can be fetched" if fetch else ""
+        otherwise += "; --keep-going (KEEP_GOING=1) makes the others" if self.having("to do") else ""
         hit = f"{len(self.refused)} of {len(self.runs)} runs"
         if len(problems) == 1:
             raise InputError(f"{problems[0].text} (nothing was run: {hit} cannot be made{otherwise})")
@@ -122,11 +135,14 @@ class Preflight:
         raise InputError(f"nothing was run: {len(problems)} problems, see the list above{otherwise}")
 
 
-def look_at(runs: Sequence[Run], trials: Trials, silent: bool = True) -> Preflight:
+def look_at(runs: Sequence[Run], trials: Trials, silent: bool = True, lacking: Lacking = NOTHING_LACKS) -> Preflight:
     """Look at the runs of a plan. Every rank of a run of several processes calls it and gets the same.
 
-    silent: whether notes on finished runs are left out."""
-    looks = Looks(silent)
+    Args:
+        silent: whether notes on finished runs are left out.
+        lacking: what could not be fetched.
+    """
+    looks = Looks(silent, lacking)
     looked = broadcast(lambda: [looks.at(run) for run in runs])
     found = Preflight(runs, {run.folder: each for run, each in zip(runs, looked)})
     _try_methods(found, trials)
@@ -136,9 +152,9 @@ def look_at(runs: Sequence[Run], trials: Trials, silent: bool = True) -> Preflig
 class Looks:
     """Looks at one run after another. Those of a plan share datasets and backbones."""
 
-    def __init__(self, silent: bool = True) -> None:
+    def __init__(self, silent: bool = True, lacking: Lacking = NOTHING_LACKS) -> None:
         self._seen = Listings()
-        self._silent = silent
+        self._silent, self._lacking = silent, lacking
         self._checked: dict[tuple, Any] = {}  # what was looked at: what was found, or the error
 
     def at(self, run: Run) -> Looked:
@@ -155,16 +171,20 @@ class Looks:
             return self._without_number(run, looked)
         backbone = cfg.MODEL.BACKBONE.NAME
         try:
-            self._once(("backbone", backbone), lambda: require_backbone(backbone))
+            self._once(("backbone", backbone), lambda: require_backbone(backbone, self._lacking.backbones))
         except InputError as error:
             refuse(looked, error)
-        data = ("data", repr(cfg.DATASET))  # a seed chooses among the same images
         try:
-            looked.parts = self._once(data, lambda: self._parts(cfg))
+            looked.parts = self.parts_of(run)
         except Exception as error:
-            refuse(looked, error)
+            refuse(looked, error, self._lacking.data.get(run.spec.dataset_config_file, ""))
             return self._without_number(run, looked)
         return looked
+
+    def parts_of(self, run: Run) -> Parts | None:
+        """The data of a run, None for what is drawn at first use. Raises as `build_dataset` does."""
+        cfg = run.configs.of(run.spec)
+        return self._once(("data", repr(cfg.DATASET)), lambda: self._parts(cfg))  # a seed draws from the same lists
 
     def _once(self, what: tuple, look: Callable[[], Any]) -> Any:
         """`look()`, called once for `what`. Raises what that raised, again."""
@@ -199,15 +219,19 @@ class Looks:
         return Looked("no number", [name]) if name else looked
 
 
-def refuse(looked: Looked, error: Exception) -> None:
-    """Note an error that the user can mend. The run itself tells of a bug, with its traceback."""
+def refuse(looked: Looked, error: Exception, more: str = "") -> None:
+    """Note an error that the user can mend. The run itself tells of a bug, with its traceback. more: is told, too."""
     reason = mendable(error)
     if reason is not None:
-        looked.refuse(reason)
+        looked.refuse(f"{reason}; {more}" if more else reason)
 
 
-def require_backbone(name: str) -> None:
-    """Raise InputError for a backbone that is neither a known name nor a file."""
+def require_backbone(name: str, lacking: Mapping[str, str]) -> None:
+    """Raise InputError for a backbone that is neither a known name nor a file, or that could not be fetched.
+
+    lacking: {name: why}."""
+    if name in lacking:
+        raise InputError(lacking[name])
     if name not in known_names() and not os.path.isfile(name):
         raise InputError(f"backbone '{name}' is neither a file nor one of {', '.join(known_names())}"
                          f"{nearest(name, known_names())}")

@@ -141,6 +141,8 @@ def check_arguments(args):
     if args.launcher == "slurm" and args.jobs > 1:
         raise InputError("--jobs is for --launcher local; with slurm each task makes one run, --array-parallelism says "
                          "how many at once")
+    if args.prepare and (args.dry_run or args.status or args.table):
+        raise InputError("--prepare fetches data and weights; it goes with --preflight and with the runs themselves")
     flags = slurm_settings.given_flags(args)
     if flags and args.launcher != "slurm":
         raise InputError(f"{', '.join(flags)} {'needs' if len(flags) == 1 else 'need'} --launcher slurm")
