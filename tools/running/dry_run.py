@@ -44,7 +44,7 @@ def require_ready(runs: Sequence[Run], args: Namespace, clips: dict[str, Any]) -
     found, room = look(runs, args, clips)
     to_do = found.having("to do")
     if not args.keep_going:
-        found.require()
+        found.require(args.prepare)
     facts = [found.counts(), room, weights_line(missing_weights(to_do))]
     if to_do:
         broadcast(lambda: print("; ".join(filter(None, facts)), flush=True))

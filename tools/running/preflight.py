@@ -105,7 +105,10 @@ class Preflight:
         found: dict[str, tuple[str, list[str]]] = {}
         for run in self.having("refused"):
             for reason in self.looked[run.folder].reasons:
-                found.setdefault(reason.replace(run.folder, "\0"), (reason, []))[1].append(run.folder)
+                alike = reason
+                for name in (run.folder, ascii(run.folder)[1:-1]):
+                    alike = alike.replace(name, "")
+                found.setdefault(alike, (reason, []))[1].append(run.folder)
         return [Problem(text, tuple(folders)) for text, folders in found.values()]
 
     def counts(self) -> str:
@@ -120,14 +123,17 @@ class Preflight:
         left = len(problems) - MOST_LINES
         return problems if left <= 0 else [*problems[:MOST_LINES], f"  - and {left} problems more"]
 
-    def require(self) -> None:
-        """Raise InputError where a run cannot be made. Several causes are printed before, as a list."""
+    def require(self, prepared: bool = False) -> None:
+        """Raise InputError where a run cannot be made. Several causes are printed before, as a list.
+
+        prepared: whether what can be fetched was."""
         problems = self.problems()
         if not problems:
             return
-        fetch = any(WAYS in problem.text for problem in problems)
+        fetch = not prepared and any(WAYS in problem.text for problem in problems)
         otherwise = "; --prepare (PREPARE=1) gets what can be fetched" if fetch else ""
-        otherwise += "; --keep-going (KEEP_GOING=1) makes the others" if self.having("to do") else ""
+        if len(self.refused) < len(self.runs):
+            otherwise += "; --keep-going (KEEP_GOING=1) goes on without them"
         hit = f"{len(self.refused)} of {len(self.runs)} runs"
         if len(problems) == 1:
             raise InputError(f"{problems[0].text} (nothing was run: {hit} cannot be made{otherwise})")
