@@ -183,7 +183,7 @@ def test_a_preflight_tells_what_the_runs_need_and_writes_nothing(words, tmp_path
     told = protocol.main(words("base2new", "--trainer", "CoOp", "--seeds", "1", "2", "--preflight"))
     assert told.startswith("4 runs, 0 done\ndisk:    about ")
     assert re.search(r"^time:    about \d+ s one after another; from a step and a batch of an evaluation, timed 1 time "
-                     r"on \d+ CPU threads$", told, re.M), told
+                     r"on \d+ CPU threads?$", told, re.M), told
     assert capsys.readouterr().out == told + "\n" and sorted(map(str, tmp_path.rglob("*"))) == before
 
 
@@ -199,7 +199,7 @@ def test_the_room_that_is_told_is_about_what_the_runs_leave(words, tmp_path, cap
     told = protocol.main([*argv, "--dry-run"])
     protocol.main(argv)
     left = sum(path.stat().st_size for path in (tmp_path / "out").rglob("*") if path.is_file())
-    number = float(re.search(r"about (\d+) kB on the disk", told)[1]) * 1000
+    number = float(re.search(r"about (\d+) kB to write", told)[1]) * 1000
     assert 0.5 < number / left < 2
 
 
@@ -343,4 +343,4 @@ def test_the_look_of_a_start_is_silent(words, capsys):
         "fewshot", args.trainer, args.dataset, args.shots)
     assert dry_run.require_ready(runs, args, {}) == {}
     said = capsys.readouterr()
-    assert said.err == "" and re.fullmatch(r"1 runs, 0 done; about \d+ kB on the disk, \S+ GB free\n", said.out)
+    assert said.err == "" and re.fullmatch(r"1 runs, 0 done; about \d+ kB to write, \S+ GB free\n", said.out)

@@ -79,7 +79,7 @@ def require_room(found: Preflight, output: str) -> str:
                    f"{size(shutil.disk_usage(cache).free)} are free")
     for run in runs if problem else ():
         found.looked[run.folder].refuse(problem)
-    return f"about {size(needed)} on the disk, {size(free)} free"
+    return f"about {size(needed)} to write, {size(free)} free"
 
 
 def existing(folder: str) -> str:

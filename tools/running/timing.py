@@ -71,7 +71,9 @@ def time_of(found: Preflight, clips: dict[str, Any], jobs: int = 1, seconds: flo
             unknown += 1
         else:
             total += of_method.run(run, looked)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    threads = torch.get_num_threads()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else (
+        f"{threads} CPU thread{'s' if threads > 1 else ''}")
     at_once = f"; {jobs} at a time: {duration(total / jobs)} at best" if jobs > 1 else ""
     without = f", without {unknown} runs that are not known" if unknown else ""
     how = f"a step and a batch of an evaluation, timed {len(timed)} time{'s' if len(timed) > 1 else ''} on {device}"
