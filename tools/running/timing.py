@@ -91,8 +91,10 @@ def _time_methods(found: Preflight, runs: list[Run], clips: dict[str, Any],
     """({kind of run: Timed}, why the last one was not timed). Every method once, then each on its other datasets while
     there is time."""
     first: dict[tuple, Run] = {}
-    for run in runs:
-        if found.looked[run.folder].parts is not None:
+    sizes = {run.folder: parts.train for run in runs if (parts := found.looked[run.folder].parts) is not None}
+    # A training, and one with whole batches, where there is one.
+    for run in sorted(runs, key=lambda run: (run.spec.eval_only, -sizes.get(run.folder, 0))):
+        if run.folder in sizes:
             first.setdefault(_kind(run), run)
     methods: dict[tuple, int] = {}
     order = []
