@@ -55,7 +55,7 @@ def main(argv=None):
     if args.launcher == "slurm":
         return told(submitted(runs, args, refused))
     started = time.time()
-    outcome = execute(runs, planner.clips, args.jobs, refused)
+    outcome = execute(runs, planner.clips, args.jobs, refused=refused)
     text = broadcast(lambda: show(args, runs, outcome, f", {time.time() - started:.0f} s"))
     outcome.require_all()
     return text
