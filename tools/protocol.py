@@ -15,7 +15,7 @@ import time
 
 import train
 from dassl.engine.run_folder import Listings
-from dassl.utils import InputError, broadcast, printable, require_own_folder
+from dassl.utils import InputError, broadcast, printable, rank, require_own_folder
 from dassl.utils.streams import go_on
 from protocols import Cells
 from tools import report
@@ -24,6 +24,8 @@ from tools.running import cluster, slurm_settings, status
 from tools.running.before_run import finished, only_class
 from tools.running.dry_run import list_runs
 from tools.running.execution import Outcome, execute
+from tools.running.in_width import in_width
+from tools.running.live import console_for, width_of
 from tools.running.plans import Planner
 from tools.running.words import COMPARE, check_arguments, parse_arguments
 
@@ -55,7 +57,7 @@ def main(argv=None):
     if args.launcher == "slurm":
         return told(submitted(runs, args))
     started = time.time()
-    outcome = execute(runs, planner.clips, args.jobs)
+    outcome = execute(runs, planner.clips, args.jobs, None if rank() else console_for(runs, args.jobs, args.verbose))
     text = broadcast(lambda: show(args, runs, outcome, f", {time.time() - started:.0f} s"))
     outcome.require_all()
     return text
@@ -127,7 +129,7 @@ def show(args, runs, outcome, more):
     text = ""
     for table in make_tables(args, runs, outcome):
         text = table.render()
-        print(f"\n{printable(table.title)}\n\n{text}")
+        print(f"\n{printable(table.title)}\n\n{in_width(table, width_of(sys.stdout))}")
     files = figures(args, runs, outcome) if args.command == COMPARE[0] else []
     if files:
         print(f"\nFigure: {', '.join(files)}")
