@@ -5,4 +5,5 @@ set -euo pipefail
 here=$(dirname "${BASH_SOURCE[0]}")
 export SEEDS="${SEEDS:-1}" JOBS="${JOBS:-2}"
 bash "$here/compare.sh" shapes "$@"
+echo
 exec bash "$here/compare.sh" shapes --protocol dg "$@"

@@ -94,7 +94,7 @@ class Progress:
         now = time.monotonic()
         first, since = self._entered = self._entered or (epoch, now)
         left = (now - since) / (epoch - first) * (max_epoch - epoch) if epoch > first else None
-        self._tell(lambda: Point("", epoch + 1, max_epoch, seconds_left=left), always=epoch == first)
+        self._tell(lambda: Point("", epoch + 1, max_epoch, 0, 0, self._loss(), left), always=epoch == first)
 
     def evaluated(self, part: str, done: int, batches: int) -> None:
         """An evaluation has done so many batches."""

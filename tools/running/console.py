@@ -65,7 +65,7 @@ class Running:
     """A run that is being made: when it began, on time.monotonic's clock, and where it is."""
 
     run: Run
-    since: float = field(default_factory=time.monotonic)
+    since: float = field(default_factory=lambda: time.monotonic())
     point: Point | None = None
 
     def seconds(self) -> float:
@@ -120,8 +120,10 @@ class Lines(Console):
         self._reasons: dict[str, int] = {}  # of failures -> the number of the run that was the first
         self._noticed: dict[str, int] = {}  # kind of line -> how many
         self._context = contextlib.ExitStack()
+        self._stdout = sys.stdout
 
     def __enter__(self) -> Console:
+        self._stdout = sys.stdout  # within a run it is the log
         if sys.stderr is not None and sys.stderr.isatty():  # bars of progress would be torn apart by the lines
             self._context.enter_context(contextlib.redirect_stderr(NoTerminal(sys.stderr)))
         return self
@@ -134,7 +136,7 @@ class Lines(Console):
 
     def show(self, line: str, failure: bool = False) -> None:
         """Print a line; one of a failure to stderr."""
-        print(line, file=sys.stderr if failure else sys.stdout, flush=True)
+        print(line, file=sys.stderr if failure else self._stdout, flush=True)
 
     # ---- a run ----
     def listener(self, run: Run) -> Listener:

@@ -36,11 +36,13 @@ def duration(seconds: float) -> str:
     return f"{hours // 24} d {hours % 24} h"
 
 
-def kinds(run: Run) -> tuple[Kind, Kind, Kind]:
-    """What runs have in common that take the same time: all but the seed; all but the part, too; the method alone."""
+def kinds(run: Run) -> list[Kind]:
+    """What runs have in common that take the same time: all but the seed; all but the part, too. Then what those have
+    that take roughly the same time: the method; of evaluations, which are short, that they are one."""
     method = run.place.trainer, run.place.config, run.spec.eval_only
     data = run.place.dataset, run.spec.dataset_config_file, run.place.shots
-    return (*method, *data, run.place.part), (*method, *data), method
+    short = [("evaluation",)] if run.spec.eval_only else []
+    return [(*method, *data, run.place.part), (*method, *data), method, *short]
 
 
 class Estimate:
@@ -67,7 +69,7 @@ class Estimate:
         for rough, kind in enumerate(kinds(run)):
             known = self._seconds.get(kind)
             if known or kind in running:
-                return statistics.median(known) if known else running[kind], rough == 2
+                return statistics.median(known) if known else running[kind], rough >= 2
         return None, False
 
     def left(self, waiting: Iterable[Run], running: Mapping[Run, tuple[float, float | None]]) -> Left | None:
@@ -94,7 +96,7 @@ class Estimate:
             begins = heapq.heappop(free)
             end = max(end, begins + (seconds or 0.0))
             heapq.heappush(free, begins + (seconds or 0.0))
-        return Left(end, least, rough) if known else None
+        return Left(end, least, rough) if known and end >= 1 else None
 
 
 def waiting(runs: Iterable[Run], over: set[str], never: set[str]) -> Iterator[Run]:
