@@ -118,7 +118,7 @@ class Lines(Console):
         self._before = {run.folder for run in runs if os.path.exists(os.path.join(run.folder, "results.json"))}
         self._taken: list[tuple[Run, dict[str, Any], str]] = []  # in a row, not told yet
         self._reasons: dict[str, int] = {}  # of failures -> the number of the run that was the first
-        self._noticed: dict[str, int] = {}  # kind of line -> how many
+        self._noticed: dict[tuple[str, ...], set[str]] = {}  # method, dataset and kind of line -> these lines
         self._context = contextlib.ExitStack()
         self._stdout = sys.stdout
 
@@ -130,8 +130,8 @@ class Lines(Console):
 
     def __exit__(self, *raised: object) -> None:
         self._tell_taken()
-        if more := sum(self._noticed.values()) - len(self._noticed):
-            self.show(f"{more} more note{'s' if more > 1 else ''} and warnings of these kinds are in the runs' log.txt")
+        if more := sum(map(len, self._noticed.values())) - len(self._noticed):
+            self.show(f"Notes and warnings of these kinds that are not shown: {more}, see the runs' log.txt")
         self._context.close()
 
     def show(self, line: str, failure: bool = False) -> None:
@@ -150,11 +150,12 @@ class Lines(Console):
             self.running[run.folder].point = point
 
     def noticed(self, run: Run, line: str) -> None:
-        kind = re.sub(r"\S*/\S*|[\d.,]+", "#", line)
-        self._noticed[kind] = self._noticed.get(kind, 0) + 1
-        if self._noticed[kind] == 1:
+        place, kind = run.place, re.sub(r"\S*/\S*|[\d.,]+", "#", line)  # of whatever numbers and files
+        lines = self._noticed.setdefault((place.trainer, place.config, place.dataset, kind), set())
+        if not lines:
             self._tell_taken()
             self.show(f"{printable(line)} ({self._labels.words(run)})")
+        lines.add(line)
 
     def made(self, run: Run, results: dict[str, Any]) -> None:
         seconds = self._end(run)

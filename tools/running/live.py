@@ -11,6 +11,7 @@ from typing import Any, TextIO
 
 from rich.console import Console as Terminal
 from rich.console import Group, RenderableType
+from rich.constrain import Constrain
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -23,6 +24,7 @@ from tools.running.estimate import duration
 
 REFRESHED = 4  # times per second
 BAR = 24  # columns
+MARGIN = 4  # columns: a terminal writes "^C" behind the last line, which must not begin another
 
 
 def console_for(runs: Sequence[Run], jobs: int, verbose: bool = False) -> Console:
@@ -82,7 +84,7 @@ class LiveLines(Lines):
         shown = [_one_line(f"{self._labels.columns(each.run)}  {state(each)}") for each in under_way[:room]]
         if len(under_way) > room:
             shown.append(_one_line(f"and {len(under_way) - room} more"))
-        return Group(*shown, self._whole(under_way))
+        return Constrain(Group(*shown, self._whole(under_way)), max(1, self._terminal.width - MARGIN))
 
     def _whole(self, under_way: list[Running]) -> RenderableType:
         if time.monotonic() - self._known[0] >= 1:  # of thousands of runs it takes a while
