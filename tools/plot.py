@@ -5,14 +5,14 @@
 
 base2new: base against new with lines of equal H, and a radar of H over datasets; dg, xd and sdg: bars; fewshot: curves
 with bands of one standard deviation over seeds; training: loss, accuracy and learning rate by step. A method has the
-same colour in all figures of an output folder.
+same colour in all figures, and methods stand in the order of their names, as in the tables of `metaprompt report`.
 """
 import functools
 import os
 import sys
 
 import train
-from dassl.utils import InputError, require_own_folder
+from dassl.utils import InputError, printable, require_own_folder
 from protocols import PROTOCOL_REGISTRY, protocol_named
 from protocols.base import by_dataset
 from protocols.parts.style import draw, looks, method_names
@@ -38,7 +38,7 @@ def figures(cells, where, folder, only=None):
                 files += draw(functools.partial(drawing.draw, look), os.path.join(folder, drawing.name))
         for dataset, own in by_dataset(chosen).items() if only is None or TRAINING in only else ():
             for more, title, group in protocol.trainings(own):
-                files += draw(functools.partial(training, group, where, f"{dataset}, {title}", look),
+                files += draw(functools.partial(training, group, where, printable(f"{dataset}, {title}"), look),
                               os.path.join(folder, f"{TRAINING}_{name}_{dataset}{more}"))
     return files
 
