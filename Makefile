@@ -19,7 +19,7 @@ $(VENV)/.installed: requirements.txt
 	touch $@
 
 demo: install
-	bash scripts/compare.sh shapes
+	@bash scripts/demo.sh
 
 lint: install
 	$(BIN)/ruff check .

@@ -377,7 +377,7 @@ def test_runs_on_two_processes(words, call, tmp_path, capsys):
     assert train.command_line(lambda: call("compare", *more, "--jobs", "2", options=workers)) == 2
     said = capsys.readouterr()
     assert "1 of 3 runs failed" in said.err and "ended with status 7" in said.err
-    assert re.search(r"^\[\d/3\] .*train_base.*CoOp", said.out, re.M)
+    assert re.search(r"^run \d of 3  CoOp  caltech101  seed 1  base ", said.out, re.M)
     parallel = {part: stored(tmp_path / "out" / "base2new" / part / "caltech101/shots_2/CoOp/tiny/seed1")["metrics"]
                 for part in ("train_base", "test_new")}
     (tmp_path / "out").rename(tmp_path / "first")

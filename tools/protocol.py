@@ -15,7 +15,7 @@ import time
 
 import train
 from dassl.engine.run_folder import Listings
-from dassl.utils import InputError, broadcast, printable, require_own_folder
+from dassl.utils import InputError, broadcast, printable, rank, require_own_folder
 from dassl.utils.streams import go_on
 from protocols import Cells
 from tools import report
@@ -23,6 +23,8 @@ from tools.results.run_folders import for_tables, places_below, require_comparab
 from tools.running import cluster, dry_run, slurm_settings, status
 from tools.running.before_run import finished, only_class
 from tools.running.execution import Outcome, execute
+from tools.running.in_width import in_width
+from tools.running.live import console_for, width_of
 from tools.running.plans import Planner
 from tools.running.words import COMPARE, check_arguments, parse_arguments
 
@@ -55,7 +57,9 @@ def main(argv=None):
     if args.launcher == "slurm":
         return told(submitted(runs, args, refused))
     started = time.time()
-    outcome = execute(runs, planner.clips, args.jobs, refused=refused)
+    left = [run for run in runs if run.folder not in refused]
+    console = None if rank() else console_for(left, args.jobs, args.verbose)
+    outcome = execute(runs, planner.clips, args.jobs, console, refused)
     text = broadcast(lambda: show(args, runs, outcome, f", {time.time() - started:.0f} s"))
     outcome.require_all()
     return text
@@ -129,7 +133,7 @@ def show(args, runs, outcome, more):
     text = ""
     for table in make_tables(args, runs, outcome):
         text = table.render()
-        print(f"\n{printable(table.title)}\n\n{text}")
+        print(f"\n{printable(table.title)}\n\n{in_width(table, width_of(sys.stdout))}")
     files = figures(args, runs, outcome) if args.command == COMPARE[0] else []
     if files:
         print(f"\nFigure: {', '.join(files)}")

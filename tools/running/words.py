@@ -41,6 +41,8 @@ def shared_arguments(protocol, methods):
     add_plugin(shared)
     shared.add_argument("--jobs", type=int, default=1,
                         help="processes, each with a GPU of its own (default 1); on a CPU they share its threads")
+    shared.add_argument("--verbose", action="store_true",
+                        help="print what the runs print, which is also in each one's log.txt (default: a line per run)")
     shared.add_argument("--launcher", choices=("local", "slurm"), default="local",
                         help="local (default): make the runs here; slurm: submit them as one array job and return")
     shared.add_argument("--prepare", action="store_true",
