@@ -20,7 +20,7 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 	touch $@
 
 demo: install
-	bash scripts/compare.sh shapes
+	@bash scripts/demo.sh
 
 lint: install
 	$(BIN)/ruff check .

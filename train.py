@@ -33,6 +33,7 @@ from runs.build_config import build, build_config, default_config
 from runs.command_line import command_line, mendable
 from runs.config_keys import listed_keys
 from runs.configs import Configs
+from runs.listener import Listener
 from runs.run import finished, logged, run, what_is_evaluated
 from runs.run_spec import RunSpec
 
@@ -53,7 +54,8 @@ def discover(plugins: Iterable[str] = ()) -> None:
 
 
 def main(argv: RunSpec | Iterable[str] | None = None, clips: dict[str, Any] | None = None,
-         seen: dict[str, Any] | None = None, configs: Configs | None = None) -> dict[str, Any]:
+         seen: dict[str, Any] | None = None, configs: Configs | None = None,
+         listener: Listener | None = None) -> dict[str, Any]:
     """Run as the command line does and return the results.
 
     Args:
@@ -61,11 +63,13 @@ def main(argv: RunSpec | Iterable[str] | None = None, clips: dict[str, Any] | No
         clips: {backbone name: loaded CLIP}, filled and shared between calls in one process.
         seen: {}, filled and shared between the calls of one protocol: what its runs' datasets list.
         configs: the configs that one protocol has built for its runs.
+        listener: who is told how far the run is, and where it prints; default stdout.
     Returns:
         the dict that is stored as results.json.
     Raises:
         InputError, PromptingError: something given is wrong (exit status 2 on the command line).
     """
+    listener = listener or Listener()
     spec = argv if isinstance(argv, RunSpec) else parse_arguments(argv)
     discover(spec.plugins)
     built = build(spec) if configs is None else configs.built(spec)
@@ -77,9 +81,9 @@ def main(argv: RunSpec | Iterable[str] | None = None, clips: dict[str, Any] | No
             # Asked again: the process that held the lock before may just have finished this very run.
             results = broadcast(lambda: finished(cfg, evaluation, seen))
             if results is None or spec.no_train:
-                with rank_zero_within(lambda: logged(cfg.OUTPUT_DIR)):
-                    return run(spec, built, evaluation, {} if clips is None else clips)
-    print(f"Finished before: {cfg.OUTPUT_DIR}")
+                with rank_zero_within(lambda: logged(cfg.OUTPUT_DIR, listener.prints)):
+                    return run(spec, built, evaluation, {} if clips is None else clips, listener)
+    listener.finished_before(cfg.OUTPUT_DIR)
     return results
 
 

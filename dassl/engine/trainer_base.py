@@ -194,6 +194,7 @@ class TrainerBase:
             for loader in train_loaders(self):
                 if hasattr(getattr(loader, "batch_sampler", None), "set_epoch"):
                     loader.batch_sampler.set_epoch(self.epoch, self.first_batch)
+            self._progress.enter_epoch(self.epoch, self.max_epoch)
             self.before_epoch()
             self.batches_done = self.first_batch
             self.run_epoch()
