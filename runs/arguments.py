@@ -61,8 +61,10 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--no-train", action="store_true", help="build everything, neither train nor evaluate")
     parser.add_argument("--skip-bad-images", action="store_true",
                         help="leave unreadable images out and list them in results.json (DATASET.SKIP_BAD_IMAGES)")
-    parser.add_argument("--config-keys", nargs="?", const="", metavar="WORD",
-                        help="list the config keys that have WORD in their name or meaning, with their defaults, and "
-                             "run nothing; with --trainer only those that this method reads; default all keys")
+    keys: Any = parser.add_argument(
+        "--config-keys", nargs="?", const="", metavar="WORD",
+        help="list the config keys that have WORD in their name or meaning, with their defaults, and run nothing; with "
+             "--trainer only those that this method reads; default all keys")
+    keys.in_full = True  # --config is --config-file
     add_options(parser)
     return parser

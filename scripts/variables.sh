@@ -3,7 +3,7 @@
 # expansion without quotes is then parted at spaces, tabs and line breaks, also those of Windows, and nothing else.
 set -f
 IFS=$' \t\r\n'
-read_here="DATA OUTPUT SEEDS SHOTS BACKBONE CFG TARGETS JOBS RANKS DRY_RUN"
+read_here="DATA OUTPUT SEEDS SHOTS BACKBONE CFG TARGETS JOBS RANKS DRY_RUN PREFLIGHT PREPARE KEEP_GOING"
 
 # slips WORD: a pattern of what differs from it by one letter that is missing, added, another one, or changed places
 slips() {
@@ -16,10 +16,18 @@ slips() {
     printf %s "^(${pattern:1})\$"
 }
 
+# shown VALUE: in quotes; with control characters as $'\n'
+shown() {
+    case $1 in
+        *[[:cntrl:]]*) printf %q "$1" ;;
+        *) printf "'%s'" "$1" ;;
+    esac
+}
+
 # refuse NAME MEANT: ends the script where the variable NAME is set
 refuse() {
     [ -n "${!1:-}" ] || return 0
-    echo "error: $1='${!1}' is not read by the scripts; give $2 instead, or unset it" >&2
+    printf "error: %s=%s is not read by the scripts; give %s instead, or unset it\n" "$1" "$(shown "${!1}")" "$2" >&2
     exit 2
 }
 
@@ -28,8 +36,10 @@ for pair in SEED:SEEDS NUM_SEEDS:SEEDS SHOT:SHOTS NUM_SHOTS:SHOTS JOB:JOBS NUM_J
     refuse "${pair%%:*}" "${pair##*:}"
 done
 # Other letters of the same name, and slips of the longer ones: a short name has too many neighbours that mean something
-# else (DATE). So has RANKS: torchrun and clusters set RANK.
+# else (DATE). So has RANKS: torchrun and clusters set RANK. TARGETS is read of one protocol alone, and TARGET is a
+# variable of many builds.
 for word in $read_here; do
+    [[ $word == TARGETS && ${1:-} != xd ]] && continue
     pattern=$(slips "$word")
     for name in $(compgen -e); do
         [[ " $read_here " == *" $name "* || $name == RANK ]] && continue
@@ -42,7 +52,7 @@ for word in $read_here; do
 done
 for name in DATASET ${DATASETS_ARE_READ:-DATASETS} TRAINER TRAINERS METHOD METHODS; do
     if [ -n "${!name:-}" ]; then
-        echo "error: $name='${!name}' is not read by the scripts; datasets and methods are words of the command:" \
+        echo "error: $name=$(shown "${!name}") is not read by the scripts; datasets and methods are words of the command:" \
             'bash scripts/compare.sh "caltech101 dtd" CoOp MetaPrompt' >&2
         exit 2
     fi

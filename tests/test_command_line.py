@@ -43,7 +43,7 @@ from prompting.precision import PRECISIONS, Precision
 from prompting.weights import read_file
 from protocols import PROTOCOL_REGISTRY
 from protocols.parts.plan import config_file, config_names
-from runs.arguments import parse_arguments
+from runs.arguments import asked_for_keys, parse_arguments
 from runs.config_keys import all_keys, listed_keys
 from runs.read_keys import read_keys
 from tools import plot, prepare_data, report
@@ -428,11 +428,40 @@ def test_what_a_slip_is(one, other, slip):
     (("--lr", "0.1"), "unknown flag --lr (did you mean the option OPTIM.LR VALUE?)"),
     (("--max-epoch=3",), "(did you mean the option OPTIM.MAX_EPOCH VALUE?)"),
     (("--optim.lr", "0.1"), "(did you mean the option OPTIM.LR VALUE?)"),
-    (("--qqqqqq",), "unknown flag --qqqqqq; see --help")])
+    (("--dataset-name", "dtd"), "unknown flag --dataset-name (did you mean '--dataset-config-file'?)"),
+    (("--data-root", "dtd"), "unknown flag --data-root (did you mean '--root'?)"),
+    *(((word,), f"unknown flag {word}; see --help") for word in (
+        "--qqqqqq", "--rank", "--foo", "--test", "--threads", "--no-cuda", "--iterations", "--account", "--opts"))])
 def test_an_unknown_flag_is_told_what_was_meant(words, told):
     with pytest.raises(InputError) as error:
         parse_arguments([*words, "--trainer", "CoOp"])
     assert told in str(error.value)
+
+
+@pytest.mark.parametrize("word", ["evaluate", "test", "precision", "methods", "resume-from", "overwrite", "weights",
+                                  "checkpoint", "iterations", "steps", "list", "force"])
+def test_a_flag_that_is_a_little_like_many_is_told_none(word):
+    with pytest.raises(InputError) as error:
+        parse_protocol(["base2new", "--trainer", "CoOp", "--dataset", "shapes", f"--{word}", "1"])
+    assert str(error.value) == f"unknown flag --{word}; see --help"
+
+
+@pytest.mark.parametrize("flag", ["--config-file", "--config", "--conf", "--c"])
+def test_abbreviations_of_the_config_files_flag_are_its_own(flag):
+    """--config-keys came later."""
+    assert parse_arguments([flag, "a.yaml", "--dataset-c", "b.yaml"]).config_file == "a.yaml"
+    assert parse_arguments([f"{flag}=a.yaml", "--dataset-c=b.yaml"]).config_file == "a.yaml"
+    assert asked_for_keys(["--config-k", "LR"]) == asked_for_keys(["--config-keys=LR"]) == ("LR", "", ())
+    assert asked_for_keys(["--config-k", "--trainer", "CoOp"]) == ("", "CoOp", ())
+
+
+@pytest.mark.parametrize("words", [
+    ["OPTIM.LR", "--x"], ["OPTIM.LR", "--root", "1"], ["--root", "1", "OPTIM.LR", "--x=3"]])
+def test_an_option_whose_value_begins_with_dashes_is_told_how_to_give_it(words):
+    for parse in (parse_arguments, lambda words: parse_protocol(["base2new", "--trainer", "CoOp", *words])):
+        with pytest.raises(InputError, match=r"'OPTIM.LR' has no value, --\S+ follows .*given as OPTIM.LR=VALUE"):
+            parse(words)
+    assert parse_arguments(["TRAINER.COOP.CTX_INIT=--x"]).options == ("TRAINER.COOP.CTX_INIT", "--x")
 
 
 def test_an_unknown_flag_is_told_before_one_that_is_missing():
@@ -457,16 +486,18 @@ def test_a_key_in_other_letters_or_without_its_group_is_told_the_whole_key(key, 
 @pytest.mark.parametrize(("variable", "meant"), [
     ("SEED", "SEEDS"), ("seeds", "SEEDS"), ("SHOTs", "SHOTS"), ("SHOT", "SHOTS"), ("BACKBON", "BACKBONE"),
     ("BAKCBONE", "BACKBONE"), ("DATAROOT", "DATA"), ("DATA_ROOT", "DATA"), ("TARGETTS", "TARGETS"), ("OUPUT", "OUTPUT"),
-    ("Jobs", "JOBS"), ("NUM_JOBS", "JOBS"), ("DRYRUN", "DRY_RUN"), ("cfg", "CFG"), ("RANKZ", "RANKS")])
+    ("Jobs", "JOBS"), ("NUM_JOBS", "JOBS"), ("DRYRUN", "DRY_RUN"), ("cfg", "CFG"), ("RANKZ", "RANKS"),
+    ("PREFLIGT", "PREFLIGHT"), ("KEEPGOING", "KEEP_GOING"), ("Prepare", "PREPARE"), ("TARGET", "TARGETS")])
 def test_a_variable_that_is_nearly_one_of_the_scripts_is_refused(variable, meant):
     done = variables(**{variable: "x"})
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"error: {variable}='x' is not read by the scripts; give {meant} instead, or unset it\n"
 
 
-def variables(**environment):
-    return subprocess.run(["bash", "-euo", "pipefail", "-c", f". '{ROOT}/scripts/variables.sh'; echo read"],
-                          capture_output=True, text=True, env={"PATH": os.environ["PATH"], **environment}, check=False)
+def variables(protocol="xd", **environment):
+    code = f". '{ROOT}/scripts/variables.sh'; echo read"
+    return subprocess.run(["bash", "-euo", "pipefail", "-c", code, "-", protocol], capture_output=True, text=True,
+                          env={"PATH": os.environ["PATH"], **environment}, check=False)
 
 
 def test_other_variables_are_none_of_the_scripts_business():
@@ -475,17 +506,28 @@ def test_other_variables_are_none_of_the_scripts_business():
     done = variables(**dict.fromkeys(others, "x"))
     assert (done.returncode, done.stdout, done.stderr) == (0, "read\n", "")
     assert variables(SEED="").returncode == 0  # as good as unset
+    assert variables("base2new", TARGET="x86_64-linux-gnu").returncode == 0  # of a build; TARGETS is read of xd alone
+    names = ["HOST", "SHELL", "TARGET_ARCH", "OUTPUT_FORMAT", "MAKEFLAGS", "DATABASE_URL", "SEEDBOX", "PREFIX"]
+    assert variables(**dict.fromkeys(names, "x")).returncode == 0
+
+
+def test_a_refused_variables_value_is_shown_on_one_line():
+    for name in ("SEED", "DATASET"):
+        done = variables(**{name: "a\n\x1b[1mb"})
+        assert done.stderr.count("\n") == 1 and "\x1b" not in done.stderr and f"{name}=$'a\\n\\E[1mb'" in done.stderr
 
 
 def read_variables():
     """The variables that run.sh reads, by its text."""
     text = (ROOT / "scripts" / "run.sh").read_text()
-    return sorted(set(re.findall(r"\$\{([A-Z_]+):-", text)) - {"PYTHONPATH"})
+    [pairs] = re.findall("^for pair in (.*); do$", text, re.MULTILINE)
+    names = re.findall(r"\$\{([A-Z_]+):-", text) + [pair.partition(":")[0] for pair in pairs.split()]
+    return sorted(set(names) - {"PYTHONPATH"})
 
 
 def test_the_scripts_know_all_the_variables_that_they_read():
     [words] = re.findall('^read_here="(.*)"$', (ROOT / "scripts" / "variables.sh").read_text(), re.MULTILINE)
-    assert sorted(words.split()) == read_variables()
+    assert sorted(words.split()) == read_variables() and "PREFLIGHT" in words
 
 
 # ---- words in any order ------------------------------------------------------------------------------------------
@@ -525,6 +567,13 @@ def test_flags_and_options_stand_in_any_order():
 def test_names_of_methods_and_datasets_stand_anywhere(words, trainers, datasets, options):
     args = parse_protocol(["compare", *words])
     assert (args.trainer, args.dataset, args.opts) == (trainers, datasets, options)
+
+
+def test_words_join_those_that_a_flag_has_been_given_with_an_equals_sign():
+    args = parse_protocol(["compare", "--dataset=shapes", "--trainer=CoOp", "dtd", "VPT", "--seeds=3"])
+    assert (args.dataset, args.trainer, args.seeds) == (["shapes", "dtd"], ["CoOp", "VPT"], ["3"])
+    args = parse_protocol(["compare", "--dataset=shapes", "dtd", "--data=caltech101"])  # the last flag counts
+    assert args.dataset == ["caltech101", "dtd"]
 
 
 def test_targets_that_are_datasets_stay_targets():

@@ -84,6 +84,14 @@ def test_the_help_imports_no_program():
     assert "torch" not in done.stderr and "importlib" in done.stderr
 
 
+@pytest.mark.parametrize("program", ["report", "protocol"])
+def test_a_program_imports_no_torchvision_at_its_start(program):
+    """It takes as long as all else."""
+    done = subprocess.run([sys.executable, "-c", f"import sys, tools.{program}; print(*sys.modules)"], cwd=ROOT,
+                          text=True, capture_output=True, check=True)
+    assert not {"torchvision", "matplotlib", "scipy"} & set(done.stdout.split())
+
+
 # ---- words that name none ----
 @pytest.mark.parametrize(("word", "meant"), [
     ("reprot", "report"), ("reports", "report"), ("Train", "train"), ("prepare_data", "data"), ("comapre", "compare"),

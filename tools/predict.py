@@ -3,7 +3,7 @@
     metaprompt predict --model-dir output/.../seed1 photo.jpg folder --classes "cat,dog,alarm clock"
     metaprompt predict --model-dir output/.../seed1 photo.jpg --classes-file names.txt      # a name on each line
 
-From Python:
+From Python, in the checkout or with it in PYTHONPATH:
 
     from tools.predict import load_run
 

@@ -46,7 +46,8 @@ def _defaults():
     cfg.VERBOSE = True  # print which transforms, dataset and trainer a run is made of
 
     cfg.INPUT = CN()
-    cfg.INPUT.SIZE = (224, 224)  # height and width of the images that the model sees, in pixels
+    # height and width of the images that the model sees, in pixels; where no config or option says it, its backbone's
+    cfg.INPUT.SIZE = (224, 224)
     cfg.INPUT.INTERPOLATION = "bilinear"  # how pictures are resized: bilinear, bicubic or nearest
     cfg.INPUT.EXIF = False  # turn pictures upright as their EXIF says
     # augmentations of training images by name, such as random_flip, and normalize; their order is fixed
@@ -91,7 +92,7 @@ def _defaults():
 
     cfg.DATALOADER = CN()
     cfg.DATALOADER.NUM_WORKERS = 4  # processes that read pictures; 0: the run itself; the numbers do not depend on it
-    cfg.DATALOADER.CACHE_MB = 2048  # decoded training pictures kept in memory; 0: none
+    cfg.DATALOADER.CACHE_MB = 2048  # megabytes of decoded training pictures that are kept in memory; 0: none
     cfg.DATALOADER.K_TRANSFORMS = 1  # augmented views of each training image
     cfg.DATALOADER.RETURN_IMG0 = False  # give the method each training image without augmentation, too, as img0
     cfg.DATALOADER.TRAIN_X = CN()

@@ -11,6 +11,7 @@ from dassl.utils.errors import InputError
 from dassl.utils.registry import is_slip, nearest, quoted, similar
 
 REQUIRED = "the following arguments are required"  # how argparse begins that message
+LEAST_ALIKE = 0.75  # of a flag that is meant: flags are many and short, so that any word is a little like some of them
 
 
 class HelpFormatter(argparse.HelpFormatter):
@@ -38,7 +39,10 @@ def default_of(action: argparse.Action) -> str:
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """A parser whose complaints are InputErrors. Words without a flag may stand before, between and behind flags."""
+    """A parser whose complaints are InputErrors. Words without a flag may stand before, between and behind flags.
+
+    An action with the attribute `in_full` yields an abbreviation to another flag that it may stand for, too.
+    """
 
     def __init__(self, **settings: Any):
         super().__init__(**{"formatter_class": HelpFormatter, **settings})
@@ -59,6 +63,10 @@ class ArgumentParser(argparse.ArgumentParser):
         self._greedy = next((word for word in args if is_flag(word) and takes(self, word) > 1), "")
         return self.parse_intermixed_args(args, namespace)
 
+    def _get_option_tuples(self, option_string: str) -> list[Any]:
+        found = super()._get_option_tuples(option_string)
+        return [match for match in found if not hasattr(match[0], "in_full")] or found
+
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
             known = list(map(str, action.choices))
@@ -72,9 +80,9 @@ def is_flag(word: str) -> bool:
 
 def action_of(parser: argparse.ArgumentParser, flag: str) -> argparse.Action | None:
     """What a flag does, also where its first letters are given and they are enough; None for an unknown one."""
-    known, name = parser._option_string_actions, flag.partition("=")[0]
-    begun = (action for other, action in known.items() if parser.allow_abbrev and other.startswith(name))
-    return known.get(name) or next(begun, None)
+    name = flag.partition("=")[0]
+    begun = (match[0] for match in parser._get_option_tuples(name))
+    return parser._option_string_actions.get(name) or next(begun, None)
 
 
 def takes(parser: argparse.ArgumentParser, flag: str) -> float:
@@ -103,7 +111,7 @@ def _meant(parser: argparse.ArgumentParser, name: str) -> str:
     """`" (did you mean ...?)"` for an unknown flag: flags, the config key that is called so, or nothing."""
     flags = [flag.lstrip("-") for flag, action in parser._option_string_actions.items()
              if flag.startswith("--") and action.help != argparse.SUPPRESS]
-    close = [f"--{flag}" for flag in similar(name, flags)]
+    close = [f"--{flag}" for flag in similar(name, flags, least=LEAST_ALIKE) or _with_a_word_of(name, flags)]
     slip = any(is_slip(name.casefold(), flag.casefold()) for flag in flags)
     if not slip and any(action.dest == "opts" for action in parser._actions):
         called = name.replace("-", "_").casefold()
@@ -111,3 +119,11 @@ def _meant(parser: argparse.ArgumentParser, name: str) -> str:
         if keys:
             return f" (did you mean the option {' or '.join(f'{key} VALUE' for key in keys)}?)"
     return f" (did you mean {' or '.join(map(quoted, close))}?)" if close else ""
+
+
+def _with_a_word_of(name: str, flags: Iterable[str]) -> list[str]:
+    """The first flag that is a word of a name, or begins with its first one: `seeds` of `num-seeds`, `dataset` of
+    `dataset-name`. Short words (`no`) say too little."""
+    words = [word for word in name.split("-") if len(word) > 2]
+    found = [flag for flag in flags if flag in words]
+    return (found or [flag for flag in flags if flag.partition("-")[0] in words[:1] and name.startswith(words[0])])[:1]

@@ -59,11 +59,11 @@ def parse_words(parser: argparse.ArgumentParser, argv: Iterable[str],
     """
     words, flags, options = list(argv), [], []
     named: dict[str, list[str]] = {}  # flag -> the words that belong to it by `flag_of`
-    require_known_flags(parser, words)
     while words:
         word = words.pop(0)
         if is_flag(word):
-            flags.append(word)
+            require_known_flags(parser, [*flags[-1:], word])
+            flags += _in_two(parser, word)
             count = _words_of_flag(0 if "=" in word else takes(parser, word), words, flag_of)
             flags += words[:count]
             del words[:count]
@@ -72,7 +72,8 @@ def parse_words(parser: argparse.ArgumentParser, argv: Iterable[str],
         elif not is_key(word) and (flag := flag_of(word)):
             named.setdefault(flag, []).append(word)
         elif words and is_flag(words[0]):
-            raise InputError(f"options come in pairs KEY VALUE; '{word}' has no value, {words[0]} follows")
+            raise InputError(f"options come in pairs KEY VALUE; '{word}' has no value, {words[0]} follows (a value "
+                             f"that begins with dashes is given as {word}=VALUE)")
         else:
             options += [word, *words[:1]]
             del words[:1]
@@ -81,6 +82,12 @@ def parse_words(parser: argparse.ArgumentParser, argv: Iterable[str],
     args = parser.parse_args(flags)
     args.opts = paired(options)
     return args
+
+
+def _in_two(parser: argparse.ArgumentParser, word: str) -> list[str]:
+    """[FLAG, VALUE] of FLAG=VALUE if the flag takes several words, so that more can be added; else the word itself."""
+    flag, equals, value = word.partition("=")
+    return [flag, value] if equals and not value.startswith("-") and takes(parser, flag) > 1 else [word]
 
 
 def _words_of_flag(most: float, words: Sequence[str], flag_of: Callable[[str], str]) -> int:

@@ -16,18 +16,18 @@ def quoted(name):
     return f"'{name}'"
 
 
-def similar(name, known, most=3):
+def similar(name, known, most=3, least=0.5):
     """The names of `known` that `name` may stand for, at most `most`; [] where none is close.
 
     The same letters and digits come first (`Coop`, `vit-b16`), then names of which it is one slip of the keyboard, then
-    the most alike.
+    the one most alike, if it is alike by `least` (difflib's ratio).
     """
     name, known = str(name), list(dict.fromkeys(map(str, known)))
     for alike in (_same_but_for_case, _same_letters, is_slip):
         if close := [other for other in known if alike(name.casefold(), other.casefold())]:
             return close[:most]
     folded = {other.casefold(): other for other in reversed(known)}
-    return [folded[other] for other in difflib.get_close_matches(name.casefold(), list(folded), n=1, cutoff=0.5)]
+    return [folded[other] for other in difflib.get_close_matches(name.casefold(), list(folded), n=1, cutoff=least)]
 
 
 def _same_but_for_case(one, other):

@@ -11,13 +11,14 @@ from protocols import Run
 from protocols.parts.plan import config_path
 from runs.command_line import mendable
 from runs.run_spec import stem
-from tools.downloads.sources import SOURCES
 from tools.running.estimates import missing_weights
 from tools.running.preflight import Lacking, Looks
 
 
 def prepare(runs: Sequence[Run]) -> Lacking:
     """Fetch what the runs of a plan need and have not. Returns what could not be fetched."""
+    from tools.downloads.sources import SOURCES  # it takes torchvision, and that two seconds, of every protocol's start
+
     found, looks = Lacking(), Looks()
     first: dict[tuple[str, str], Run] = {}
     for run in runs:
@@ -47,7 +48,8 @@ def _is_there(run: Run, looks: Looks) -> bool:
 
 def _fetch(name: str, root: str) -> str:
     """Fetch a dataset. Returns why it is not whole after that, with what to do by hand; "" where nothing is missing."""
-    from tools import prepare_data  # the program, which takes a while to import
+    from tools import prepare_data  # the program; as above
+    from tools.downloads.sources import SOURCES
 
     said = ""
     try:
