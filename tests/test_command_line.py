@@ -606,6 +606,7 @@ def test_variants_stand_anywhere_too():
 def test_of_tools_words_stand_before_and_behind_flags():
     args = report.parse_arguments(["one", "--format", "csv", "two"])
     assert args.output == ["one", "two"] and args.format == "csv"
+    assert report.parse_arguments(["--format", "csv", "--", "-one"]).output == ["-one"]
     with pytest.raises(InputError, match="required: output in front of the flags: --trainer takes all words"):
         report.parse_arguments(["--trainer", "CoOp", "output"])
 

@@ -72,7 +72,7 @@ def test_links_within_the_repository_lead_somewhere(page):
         file = (ROOT / page).parent / path if path else ROOT / page
         assert file.exists(), target
         assert not anchor or anchor in anchors(file.read_text(encoding="utf-8")), target
-    for path, anchor in re.findall(r"\b([A-Z_]+\.md)#([\w-]+)", text):  # in comments and commands
+    for path, anchor in re.findall(r"(?<![\w/(])([A-Z_]+\.md)#([\w-]+)", text):  # in comments and commands
         file = next((place for place in ((ROOT / page).parent / path, ROOT / "docs" / path) if place.exists()), None)
         assert file and anchor in anchors(file.read_text(encoding="utf-8")), f"{path}#{anchor}"
 

@@ -61,6 +61,8 @@ class ArgumentParser(argparse.ArgumentParser):
             return super().parse_args(args, namespace)
         require_known_flags(self, args)
         self._greedy = next((word for word in args if is_flag(word) and takes(self, word) > 1), "")
+        if "--" in args:  # which parse_intermixed_args loses
+            return super().parse_args(args, namespace)
         return self.parse_intermixed_args(args, namespace)
 
     def _get_option_tuples(self, option_string: str) -> list[Any]:

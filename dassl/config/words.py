@@ -57,7 +57,9 @@ def parse_words(parser: argparse.ArgumentParser, argv: Iterable[str],
     Raises:
         InputError: an unknown flag, or an option without a value.
     """
-    words, flags, options = list(argv), [], []
+    words = list(argv)
+    flags: list[str] = []
+    options: list[str] = []
     named: dict[str, list[str]] = {}  # flag -> the words that belong to it by `flag_of`
     while words:
         word = words.pop(0)
