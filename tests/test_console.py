@@ -27,10 +27,10 @@ from runs.run_spec import RunSpec
 from tools import protocol
 from tools.running import live
 from tools.running.console import Console, Lines
-from tools.running.estimate import Estimate, Left, duration, waiting
 from tools.running.execution import execute
 from tools.running.in_width import in_width
 from tools.running.plans import Planner
+from tools.running.time_left import Estimate, Left, duration, waiting
 
 PLUGIN = """
     import sys

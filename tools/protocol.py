@@ -57,7 +57,8 @@ def main(argv=None):
     if args.launcher == "slurm":
         return told(submitted(runs, args))
     started = time.time()
-    outcome = execute(runs, planner.clips, args.jobs, None if rank() else console_for(runs, args.jobs, args.verbose))
+    outcome = execute(runs, planner.clips, args.jobs,
+                      console=None if rank() else console_for(runs, args.jobs, args.verbose))
     text = broadcast(lambda: show(args, runs, outcome, f", {time.time() - started:.0f} s"))
     outcome.require_all()
     return text
