@@ -541,7 +541,7 @@ def test_the_demo_is_two_comparisons(tmp_path, shapes_root):
 
 @pytest.mark.slow
 def test_the_demo_prints_less_than_sixty_lines(tmp_path, shapes_root):
-    done = subprocess.run(["bash", str(ROOT / "scripts" / "demo.sh"), "OPTIM.MAX_EPOCH=1"], capture_output=True,
+    done = subprocess.run(["bash", str(ROOT / "scripts" / "demo.sh"), "OPTIM.MAX_EPOCH=2"], capture_output=True,
                           text=True, check=True, cwd=tmp_path, env={**os.environ, "DATA": str(shapes_root)})
     lines = done.stdout.splitlines()
     assert len(lines) < 60 and done.stderr == ""
