@@ -28,9 +28,10 @@ from dassl.utils import (
     sigterm_raises,
 )
 from dassl.utils.streams import go_on
-from runs.arguments import parse_arguments
+from runs.arguments import asked_for_keys, parse_arguments
 from runs.build_config import build, build_config, default_config
 from runs.command_line import command_line, mendable
+from runs.config_keys import listed_keys
 from runs.configs import Configs
 from runs.listener import Listener
 from runs.run import finished, logged, run, what_is_evaluated
@@ -86,9 +87,20 @@ def main(argv: RunSpec | Iterable[str] | None = None, clips: dict[str, Any] | No
     return results
 
 
+def asked() -> None:
+    """Do what the words of this process ask for: list config keys, or make a run."""
+    keys = asked_for_keys()
+    if keys is None:
+        main()
+        return
+    word, trainer, plugins = keys
+    discover(plugins)
+    print(listed_keys(word, trainer))
+
+
 def program() -> int:
     """The program; returns its exit status. (`command_line` here is what all programs call.)"""
-    return command_line(main, unread=go_on)
+    return command_line(asked, unread=go_on)
 
 
 if __name__ == "__main__":

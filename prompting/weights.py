@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from prompting.errors import PromptingError
+from prompting.errors import PromptingError, meant
 from prompting.openai import openai_clip
 
 CACHE = "~/.cache/clip"
@@ -97,7 +97,8 @@ def read_weights(name: str, cache: str) -> object:
 def read_file(path: str, cache: str) -> object:
     """What a weights file holds; nothing pickled is executed."""
     if not os.path.isfile(path):
-        raise PromptingError(f"backbone '{path}' is neither a file nor one of {', '.join(known_names())}")
+        raise PromptingError(f"backbone '{path}' is neither a file nor one of {', '.join(known_names())}"
+                             f"{meant(path, known_names())}")
     if path.endswith(".safetensors"):
         return read_safetensors(path)
     try:

@@ -19,15 +19,20 @@ if [ $# -lt 1 ] || [ "${1:-}" = "-h" ] || [ "${1:-}" = "--help" ]; then
     sed -n '2,12s/^# \{0,1\}//p' "$root/scripts/run.sh"
     [ $# -ge 1 ] && exit 0 || exit 2
 fi
-# A dataset may be the path of a YAML file with spaces; a list of names has none but between them.
-if [ -f "$1" ]; then datasets=("$1"); else datasets=($1); fi
-shift
+# A dataset may be the path of a YAML file with spaces; a list of names has none but between them. Behind flags it is
+# found by its name.
+datasets=()
+case $1 in
+    -*) ;;
+    *) if [ -f "$1" ]; then datasets=(--dataset "$1"); else datasets=(--dataset $1); fi
+       shift ;;
+esac
 python=python3
 [ -x "$root/.venv/bin/python" ] && python=$root/.venv/bin/python
 flags=()
 [ -n "${SEEDS:-}" ] && flags+=(--seeds $SEEDS)
 [ -n "$trainers" ] && flags+=(--trainer $trainers)
-flags+=(--dataset ${datasets[@]+"${datasets[@]}"} --root "${DATA:-./data}" --output "${OUTPUT:-./output}")
+flags+=(${datasets[@]+"${datasets[@]}"} --root "${DATA:-./data}" --output "${OUTPUT:-./output}")
 [ -n "${SHOTS:-}" ] && flags+=(--shots $SHOTS)
 [ -n "${TARGETS:-}" ] && flags+=(--targets $TARGETS)
 [ -n "${BACKBONE:-}" ] && flags+=(--backbone "$BACKBONE")

@@ -13,6 +13,7 @@ import sys
 
 import train
 from dassl.utils import InputError, printable, require_own_folder
+from dassl.utils.registry import nearest
 from protocols import PROTOCOL_REGISTRY, protocol_named
 from protocols.base import by_dataset
 from protocols.parts.style import draw, looks, method_names
@@ -47,7 +48,8 @@ def parse_arguments(argv):
     parser = train.ArgumentParser(description="Draw figures of finished runs.")
     parser.add_argument("output", nargs="+", help="output folders of protocols, or folders in them")
     parser.add_argument("--only", nargs="+", metavar="KIND",
-                        help=f"only these figures: {', '.join(kinds())}, or the name of a plugin's protocol")
+                        help=f"only these figures: {', '.join(kinds())}, or the name of a plugin's protocol "
+                             "(default all)")
     parser.add_argument("--to", help="folder of the figures; default figures in the first output folder")
     parser.add_argument("--plugin", action="append", default=[], metavar="FILE_OR_MODULE",
                         help="a file or module with more protocols (repeatable)")
@@ -59,7 +61,8 @@ def main(argv=None):
     args = parse_arguments(argv)
     train.discover(args.plugin)
     if unknown := [kind for kind in args.only or () if kind not in kinds()]:
-        raise InputError(f"--only: no figures are called {', '.join(unknown)}; there are: {', '.join(kinds())}")
+        raise InputError(f"--only: no figures are called {', '.join(unknown)}{nearest(unknown[0], kinds())}; "
+                         f"there are: {', '.join(kinds())}")
     cells, where = find_runs(args.output)
     require_comparable(cells, where)
     folder = args.to or os.path.join(args.output[0], "figures")

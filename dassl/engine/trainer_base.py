@@ -23,6 +23,7 @@ from dassl.utils import (
     set_rng_state,
     tolist_if_not,
 )
+from dassl.utils.registry import nearest
 
 
 class Registered(NamedTuple):
@@ -103,7 +104,8 @@ class TrainerBase:
         names = tolist_if_not(names)
         for name in names:
             if name not in self._models:
-                raise KeyError(f'no model "{name}" is registered; known: {", ".join(self._models)}')
+                raise KeyError(f'no model "{name}" is registered{nearest(name, self._models)}; '
+                               f'known: {", ".join(self._models)}')
         return names
 
     def set_model_mode(self, mode="train", names=None):

@@ -118,7 +118,8 @@ def test_one_of_two_changes_is_allowed(refused, made, trained):
 
 def test_allowing_what_is_not_compared(refused, trained):
     line = refused("CoOp", "--eval-only", "--model-dir", trained, "TEST.ALLOW_CHANGED", "INPUT.PIXEL")
-    assert "'INPUT.PIXEL' is no setting that a checkpoint is compared by; known: backbone, INPUT.SIZE" in line
+    assert ("'INPUT.PIXEL' is no setting that a checkpoint is compared by (did you mean 'INPUT.PIXEL_STD'?); known: "
+            "backbone, INPUT.SIZE") in line
 
 
 def test_the_same_weights_at_another_path_are_the_same_backbone(made, trained, clip_file, tmp_path):

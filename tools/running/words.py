@@ -1,12 +1,14 @@
 """The command line of tools/protocol.py: the protocol, the flags that every one takes, those of its own."""
+import operator
 import sys
 
 import train
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import InputError, world_size
-from dassl.utils.registry import nearest
+from dassl.utils.registry import is_slip, nearest
 from protocols import PROTOCOL_REGISTRY
 from protocols.parts.cells import COMPARED
+from protocols.parts.plan import config_names
 from tools.running import slurm_settings
 from tools.running.method_configs import take_variants
 
@@ -37,7 +39,7 @@ def shared_arguments(protocol, methods):
     shared.add_argument("--output", default="output", help="folder of all run folders (default output)")
     shared.add_argument("--shots", nargs="+",
                         help=f"images {protocol.per}; default {' '.join(map(str, protocol.shots)) or 'none'}")
-    shared.add_argument("--backbone", default="", help="a CLIP by name or a weights file, instead of the config's")
+    shared.add_argument("--backbone", default="", help="a CLIP by name or a weights file (default the config's)")
     add_plugin(shared)
     shared.add_argument("--jobs", type=int, default=1,
                         help="processes, each with a GPU of its own (default 1); on a CPU they share its threads")
@@ -93,7 +95,7 @@ def parse_arguments(argv):
                                           f"ones (default methods: {' '.join(PUBLISHED)})")
     if not argv or argv[0] not in parsers:
         parser.parse_args(argv)  # prints help, or says what the protocols are
-    args = train.parse_words(parsers[argv[0]], argv[1:])
+    args = train.parse_words(parsers[argv[0]], argv[1:], flag_of)
     if args.plugin != known.plugin:  # --plugin was written shorter
         train.discover(args.plugin)
     args.command, args.variant = argv[0], variants
@@ -102,6 +104,17 @@ def parse_arguments(argv):
     args.protocol = args.protocol if args.command == COMPARE[0] else args.command
     args.of = PROTOCOL_REGISTRY.get(args.protocol)(**args.own)
     return args
+
+
+def flag_of(word):
+    """The flag that a word without one belongs to: methods and datasets may stand anywhere on a command line. A slip of
+    a name counts, too: it is then refused with the name that was meant. "" for other words."""
+    names = {"--trainer": TRAINER_REGISTRY.registered_names(), "--dataset": config_names("datasets")}
+    for same in (operator.eq, is_slip):
+        for flag, known in names.items():
+            if any(same(word.casefold(), name.casefold()) for name in known):
+                return flag
+    return "--dataset" if word.endswith((".yaml", ".yml")) else ""
 
 
 def require_known(words, protocols, plugins):
