@@ -156,8 +156,8 @@ def _download(name: str, cache: str) -> dict[str, Tensor]:
     """The tensors of one of OpenAI's models."""
     url = published_urls()[name]
     digest = url.split("/")[-2]
-    if os.path.isfile(_converted(digest, cache)):
-        return read_safetensors(_converted(digest, cache))
+    if os.path.isfile(converted(digest, cache)):
+        return read_safetensors(converted(digest, cache))
     try:
         archive = openai_clip()._download(url, cache)
     except (OSError, RuntimeError) as error:
@@ -168,8 +168,8 @@ def _download(name: str, cache: str) -> dict[str, Tensor]:
 
 def _read_published(path: str, digest: str, cache: str) -> dict[str, Tensor]:
     """The tensors of a file whose SHA-256 is published."""
-    if os.path.isfile(_converted(digest, cache)):
-        return read_safetensors(_converted(digest, cache))
+    if os.path.isfile(converted(digest, cache)):
+        return read_safetensors(converted(digest, cache))
     return _read_archive(path, digest, cache)
 
 
@@ -182,12 +182,12 @@ def _read_archive(path: str, digest: str, cache: str) -> dict[str, Tensor]:
         archive = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]  # torch leaves it untyped
         state_dict: dict[str, Tensor] = archive.state_dict()
     # a folder that cannot be written makes the next start slower, no more
-    with contextlib.suppress(OSError), _written_whole(_converted(digest, cache)) as unfinished:
+    with contextlib.suppress(OSError), _written_whole(converted(digest, cache)) as unfinished:
         save_file({k: v.contiguous().clone() for k, v in state_dict.items()}, unfinished)
     return state_dict
 
 
-def _converted(digest: str, cache: str) -> str:
+def converted(digest: str, cache: str) -> str:
     """Where the tensors of a published archive are kept as safetensors."""
     return os.path.join(cache, f"{digest}.safetensors")
 

@@ -479,8 +479,9 @@ def swept(sweep, other_root):
 
 
 def test_a_protocol_does_not_mix_two_datasets(swept, protocol_refused, capsys):
-    line = protocol_refused(*swept("--seeds", "1", "2"))
-    assert "1 of 2 runs failed" in line and "is of other data: the test part of Caltech101" in line
+    for more, told in (((), "nothing was run: 1 of 2 runs cannot be made"), (["--keep-going"], "1 of 2 runs failed")):
+        line = protocol_refused(*swept("--seeds", "1", "2", *more))
+        assert told in line and "is of other data: the test part of Caltech101" in line
 
 
 def test_a_dry_run_says_which_runs_are_of_other_data(swept, capsys):

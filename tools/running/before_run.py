@@ -2,13 +2,12 @@
 use, or it has one class only."""
 import contextlib
 import os
-import sys
 import time
 from typing import Any
 
 from dassl.data.datasets import build_dataset
 from dassl.engine.run_folder import Sources, require_goes_on
-from dassl.utils import InputError, lives_here, lock_holder, orphaned
+from dassl.utils import InputError, lives_here, lock_holder, orphaned, quiet
 from prompting.backbone import weights_digest
 from protocols import Run, protocol_named
 from runs import run as one_run
@@ -70,7 +69,7 @@ def only_class(run: Run) -> str:
     protocol = protocol_named(run.place.protocol)
     if not protocol.picks_classes:
         return ""
-    with contextlib.suppress(InputError), contextlib.redirect_stdout(sys.stderr):
+    with contextlib.suppress(InputError), quiet():
         cfg = run.check()
         cfg.defrost()
         cfg.DATASET.SUBSAMPLE_CLASSES = "all"

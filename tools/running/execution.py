@@ -2,7 +2,7 @@
 import functools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,9 +45,9 @@ class Outcome:
         return [run for run in self.runs if run.folder not in over]
 
     def ready(self, run: Run) -> bool:
-        """Whether the run whose prompts this one needs is finished, and the one whose numbers it has, if that is to be
-        made here, is no longer to be made."""
-        if run.needs and run.needs not in self.results:
+        """Whether this run has not failed, the run whose prompts it needs is finished, and the one whose numbers it
+        has, if that is to be made here, is no longer to be made."""
+        if run.folder in self.failed or run.needs and run.needs not in self.results:
             return False
         if not run.same:
             return True
@@ -95,7 +95,8 @@ class Outcome:
                              f"{f', {len(self.remaining)} depend on them' if self.remaining else ''}: {told}")
 
 
-def execute(runs: Sequence[Run], clips: dict[str, Any], jobs: int = 1, console: Console | None = None) -> Outcome:
+def execute(runs: Sequence[Run], clips: dict[str, Any], jobs: int = 1, console: Console | None = None,
+            refused: Mapping[str, str] | None = None) -> Outcome:
     """Make the runs; those that are finished are taken over.
 
     A run that fails for something the user can mend ends alone: the others are made. What is done and what remains is
@@ -106,6 +107,7 @@ def execute(runs: Sequence[Run], clips: dict[str, Any], jobs: int = 1, console: 
         clips: {backbone: loaded CLIP} that the runs of this process share.
         jobs: how many processes; with GPUs each has one of its own (they take turns), else the CPU threads are shared.
         console: what is shown meanwhile; default: what the runs print.
+        refused: {run folder: why} of runs that are known to fail; they are not begun.
     Raises:
         InputError: `jobs` does not fit torchrun or this system, or a run's config is wrong; nothing is run.
     """
@@ -116,7 +118,7 @@ def execute(runs: Sequence[Run], clips: dict[str, Any], jobs: int = 1, console: 
         raise InputError(f"--jobs {jobs}: several runs at a time are made on Linux and macOS only; leave it out")
     for run in runs:
         run.check()
-    outcome = Outcome(list(runs), console=console or Console())
+    outcome = Outcome(list(runs), failed=dict(refused or {}), console=console or Console())
     try:
         with sigterm_raises(), outcome.console:
             if jobs > 1:

@@ -47,8 +47,16 @@ def shared_arguments(protocol, methods):
                         help="print what the runs print, which is also in each one's log.txt (default: a line per run)")
     shared.add_argument("--launcher", choices=("local", "slurm"), default="local",
                         help="local (default): make the runs here; slurm: submit them as one array job and return")
+    shared.add_argument("--prepare", action="store_true",
+                        help="before all else get the data and the CLIP that are not there, where they can be fetched")
+    shared.add_argument("--keep-going", action="store_true",
+                        help="make what can be made where other runs are known to fail; by default nothing is run then")
     instead = shared.add_mutually_exclusive_group()
-    instead.add_argument("--dry-run", action="store_true", help="list the runs and whether each is done; run nothing")
+    instead.add_argument("--preflight", action="store_true",
+                         help="say whether data, backbone and methods fit, what the runs need, and about how long they "
+                              "take; run nothing")
+    instead.add_argument("--dry-run", action="store_true",
+                         help="list the runs and whether each is done, and what they need; run nothing")
     instead.add_argument("--status", action="store_true",
                          help="say which runs are done, running, queued or failed, with the last log line; run nothing")
     instead.add_argument("--table", action="store_true", help="print the table of what is done; run nothing")
@@ -148,6 +156,8 @@ def check_arguments(args):
     if args.launcher == "slurm" and args.jobs > 1:
         raise InputError("--jobs is for --launcher local; with slurm each task makes one run, --array-parallelism says "
                          "how many at once")
+    if args.prepare and (args.dry_run or args.status or args.table):
+        raise InputError("--prepare fetches data and weights; it goes with --preflight and with the runs themselves")
     flags = slurm_settings.given_flags(args)
     if flags and args.launcher != "slurm":
         raise InputError(f"{', '.join(flags)} {'needs' if len(flags) == 1 else 'need'} --launcher slurm")
