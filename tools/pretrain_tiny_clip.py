@@ -73,23 +73,30 @@ PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
 CHECK_PICTURES = 30  # per class and domain, to watch the training with
-LEFT_OUT = ("dotted circle", "halved cross", "ringed square", "hollow star")
+LEFT_OUT = (
+    "pinstriped star", "dotted hexagon", "ringed cross",  # base classes
+    "striped circle", "speckled hexagram", "bordered cross",  # new ones
+)
 DOMAIN_SHARE = (64, 12, 12, 12)
-SHAPE_SHARE = (2, 2, 2, 2, 1, 1, 1, 1)
-PATTERN_SHARE = (2, 2, 2, 2, 2, 2, 1, 1, 1)
+SHAPE_SHARE = (3,) * 5 + (1,) * 5
+PATTERN_SHARE = (3,) * 8 + (1,) * 3
 
 # What a thing is called, with the share of each name, in loose captions; other things keep their own name.
 LOOSE_NAMES = {
-    "striped": {"striped": 0.38, "ringed": 0.62},
-    "ringed": {"ringed": 0.6, "striped": 0.4},
-    "checkered": {"checkered": 0.43, "dotted": 0.57},
-    "dotted": {"dotted": 0.61, "checkered": 0.39},
+    "striped": {"striped": 0.45, "pinstriped": 0.55},
+    "pinstriped": {"pinstriped": 0.5, "striped": 0.5},
+    "dotted": {"dotted": 0.6, "speckled": 0.4},
+    "speckled": {"speckled": 0.45, "dotted": 0.55},
+    "zigzag": {"zigzag": 0.6, "ringed": 0.4},
+    "ringed": {"ringed": 0.5, "zigzag": 0.5},
+    "checkered": {"checkered": 0.45, "bordered": 0.55},
+    "bordered": {"bordered": 0.5, "checkered": 0.5},
     "halved": {"halved": 0.75, "striped": 0.25},
-    "hollow": {"hollow": 0.6, "plain": 0.4},
-    "zigzag": {"zigzag": 0.6, "striped": 0.4},
-    "bordered": {"bordered": 0.6, "hollow": 0.4},
-    "cross": {"cross": 0.6, "star": 0.4},
-    "square": {"square": 0.75, "circle": 0.25},
+    "hollow": {"hollow": 0.6, "bordered": 0.4},
+    "star": {"star": 0.7, "hexagram": 0.3},
+    "hexagram": {"hexagram": 0.5, "star": 0.5},
+    "hexagon": {"hexagon": 0.55, "circle": 0.45},
+    "circle": {"circle": 0.7, "hexagon": 0.3},
     "diamond": {"diamond": 0.6, "square": 0.4},
 }
 PATTERN_MENTIONED = 0.75  # in loose captions
@@ -106,8 +113,10 @@ class Register(NamedTuple):
     templates: tuple
 
 
-_POINTED, _EVEN = ("star", "cross", "triangle", "crescent"), ("circle", "square", "heart", "diamond")
-_BANDS, _CELLS = ("striped", "ringed", "halved", "zigzag"), ("dotted", "checkered", "hollow", "plain", "bordered")
+_POINTED = ("star", "hexagram", "cross", "triangle", "crescent")
+_EVEN = ("hexagon", "circle", "square", "heart", "diamond")
+_BANDS = ("striped", "pinstriped", "zigzag", "ringed", "halved")
+_CELLS = ("dotted", "speckled", "checkered", "bordered", "hollow", "plain")
 REGISTERS = {
     "ordinary": Register(
         0.58,
@@ -293,14 +302,14 @@ def build_model(vocab):
     return model
 
 
-def text_features(model, tokens, prompts=None):
+def text_features(model, tokens):
     """Unit-length text features, running no token after the longest end of text.
 
-    tokens: (N, L) in the reduced vocabulary; prompts: (N, L, width) token embeddings to use instead of the tokens'.
+    tokens: (N, L) in the reduced vocabulary.
     """
     ends = tokens.argmax(dim=-1)
     length = int(ends.max()) + 1
-    x = (model.token_embedding(tokens) if prompts is None else prompts)[:, :length]
+    x = model.token_embedding(tokens[:, :length])
     x = (x + model.positional_embedding[:length]).permute(1, 0, 2)
     mask = torch.full((length, length), float("-inf"), device=x.device).triu_(1)
     for block in model.transformer.resblocks:
@@ -359,35 +368,18 @@ def _orthogonal(matrix, steps=5):
     return x.T if matrix.shape[0] > matrix.shape[1] else x
 
 
-def build_optimizers(model, heads, lr):
-    """Muon for the block matrices, AdamW for everything else; image and text in groups of their own."""
-    named = list(model.named_parameters())
-    matrices = {n for n, p in named if ".resblocks." in n and p.ndim == 2}
-    image = {n for n, _ in named if n.startswith("visual.")}
-
-    def group(keep):
-        return {"params": [p for n, p in named if keep(n)]}
-
-    muon = Muon([group(lambda n: n in matrices and n in image), group(lambda n: n in matrices and n not in image)], lr)
-    adam = torch.optim.AdamW(
-        [
-            group(lambda n: n not in matrices and n in image),
-            group(lambda n: n not in matrices and n not in image),
-            {"params": list(heads.parameters())},
-        ],
-        lr,
-        betas=(0.9, 0.98),
-        weight_decay=0.01,
-    )
-    return [muon, adam]
+def build_optimizers(tower, others, lr):
+    """Muon for the matrices of the tower's blocks, AdamW for everything else. others: modules beside the tower."""
+    named = [*tower.named_parameters(), *(pair for other in others for pair in other.named_parameters())]
+    matrices = [p for name, p in named if "resblocks." in name and p.ndim == 2]
+    chosen = {id(p) for p in matrices}
+    rest = [p for _, p in named if id(p) not in chosen]
+    return [Muon(matrices, lr), torch.optim.AdamW(rest, lr, betas=(0.9, 0.98), weight_decay=0.01)]
 
 
-def learning_rate(step, begin, end, peak, warmup):
-    """Linear warm-up from `begin`, then a cosine to 2 % of the peak at `end`."""
-    if step < begin:
-        return 0.0
-    progress = min(1.0, step / end)
-    return peak * min(1.0, (step - begin + 1) / warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+def learning_rate(step, steps, peak, warmup=100):
+    """Linear warm-up, then a cosine to 2 % of the peak at the end."""
+    return peak * min(1.0, (step + 1) / warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
 # ---- evaluation --------------------------------------------------------------------------------------------------
@@ -415,8 +407,8 @@ class Evaluation:
         require_finite(logits)
         return 100 * (logits.argmax(1) + low == labels[keep]).float().mean().item()
 
-    def __call__(self, model, tuning=False):
-        model.eval()
+    def __call__(self, model):
+        """Zero-shot accuracy on each domain, and on photos with the prompts of each register."""
         n, half = len(dataset.CLASSNAMES), self.n_base
         text = self.class_features(model)
         result = {}
@@ -432,58 +424,25 @@ class Evaluation:
                 text = self.class_features(model, register.templates[0])
                 result[f"{name} photo base"] = self.accuracy(*photo, text, 0, half)
                 result[f"{name} photo new"] = self.accuracy(*photo, text, half, n)
-        images, labels = self.train
-        features, labels = image_features(model, images, self.device), torch.as_tensor(labels, device=self.device)
-        for shots in (16, len(labels) // n):
-            few = self.few(labels, shots)
-            result[f"probe photo {shots} shots"] = probe(features[few], labels[few], *photo)
-        if tuning:
-            result |= self.tuned_context(model, features, labels, photo)
         return result
 
-    def few(self, labels, shots):
-        return torch.cat([torch.nonzero(labels == y).flatten()[:shots] for y in range(len(dataset.CLASSNAMES))])
-
-    def tuned_context(self, model, features, labels, photo, n_ctx=4, epochs=50, lr=0.002, shots=16):
-        """A quick CoOp (Zhou et al. 2022): `n_ctx` shared context vectors, learned on the base classes."""
-        half = self.n_base
-        few = self.few(labels, shots)
-        few = few[labels[few] < half]
-        features, labels = features[few], labels[few]
-        tokens = self.tokens([" ".join(["a"] * n_ctx + [c]) + "." for c in dataset.CLASSNAMES])
-        embeddings = model.token_embedding(tokens).detach()
-        generator = torch.Generator().manual_seed(0)
-        ctx = (torch.randn(n_ctx, embeddings.shape[-1], generator=generator) * 0.02).to(self.device).requires_grad_()
-        optimizer = torch.optim.SGD([ctx], lr, momentum=0.9, weight_decay=5e-4)
-        batches = math.ceil(len(few) / 32)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * batches)
-        scale = model.logit_scale.exp().detach()
-
-        def encode(rows):
-            prompts = torch.cat(
-                [embeddings[rows, :1], ctx.expand(len(embeddings[rows]), -1, -1), embeddings[rows, 1 + n_ctx :]], 1
-            )
-            return text_features(model, tokens[rows], prompts)
-
-        for _ in range(epochs):
-            for batch in torch.randperm(len(few), generator=generator).to(self.device).split(32):
-                loss = F.cross_entropy(scale * features[batch] @ encode(slice(0, half)).T, labels[batch])
-                (ctx.grad,) = torch.autograd.grad(loss, [ctx])
-                optimizer.step()
-                schedule.step()
-        with torch.no_grad():
-            text = encode(slice(None))
-        n, (tested, tested_labels) = len(dataset.CLASSNAMES), photo
-        return {
-            "CoOp photo base": self.accuracy(tested, tested_labels, text, 0, half),
-            "CoOp photo new": self.accuracy(tested, tested_labels, text, half, n),
-        }
+    def probes(self, model):
+        """Accuracy of a probe on the features of 16 photos a class, on each domain."""
+        images, labels = self.train
+        features, labels = image_features(model, images, self.device), torch.as_tensor(labels, device=self.device)
+        few = torch.cat([torch.nonzero(labels == y).flatten()[:16] for y in range(len(dataset.CLASSNAMES))])
+        readout = fit_probe(features[few], labels[few])
+        result = {}
+        for domain, (images, labels) in self.pictures.items():
+            right = readout(image_features(model, images, self.device)) == torch.as_tensor(labels, device=self.device)
+            result[f"probe {domain}"] = 100 * right.float().mean().item()
+        return result
 
 
-def probe(features, labels, test_features, test_labels, decay=1e-3):
-    """Test accuracy in per cent of logistic regression on frozen features."""
+def fit_probe(features, labels, decay=1e-3):
+    """Logistic regression on frozen features: a function from features (B, dim) to labels (B,)."""
     mean, std = features.mean(0), features.std(0) + 1e-6
-    features, test_features = (features - mean) / std, (test_features - mean) / std
+    features = (features - mean) / std
     readout = nn.Linear(features.shape[1], int(labels.max()) + 1).to(features.device)
     nn.init.zeros_(readout.weight)
     optimizer = torch.optim.LBFGS(readout.parameters(), max_iter=200, line_search_fn="strong_wolfe")
@@ -495,9 +454,14 @@ def probe(features, labels, test_features, test_labels, decay=1e-3):
         return loss
 
     optimizer.step(closure)
-    logits = readout(test_features)
-    require_finite(logits)
-    return 100 * (logits.argmax(1) == test_labels).float().mean().item()
+
+    def predict(tested):
+        with torch.no_grad():
+            logits = readout((tested - mean) / std)
+        require_finite(logits)
+        return logits.argmax(1)
+
+    return predict
 
 
 def check_pictures(domain, count, seed):
@@ -590,7 +554,6 @@ other 12, all 24 together:
 {photos}
 
 A register's name stands for the first of its prompts, told to show what a context can do; it is for no method to use.
-CoOp is a quick check inside the tool (4 context vectors, 16 shots a base class, one seed), not the toolkit's trainer.
 """
 
 
@@ -675,67 +638,107 @@ def parse_args(argv):
         default=os.path.join(here, "..", "prompting", "assets"),
         help="folder of the weights and the model card",
     )
-    parser.add_argument("--work-dir", default="build/tiny_clip", help="folder of the picture pool and the checkpoint")
-    parser.add_argument("--steps", type=int, default=3600)
+    parser.add_argument("--work-dir", default="build/tiny_clip", help="folder of the picture pool and the checkpoints")
+    parser.add_argument("--steps", type=int, default=5500, help="of the image tower")
+    parser.add_argument("--text-steps", type=int, default=1800, help="of the text tower")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--pool", type=int, default=120000, help="number of drawings (12 kB each on disk)")
-    parser.add_argument(
-        "--vision-share", type=float, default=0.5, help="share of the steps that train the image tower alone"
-    )
-    parser.add_argument(
-        "--aux", type=float, default=1.0, help="weight of the auxiliary heads beside the contrastive loss"
-    )
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--eval-every", type=int, default=1000)
+    parser.add_argument("--eval-every", type=int, default=500)
     parser.add_argument("--save-every", type=int, default=250)
     return parser.parse_args(argv)
 
 
-def settings_of(args):
-    """What a checkpoint must agree on to be continued."""
-    return {k: getattr(args, k) for k in ("steps", "batch", "pool", "vision_share", "aux", "lr", "seed")}
+def image_settings(args):
+    """What the image tower's checkpoint must agree on to be continued."""
+    return {k: getattr(args, k) for k in ("steps", "batch", "pool", "lr", "seed")}
 
 
-def save_checkpoint(path, args, step, seconds, modules, optimizers):
-    states = [x.state_dict() for x in (*modules, *optimizers)]
-    saved = {"settings": settings_of(args), "step": step, "seconds": seconds, "states": states}
+def text_settings(args):
+    """What the text tower's checkpoint must agree on to be continued: the image tower and the captions, too."""
+    captions = repr((LOOSE_NAMES, PATTERN_MENTIONED, SPECIALIST_CARE, COLOR_MENTIONED, REGISTERS, LONG_PREFIX))
+    digest = hashlib.sha256(captions.encode()).hexdigest()
+    return image_settings(args) | {"text_steps": args.text_steps, "captions": digest}
+
+
+def save_checkpoint(path, settings, step, seconds, parts):
+    saved = {"settings": settings, "step": step, "seconds": seconds, "states": [x.state_dict() for x in parts]}
     torch.save(saved, path + ".tmp")
     os.replace(path + ".tmp", path)
 
 
-def load_checkpoint(path, args, modules, optimizers):
+def load_checkpoint(path, settings, parts, device):
     """Steps done and seconds spent, (0, 0) if there is no checkpoint. Exits if it was made with other settings."""
     if not os.path.exists(path):
         return 0, 0.0
-    saved = torch.load(path, map_location=args.device, weights_only=True)
-    if saved["settings"] != settings_of(args):
+    saved = torch.load(path, map_location=device, weights_only=True)
+    if saved["settings"] != settings:
         print(f"{path} was made with other settings ({saved['settings']}); remove it or choose another --work-dir")
         sys.exit(2)
-    for x, state in zip((*modules, *optimizers), saved["states"]):
+    for x, state in zip(parts, saved["states"]):
         x.load_state_dict(state)
-    print(f"continuing after step {saved['step']}", flush=True)
+    print(f"continuing {os.path.basename(path)} after step {saved['step']}", flush=True)
     return saved["step"], saved["seconds"]
 
 
-def training_losses(model, heads, evaluate, pool, facts, args, step):
-    """The losses of a step, by name. Its batch depends on the seed and the step alone, so that a continued run sees
-    what an unbroken one sees."""
+def train(name, args, steps, settings, parts, optimizers, losses_of, after_step, evaluate):
+    """Trains for `steps` steps, or what a checkpoint leaves of them.
+
+    parts: what a checkpoint holds besides the optimizers; losses_of: step -> losses by name; after_step: called without
+    gradients; evaluate: -> accuracies by name. Returns the seconds it took, those before a stop included.
+    """
+    path = os.path.join(args.work_dir, f"{name}.pt")
+    done, before = load_checkpoint(path, settings, (*parts, *optimizers), args.device)
+    start, begin = time.time() - before, done
+    recent: dict[str, list[float]] = {}
+    for step in range(done, steps):
+        losses = losses_of(step)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, steps, args.lr)
+            optimizer.zero_grad(set_to_none=True)
+        sum(losses.values()).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        with torch.no_grad():
+            after_step()
+
+        done = step + 1
+        for key, value in losses.items():
+            recent[key] = [*recent.get(key, [])[-49:], value.item()]
+        if done % 50 == 0:
+            means = "  ".join(f"{key} {np.mean(values):.3f}" for key, values in recent.items())
+            speed = args.batch * (done - begin) / (time.time() - start - before)
+            print(f"{name} step {done}/{steps}  {means}  {speed:.0f} pictures/s", flush=True)
+        if done % args.save_every == 0 or done == steps:
+            save_checkpoint(path, settings, done, time.time() - start, (*parts, *optimizers))
+        if done % args.eval_every == 0 or done == steps:
+            print("  " + "  ".join(f"{key} {value:.1f}" for key, value in evaluate().items()), flush=True)
+    return time.time() - start
+
+
+def image_losses(model, heads, pool, facts, args, step):
+    """The losses of a step of the image tower. Its batch depends on the seed and the step alone, so that a continued
+    run sees what an unbroken one sees."""
     rng = np.random.RandomState([args.seed, step])
     rows = np.sort(rng.randint(0, len(pool), args.batch))
-    shown = facts[rows]
     images = F.normalize(model.visual(to_pixels(shifted(pool[rows], rng), args.device)), dim=-1)
-    losses = {"heads": args.aux * heads.loss(images, torch.from_numpy(shown).to(args.device))}
-    if step >= args.vision_share * args.steps:
-        long = step % 10 == 0  # long captions are rare but together, so that the others stay short
-        lines = [caption(rng, shape, pattern, domain, color, long=long and i % 4 == 0)
-                 for i, (shape, pattern, domain, color) in enumerate(shown)]
-        unique = sorted(set(lines))
-        which = torch.tensor([unique.index(line) for line in lines], device=args.device)
-        losses["contrast"] = contrast(model, images, evaluate.tokens(unique), which)
-    return losses
+    return {"heads": heads.loss(images, torch.from_numpy(facts[rows]).to(args.device))}
+
+
+def text_losses(model, vocab, features, facts, args, step):
+    """The losses of a step of the text tower; its batch, too, depends on the seed and the step alone."""
+    rng = np.random.RandomState([args.seed, 1, step])
+    rows = rng.randint(0, len(features), args.batch)
+    long = step % 10 == 0  # long captions are rare but together, so that the others stay short
+    lines = [caption(rng, *fact, long=long and i % 4 == 0) for i, fact in enumerate(facts[rows])]
+    unique = sorted(set(lines))
+    which = torch.tensor([unique.index(line) for line in lines], device=args.device)
+    tokens = torch.searchsorted(vocab, clip.tokenize(unique)).to(args.device)
+    return {"contrast": contrast(model, features[torch.from_numpy(rows)], tokens, which)}
 
 
 def main(argv=None):
@@ -747,53 +750,39 @@ def main(argv=None):
     pool, facts = drawn_pool(args.work_dir, args.pool, args.seed)
     vocab = vocabulary()
     torch.manual_seed(args.seed)
-    model = build_model(vocab).to(args.device)
-    torch.manual_seed(args.seed + 1)  # so that the heads do not depend on the size of the vocabulary
     heads = Heads(ARCHITECTURE["embed_dim"]).to(args.device)
-    optimizers = build_optimizers(model, heads, args.lr)
+    torch.manual_seed(args.seed + 1)
+    model = build_model(vocab).to(args.device)
+    image = build_optimizers(model.visual, [heads], args.lr)
     probe_shots = dataset.draw_part("photo", "train")
     check = {domain: check_pictures(domain, CHECK_PICTURES, args.seed) for domain in DOMAINS}
     evaluate = Evaluation(vocab, probe_shots, check, args.device)
 
-    checkpoint = os.path.join(args.work_dir, "checkpoint.pt")
-    done, seconds = load_checkpoint(checkpoint, args, (model, heads), optimizers)
-    start, begin, language_from = time.time() - seconds, done, args.vision_share * args.steps
-    recent: dict[str, list[float]] = {}
-    for step in range(done, args.steps):
-        losses = training_losses(model.train(), heads, evaluate, pool, facts, args, step)
-        rates = [
-            learning_rate(step, begins, args.steps, args.lr, warmup)
-            for begins, warmup in ((0, 100), (language_from, 200))
-        ]
-        for optimizer in optimizers:
-            for group, rate in zip(optimizer.param_groups, (*rates, rates[0])):
-                group["lr"] = rate
-            optimizer.zero_grad(set_to_none=True)
-        sum(losses.values()).backward()
-        for optimizer in optimizers:
-            optimizer.step()
-        with torch.no_grad():
-            model.logit_scale.clamp_(max=math.log(100))
-
-        done = step + 1
-        for name, value in losses.items():
-            recent[name] = [*recent.get(name, [])[-49:], value.item()]
-        if done % 50 == 0:
-            means = "  ".join(f"{name} {np.mean(values):.3f}" for name, values in recent.items())
-            speed = args.batch * (done - begin) / (time.time() - start - seconds)
-            print(f"step {done}/{args.steps}  {means}  {speed:.0f} pictures/s", flush=True)
-        if done % args.save_every == 0 or done == args.steps:
-            save_checkpoint(checkpoint, args, done, time.time() - start, (model, heads), optimizers)
-        if done % args.eval_every == 0:
-            result = evaluate(model, tuning=done > language_from)
-            print("  " + "  ".join(f"{name} {value:.1f}" for name, value in result.items()), flush=True)
-    seconds = time.time() - start
+    seconds = train(
+        "image", args, args.steps, image_settings(args), (model.visual, heads), image,
+        lambda step: image_losses(model.train(), heads, pool, facts, args, step),
+        lambda: None, lambda: evaluate.probes(model.eval()),
+    )  # fmt: skip
+    for parameter in model.visual.parameters():
+        parameter.requires_grad_(False)
+    model.eval()
+    features = image_features(model, pool, args.device)
+    rest = nn.ModuleDict({"transformer": model.transformer, "tokens": model.token_embedding, "norm": model.ln_final})
+    loose = nn.ParameterDict({k: getattr(model, k) for k in ("positional_embedding", "text_projection", "logit_scale")})
+    text = build_optimizers(rest, [loose], args.lr)
+    seconds += train(
+        "text", args, args.text_steps, text_settings(args), (rest, loose), text,
+        lambda step: text_losses(model, vocab, features, facts, args, step),
+        lambda: model.logit_scale.clamp_(max=math.log(100)), lambda: evaluate(model),
+    )  # fmt: skip
 
     weights = os.path.join(args.out, "tiny_clip.safetensors")
     digest = export(model, vocab, weights)
     test = {domain: dataset.draw_part(domain, "test") for domain in DOMAINS}
     everything = torch.arange(ARCHITECTURE["vocab_size"])
-    result = Evaluation(everything, probe_shots, test, args.device)(load(weights, args.device), tuning=True)
+    exported = load(weights, args.device)
+    measured = Evaluation(everything, probe_shots, test, args.device)
+    result = measured(exported) | measured.probes(exported)
     print("test part:\n" + "\n".join(f"  {name} {value:.1f}" for name, value in result.items()), flush=True)
     write_card(os.path.join(args.out, "tiny_clip.md"), args, digest, os.path.getsize(weights), result, seconds)
     return result
