@@ -82,5 +82,10 @@ def main(argv: RunSpec | Iterable[str] | None = None, clips: dict[str, Any] | No
     return results
 
 
+def program() -> int:
+    """The program; returns its exit status. (`command_line` here is what all programs call.)"""
+    return command_line(main, unread=go_on)
+
+
 if __name__ == "__main__":
-    sys.exit(command_line(main, unread=go_on))
+    sys.exit(program())

@@ -1,4 +1,4 @@
-"""How often "the difference holds" is wrong (tools/significance.py): on simulated methods, and of a method with itself.
+"""How often "the difference holds" is wrong: on simulated methods, and of a method with itself.
 
     python -m benchmarks.holds                                        # size and coverage by spread and number of seeds
     python -m benchmarks.holds --runs output --trainer CoOp CoCoOp    # each against itself, on seeds that were run
@@ -12,8 +12,8 @@ import scipy.stats
 
 from dassl.utils import InputError
 from protocols import Table
-from tools.run_folders import find_runs
-from tools.significance import LEVEL, compare, paired_differences, read_predictions, variance_of
+from tools.results.run_folders import find_runs
+from tools.results.significance import LEVEL, compare, paired_differences, read_predictions, variance_of
 
 SPREADS = (0, 1.4, 2.1, 3.6, 7.3)  # standard deviations of the accuracy over seeds, in points
 SEEDS = (3, 5, 10)

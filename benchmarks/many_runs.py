@@ -29,7 +29,7 @@ from dassl.engine.run_record import COLUMNS, PREDICTIONS
 from dassl.utils import InputError
 from prompting.backbone import weights_digest
 from tools import protocol
-from tools.plans import Planner
+from tools.running.plans import Planner
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = ("CoOp", "KgCoOp", "ProGrad", "CLIPAdapter")
@@ -39,11 +39,11 @@ SHOTS = (1, 2, 4, 8, 16)
 CLASSES, IMAGES = 100, 500
 PER_SEED = len(METHODS) * 3 * len(SHOTS)  # runs of a dataset and a seed
 COMMANDS = {
-    "`tools/protocol.py compare --dry-run`": ("protocol", "--dry-run"),
-    "`tools/protocol.py compare --status`": ("protocol", "--status"),
-    "`tools/protocol.py compare --table`": ("protocol", "--table"),
-    "`tools/report.py`": ("report",),
-    "`tools/plot.py`": ("plot",),
+    "`metaprompt protocol compare --dry-run`": ("protocol", "--dry-run"),
+    "`metaprompt protocol compare --status`": ("protocol", "--status"),
+    "`metaprompt protocol compare --table`": ("protocol", "--table"),
+    "`metaprompt report`": ("report",),
+    "`metaprompt plot`": ("plot",),
 }
 
 # In the process itself: what a parent sees of a child's memory includes its own.
@@ -67,7 +67,7 @@ process of its own and with its imports."""
 
 
 def words(folder, seeds, datasets=DATASETS):
-    """The words of the sweep for tools/protocol.py: compare."""
+    """The words of the sweep for metaprompt protocol: compare."""
     return ["compare", "--protocol", "fewshot", "--trainer", *METHODS, "--dataset", *datasets, "--seeds",
             *map(str, range(1, seeds + 1)), "--shots", *map(str, SHOTS), "--backbone", "tiny", "--root",
             str(Path(folder, "data")), "--output", str(Path(folder, "output")), *VARIANTS]

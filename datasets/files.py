@@ -15,7 +15,7 @@ BYTE_ORDER_MARK = "\ufeff"
 
 def how_to_get(name, source):
     """The hint of a dataset that is not there. name: its config in configs/datasets; source: its page."""
-    return f"tools/prepare_data.py {name} gets it or says how (source: {source}; docs/DATASETS.md)"
+    return f"metaprompt data {name} gets it or says how (source: {source}; docs/DATASETS.md)"
 
 
 def dataset_folder(cfg, name, hint):

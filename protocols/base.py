@@ -28,8 +28,8 @@ class TestSet:
         members: fields of Places, a dict per set of test images.
         together: whether one training is tested on all of them, or trainings that share images of their seed.
 
-    Members of one dataset that have test images in common are compared each by itself (tools/comparisons.py): averaged,
-    these images would count several times.
+    Members of one dataset that have test images in common are compared each by itself
+    (tools/results/comparisons.py): averaged, these images would count several times.
     """
 
     __test__ = False  # pytest is not to collect it
@@ -44,7 +44,7 @@ class Protocol(Naming):
     tables of finished runs without them.
 
     Attributes:
-        name: the word for tools/protocol.py, also the first folder of `layout`.
+        name: the word for `metaprompt protocol`, also the first folder of `layout`.
         words: what it does, one line.
         layout: the run folder below the output folder, of {dataset}, {trainer}, {config}, {seed}, and {part} and
             {shots} where these differ (`protocols.parts.place.Place`).
@@ -58,7 +58,7 @@ class Protocol(Naming):
         draws: whether a seed chooses anything. If not, one seed is as good as many, also for comparisons.
         own_config: whether a method may have a config of its own for it, configs/trainers/<method>/<name>_<protocol>.
         picks_classes: whether runs are tested on a part of the classes (`tested_classes`).
-        kinds: the words for `tools/plot.py --only`; () stands for the protocol's name.
+        kinds: the words for `metaprompt plot --only`; () stands for the protocol's name.
     """
 
     words: ClassVar[str] = ""
@@ -136,7 +136,7 @@ class Protocol(Naming):
     def published(self, cells: Cells, known: Mapping[str, Any]) -> list[list[Any]]:
         """Rows of measured and published averages: [method, over what, name, measured, published, "[source]"].
 
-        known: what tools/published.yaml holds under the protocol's name."""
+        known: what tools/results/published.yaml holds under the protocol's name."""
         return []
 
     # ---- figures ----

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The shared part of all scripts: environment variables -> flags of tools/protocol.py.
+# The shared part of all scripts: environment variables -> flags of `metaprompt protocol`.
 #
 #   run.sh PROTOCOL TRAINERS DATASET [OPTION VALUE ...]
 #
@@ -7,7 +7,7 @@
 # for fewshot), BACKBONE and CFG (by default the method's published ViT-B/16 config; "CoOp=a.yaml MetaPrompt=b.yaml" for
 # several methods), TARGETS (xd: datasets to test on), JOBS (runs at a time, one GPU for each; 1), RANKS (processes that
 # make each run together, one GPU for each; 1), DRY_RUN (1: list the runs). Several datasets go in quotes: "caltech101
-# dtd". Paths are relative to the folder you are in. Flags of tools/protocol.py may stand before the options: --status,
+# dtd". Paths are relative to the folder you are in. Flags of `metaprompt protocol` may stand before the options: --status,
 # --table, --variant lr01 OPTIM.LR 0.01, or --launcher slurm --cluster FILE.yaml for a Slurm cluster (docs/SCALING.md).
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/variables.sh"
@@ -45,4 +45,4 @@ if [ "${RANKS:-1}" != 1 ]; then
     together=(-c 'import sys; sys.path = [p for p in sys.path if p]; from torch.distributed.run import main; main()'
         --standalone --nproc-per-node "$RANKS")
 fi
-exec "$python" ${together[@]+"${together[@]}"} "$root/tools/protocol.py" "$protocol" "${flags[@]}" "$@"
+exec "$python" ${together[@]+"${together[@]}"} "$root/metaprompt.py" protocol "$protocol" "${flags[@]}" "$@"

@@ -78,7 +78,7 @@ class Chaos:
 
     def start(self, output):
         """Begin a life of a protocol; its process and its name."""
-        words = [sys.executable, ROOT / "tools" / "protocol.py", "compare", "--trainer", "CoOp", "MetaPrompt",
+        words = [sys.executable, ROOT / "metaprompt.py", "compare", "--trainer", "CoOp", "MetaPrompt",
                  "--seeds", 1, 2, "--dataset", "shapes", "--cfg", "tiny", "--shots", 2, "--root", self.root,
                  "--output", output, "--jobs", 2, "VERBOSE", False, "OPTIM.MAX_EPOCH", EPOCHS,
                  "DATALOADER.TRAIN_X.BATCH_SIZE", 6, "DATALOADER.NUM_WORKERS", 2, "USE_CUDA", False]

@@ -38,10 +38,12 @@ from datasets.files import read_mat
 from prompting import Towers, load_clip
 from prompting.backbone import describe_weights, weights_digest
 from runs.build_config import CONFIGS as OWN_CONFIGS
-from tools import layouts, predict, report, slurm_settings, sources, status
-from tools.archives import Bounds, unpack
-from tools.plans import Place, Run
-from tools.significance import read_predictions
+from tools import predict, report
+from tools.downloads import layouts, sources
+from tools.downloads.archives import Bounds, unpack
+from tools.results.significance import read_predictions
+from tools.running import slurm_settings, status
+from tools.running.plans import Place, Run
 from trainers.coprompt import read_sentences
 
 CONFIGS = Path(OWN_CONFIGS)

@@ -16,7 +16,8 @@ from harness import make_trainer
 from prompting import ClassPrompts, Towers, load_clip
 from prompting.precision import GradientOverflow
 from protocols.parts.formats import FORMATS
-from tools import config_budgets, report
+from tools import report
+from tools.results import config_budgets
 from training import PromptTrainer
 from written_runs import base2new, share, write_run
 

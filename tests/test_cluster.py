@@ -17,9 +17,10 @@ from test_robustness_kills import stop_at
 
 import train
 from dassl.utils import FolderLock, InputError, Terminated
-from tools import cluster, protocol, slurm_settings, status
-from tools.before_run import finished
-from tools.plans import Planner
+from tools import protocol
+from tools.running import cluster, slurm_settings, status
+from tools.running.before_run import finished
+from tools.running.plans import Planner
 
 ROOT = Path(__file__).resolve().parents[1]
 SLURM = ("--launcher", "slurm", "--gpus", "0", "--cpus", "1")

@@ -447,7 +447,7 @@ def test_the_rules_of_drawn_splits(sizes):
 @pytest.mark.parametrize("config", sorted(drawn.LAYOUTS))
 def test_missing_data_says_where_and_how(config, tmp_path):
     with pytest.raises(InputError, match=rf"no dataset folder at {re.escape(str(tmp_path))}/\S+; "
-                                         rf"tools/prepare_data.py {config} .*https://"):
+                                         rf"metaprompt data {config} .*https://"):
         load(config, tmp_path, sources=["photo"], targets=["sketch"])
 
 

@@ -18,7 +18,8 @@ from dassl.metrics import compute_accuracy, deciding, require_finite
 from dassl.utils import InputError, NonFiniteError
 from harness import make_trainer
 from prompting import PromptingError
-from tools import interpret_prompt, plans, predict, protocol, report
+from tools import interpret_prompt, predict, protocol, report
+from tools.running import plans
 from training import PromptTrainer, towers
 from written_runs import base2new, share, write_run
 

@@ -179,7 +179,7 @@ def test_an_input_that_cannot_be_made_does_not_end_the_run(tmp_path):
 def test_an_archive_whose_links_lead_outside_is_found(everything, monkeypatch):
     """With names taken as they are."""
     world, readers = everything
-    monkeypatch.setattr("tools.archives.inside", lambda name: name)
+    monkeypatch.setattr("tools.downloads.archives.inside", lambda name: name)
     fuzzer = fuzz.Fuzzer([readers["archives"]], world, seed=1, say=[].append)
     fuzzer.run(seconds=60, inputs=150)
     assert any(reader == "archives" and "outside" in what for reader, what in fuzzer.faults), fuzzer.faults

@@ -23,7 +23,8 @@ from dassl.engine.run_folder import Listings, Sources
 from dassl.engine.run_record import COLUMNS, PREDICTIONS
 from dassl.utils import InputError, read_json
 from datasets.shapes import Shapes
-from tools import protocol, report, run_folders, significance
+from tools import protocol, report
+from tools.results import run_folders, significance
 
 DATASETS, SEEDS = ("shapes", "dtd"), 2
 

@@ -5,7 +5,8 @@ import pytest
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import InputError
-from tools import config_budgets, method_table
+from tools import method_table
+from tools.results import config_budgets
 
 
 def own_trainers():

@@ -15,8 +15,9 @@ import train
 from dassl.data.datasets import Datum, dataset_digest, relative_path
 from dassl.utils import InputError
 from prompting.openai import tokenizer
-from tools import interpret_prompt, loaded_run, predict
+from tools import interpret_prompt, predict
 from tools.predict import load_run
+from tools.results import loaded_run
 
 BOUND = str(Path(__file__).parent / "plugins" / "bound.py")
 

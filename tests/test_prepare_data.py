@@ -18,8 +18,9 @@ from packed import link, member, tar, zip_member, zipped
 from torchvision.datasets.imagenet import ARCHIVE_META
 
 from dassl.utils import InputError
-from tools import disk, download, layouts, prepare_data, sources
-from tools.sources import DRIVE, GROUPS, SOURCES, File, Source
+from tools import prepare_data
+from tools.downloads import disk, download, layouts, sources
+from tools.downloads.sources import DRIVE, GROUPS, SOURCES, File, Source
 
 
 class Handler(http.server.BaseHTTPRequestHandler):

@@ -9,9 +9,10 @@ import train
 from dassl.utils import InputError
 from protocols import PROTOCOL_REGISTRY, Cells, Column, Place, Protocol, by_seed, difference, seeds_across
 from protocols.parts.stored_run import StoredRun
-from tools import comparisons, plot, protocol, report, single_runs
-from tools.execution import Outcome
-from tools.plans import Planner
+from tools import plot, protocol, report
+from tools.results import comparisons, single_runs
+from tools.running.execution import Outcome
+from tools.running.plans import Planner
 from written_runs import base2new, share, write_run
 
 pytestmark = pytest.mark.usefixtures("own_registries")

@@ -15,8 +15,9 @@ from dassl.utils import InputError
 from protocols import PROTOCOL_REGISTRY, Cells, Place, Protocol, protocol_named
 from protocols.base2new import DATASETS
 from protocols.parts.stored_run import StoredRun
-from tools import plot, protocol, report, run_folders
-from tools.plans import Planner
+from tools import plot, protocol, report
+from tools.results import run_folders
+from tools.running.plans import Planner
 from written_runs import base2new, share, write_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,7 +27,7 @@ DOMAINS = ["art_painting", "cartoon", "photo", "sketch"]
 
 @pytest.fixture
 def call(drawn_root, tiny_config, clip_file, tmp_path, monkeypatch, clip_model):
-    """tools/protocol.py on the drawn data, one seed and one epoch."""
+    """`metaprompt protocol` on the drawn data, one seed and one epoch."""
     monkeypatch.setattr("training.towers.load_clip", lambda name: clip_model)
 
     def call(name, *more, dataset="pacs"):
@@ -184,7 +185,8 @@ def test_the_protocol_of_the_docs(call, tmp_path):
 # ---- the registry ----
 def test_nothing_outside_of_its_file_names_a_protocol():
     """But for what `compare` compares by default, and groups of datasets of that name."""
-    names, allowed = "|".join(PROTOCOL_REGISTRY.registered_names()), {"tools/protocol.py": 1, "tools/sources.py": 2}
+    names = "|".join(PROTOCOL_REGISTRY.registered_names())
+    allowed = {"tools/running/words.py": 1, "tools/downloads/sources.py": 2}
     for folder in ("tools", "training", "trainers", "dassl", "protocols/parts"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             found = re.findall(rf'"(?:{names})"', path.read_text())
@@ -409,7 +411,7 @@ def test_what_is_no_run_is_passed_over(run):
 
 
 def test_the_readmes_two_runs(arguments, tmp_path):
-    """train.py twice, as README's "One run" has it, then tools/report.py."""
+    """train.py twice, as README's "One run" has it, then `metaprompt report`."""
     base = train.main(arguments("CoOp", tmp_path / "try", "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", "1",
                                 "DATASET.NUM_SHOTS", "2"))
     new = train.main(arguments("CoOp", tmp_path / "try_new", "--eval-only", "--model-dir", tmp_path / "try",

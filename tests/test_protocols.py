@@ -13,8 +13,9 @@ import train
 from dassl.utils import InputError
 from protocols import PROTOCOL_REGISTRY, base2new, xd
 from protocols.parts import plan
-from tools import execution, plans, plot, protocol, report, side_by_side
-from tools.plans import Planner
+from tools import plot, protocol, report
+from tools.running import execution, plans, side_by_side
+from tools.running.plans import Planner
 
 ROOT = Path(__file__).resolve().parents[1]
 DOMAINS = ["art_painting", "cartoon", "photo", "sketch"]
@@ -451,7 +452,7 @@ def test_every_method_folder_has_every_script():
 def test_reproduced_datasets_are_those_of_the_papers():
     text = (ROOT / "scripts" / "reproduce_table.sh").read_text().replace("\\\n", "")
     assert tuple(re.search(r'base2new\) datasets="([^"]+)"', text)[1].split()) == base2new.DATASETS
-    known = yaml.safe_load((ROOT / "tools" / "published.yaml").read_text())["dg"]["MetaPrompt"]["1 shots"]
+    known = yaml.safe_load((ROOT / "tools" / "results" / "published.yaml").read_text())["dg"]["MetaPrompt"]["1 shots"]
     assert set(re.search(r'dg\) datasets="([^"]+)"', text)[1].split()) == set(known) - {"source"}
 
 

@@ -17,8 +17,9 @@ from protocols import PROTOCOL_REGISTRY, Number, Place, Table, average
 from protocols.parts import base_new_figures, figures, style
 from protocols.parts.marks import Mark
 from protocols.parts.tables import titled
-from tools import plot, report, run_folders, training_curves
-from tools.published import published, sources
+from tools import plot, report
+from tools.results import run_folders, training_curves
+from tools.results.published import published, sources
 from written_runs import base2new, share, write_run
 
 
@@ -224,7 +225,7 @@ def test_published_numbers_are_those_of_the_configs_that_ship():
         header = " ".join(line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#"))
         _, word, text = header.partition("Expected")
         numbers = {float(number) for number in re.findall(r"(?<![\d.])\d\d\.\d{1,2}(?!\d)", text)}
-        assert not numbers or "tools/published.yaml" in text, path
+        assert not numbers or "tools/results/published.yaml" in text, path
         expected.setdefault(path.parent.name, set()).update(numbers)
     stored = {trainer: set() for trainer in expected}
     for _, trainer, entry in entries():

@@ -14,10 +14,11 @@ from benchmarks import holds
 from benchmarks.holds import p_values, simulated
 from dassl.utils import InputError
 from protocols import Number, Place
-from tools import report, significance
-from tools.comparisons import comparisons
-from tools.run_folders import find_runs
-from tools.significance import Comparison, Variance, adjust, compare, variance_of
+from tools import report
+from tools.results import significance
+from tools.results.comparisons import comparisons
+from tools.results.run_folders import find_runs
+from tools.results.significance import Comparison, Variance, adjust, compare, variance_of
 from written_runs import base2new, share, write_run
 
 

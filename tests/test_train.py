@@ -16,7 +16,8 @@ import yaml
 import train
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import InputError
-from tools import plans, protocol
+from tools import protocol
+from tools.running import plans
 from training import PromptTrainer
 from training.trained_tensors import TrainedTensors
 

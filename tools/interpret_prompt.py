@@ -1,6 +1,6 @@
 """The words nearest to each learned context vector of a run's text prompts.
 
-    python tools/interpret_prompt.py output/.../seed1 --top 3
+    metaprompt interpret-prompt output/.../seed1 --top 3
 
 Distances are Euclidean, between a vector and the embeddings of CLIP's vocabulary, as CoOp's authors look at theirs
 (Zhou et al., arXiv 2109.01134). Vectors that replace tokens at a deeper layer do not live among word embeddings; their
@@ -9,20 +9,17 @@ neighbours are listed and mean less.
 import os
 import sys
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, ROOT)
+import torch
+from tabulate import tabulate
 
-import torch  # noqa: E402
-from tabulate import tabulate  # noqa: E402
-
-import train  # noqa: E402
-from dassl.engine.identity import require_own_backbone  # noqa: E402
-from dassl.utils import InputError, checkpoint_to_evaluate, load_checkpoint, printable  # noqa: E402
-from dassl.utils.stored import problem_of_values  # noqa: E402
-from prompting import load_clip  # noqa: E402
-from prompting.backbone import weights_digest  # noqa: E402
-from prompting.openai import tokenizer  # noqa: E402
-from tools.loaded_run import add_run_flags, run_config  # noqa: E402
+import train
+from dassl.engine.identity import require_own_backbone
+from dassl.utils import InputError, checkpoint_to_evaluate, load_checkpoint, printable
+from dassl.utils.stored import problem_of_values
+from prompting import load_clip
+from prompting.backbone import weights_digest
+from prompting.openai import tokenizer
+from tools.results.loaded_run import add_run_flags, run_config
 
 CONTEXT = ("prompt_learner.ctx", "ctx")  # where methods of this project, and CoOp's own files, keep the text context
 
@@ -125,5 +122,10 @@ def main(argv=None):
     return found
 
 
+def command_line():
+    """The program; returns its exit status."""
+    return train.command_line(main)
+
+
 if __name__ == "__main__":
-    sys.exit(train.command_line(main))
+    sys.exit(command_line())

@@ -1,14 +1,14 @@
 """What every method trains, what it costs, how near it is to its authors' numbers, and what its published settings
 spend: the two tables of trainers/README.md.
 
-    python tools/method_table.py                              # print the tables
-    python tools/method_table.py --write trainers/README.md   # put them between the marks in that file
-    python tools/method_table.py --timed-on vit_b16           # time the steps on ViT-B/16's architecture
+    metaprompt method-table                              # print the tables
+    metaprompt method-table --write trainers/README.md   # put them between the marks in that file
+    metaprompt method-table --timed-on vit_b16           # time the steps on ViT-B/16's architecture
 
 Everything in it is read or measured: paper and subject from the methods' docstrings, parameters counted on a CLIP of
 ViT-B/16's architecture with random weights and each method's vit_b16.yaml, the time of a training step against CoOp's
 in turns in one process, the largest deviation from the golden records out of a run of tests/test_parity.py, budgets
-counted while each method trains with its vit_b16.yaml (tools/config_budgets.py).
+counted while each method trains with its vit_b16.yaml (tools/results/config_budgets.py).
 """
 import contextlib
 import io
@@ -22,20 +22,19 @@ import time
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
+import torch
+
+import train
+from dassl.config import get_cfg_default
+from dassl.engine import TRAINER_REGISTRY
+from dassl.utils import InputError, count_num_param, is_class_bound
+from dassl.utils.checkpoint import write_atomically
+from runs.run_spec import RunSpec
+from tools.results.budgets import HEADERS as BUDGET_HEADERS
+from tools.results.config_budgets import config_budget_rows
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-
-import train  # noqa: E402
-from dassl.config import get_cfg_default  # noqa: E402
-from dassl.engine import TRAINER_REGISTRY  # noqa: E402
-from dassl.utils import InputError, count_num_param, is_class_bound  # noqa: E402
-from dassl.utils.checkpoint import write_atomically  # noqa: E402
-from runs.run_spec import RunSpec  # noqa: E402
-from tools.budgets import HEADERS as BUDGET_HEADERS  # noqa: E402
-from tools.config_budgets import config_budget_rows  # noqa: E402
 
 REFERENCE = "CoOp"
 SHOTS = 16
@@ -228,5 +227,10 @@ def main(argv=None):
     return table
 
 
+def command_line():
+    """The program; returns its exit status."""
+    return train.command_line(main)
+
+
 if __name__ == "__main__":
-    sys.exit(train.command_line(main))
+    sys.exit(command_line())

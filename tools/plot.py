@@ -1,7 +1,7 @@
 """Figures of finished runs: PNG and SVG, sized for a column of a two-column paper.
 
-    python tools/plot.py output                 # every figure that the runs there allow, into output/figures
-    python tools/plot.py output --only dg fewshot
+    metaprompt plot output                 # every figure that the runs there allow, into output/figures
+    metaprompt plot output --only dg fewshot
 
 base2new: base against new with lines of equal H, and a radar of H over datasets; dg, xd and sdg: bars; fewshot: curves
 with bands of one standard deviation over seeds; training: loss, accuracy and learning rate by step. A method has the
@@ -11,16 +11,13 @@ import functools
 import os
 import sys
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, ROOT)
-
-import train  # noqa: E402
-from dassl.utils import InputError, require_own_folder  # noqa: E402
-from protocols import PROTOCOL_REGISTRY, protocol_named  # noqa: E402
-from protocols.base import by_dataset  # noqa: E402
-from protocols.parts.style import draw, looks, method_names  # noqa: E402
-from tools.run_folders import find_runs, require_comparable  # noqa: E402
-from tools.training_curves import training  # noqa: E402
+import train
+from dassl.utils import InputError, require_own_folder
+from protocols import PROTOCOL_REGISTRY, protocol_named
+from protocols.base import by_dataset
+from protocols.parts.style import draw, looks, method_names
+from tools.results.run_folders import find_runs, require_comparable
+from tools.results.training_curves import training
 
 TRAINING = "training"  # the kind of figure that every protocol has
 
@@ -75,5 +72,10 @@ def main(argv=None):
     return files
 
 
+def command_line():
+    """The program; returns its exit status."""
+    return train.command_line(main)
+
+
 if __name__ == "__main__":
-    sys.exit(train.command_line(main))
+    sys.exit(command_line())

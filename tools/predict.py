@@ -1,7 +1,7 @@
 """Classify images with a trained run, also among classes that it was never trained on.
 
-    python tools/predict.py --model-dir output/.../seed1 photo.jpg folder --classes "cat,dog,alarm clock"
-    python tools/predict.py --model-dir output/.../seed1 photo.jpg --classes-file names.txt      # a name on each line
+    metaprompt predict --model-dir output/.../seed1 photo.jpg folder --classes "cat,dog,alarm clock"
+    metaprompt predict --model-dir output/.../seed1 photo.jpg --classes-file names.txt      # a name on each line
 
 From Python:
 
@@ -19,15 +19,12 @@ import os
 import sys
 from collections import deque
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, ROOT)
-
-import train  # noqa: E402
-from dassl.utils import InputError, open_regular, printable  # noqa: E402
-from dassl.utils.images import SUFFIXES, size_of  # noqa: E402
-from dassl.utils.tools import MOST_JSON  # noqa: E402
-from tools.loaded_run import BATCH, Prediction, add_run_flags, load_run, require_choice, told_apart  # noqa: E402
-from tools.prediction_output import JsonArray, Table  # noqa: E402
+import train
+from dassl.utils import InputError, open_regular, printable
+from dassl.utils.images import SUFFIXES, size_of
+from dassl.utils.tools import MOST_JSON
+from tools.results.loaded_run import BATCH, Prediction, add_run_flags, load_run, require_choice, told_apart
+from tools.results.prediction_output import JsonArray, Table
 
 NAMED = 20  # files that one line names
 
@@ -158,5 +155,10 @@ def predictions(argv=None):
         raise InputError(f"{len(bad)} of {len(files)} files could not be read as images: {some_of(bad)}")
 
 
+def command_line():
+    """The program; returns its exit status."""
+    return train.command_line(lambda: deque(predictions(), maxlen=0))  # none of them is kept
+
+
 if __name__ == "__main__":
-    sys.exit(train.command_line(lambda: deque(predictions(), maxlen=0)))  # none of them is kept
+    sys.exit(command_line())

@@ -1,12 +1,12 @@
 """Get the datasets, lay them out, verify them.
 
-    python tools/prepare_data.py caltech101 pacs --root data
-    python tools/prepare_data.py base2new --root data
-    python tools/prepare_data.py all --root data --check        # only verify what is there
+    metaprompt data caltech101 pacs --root data
+    metaprompt data base2new --root data
+    metaprompt data all --root data --check        # only verify what is there
 
 Run it again at any time: what is there is left alone, an interrupted download goes on where it stopped. For what needs
 a login or has lost its server, the steps to do by hand are printed. docs/DATASETS.md shows the layouts;
-tools/sources.py holds the addresses and the published numbers.
+tools/downloads/sources.py holds the addresses and the published numbers.
 """
 import contextlib
 import errno
@@ -16,24 +16,23 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from tabulate import tabulate
+from torchvision.datasets.utils import calculate_md5
+
+import train
+from dassl.config import get_cfg_default, merge_file
+from dassl.data.datasets import DATASET_REGISTRY, build_dataset
+from dassl.utils import InputError, open_own
+from dassl.utils.registry import nearest
+from datasets.base import DomainDataset, DrawnDomains, SplitDataset
+from datasets.files import class_folders
+from tools.downloads.archives import Refused, remove_folder, unfinished_folder, unpack
+from tools.downloads.disk import FullDisk, size_of
+from tools.downloads.download import download
+from tools.downloads.drive import download_from_drive
+from tools.downloads.sources import DRIVE, GROUPS, SOURCES, parts
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, ROOT)
-
-from tabulate import tabulate  # noqa: E402
-from torchvision.datasets.utils import calculate_md5  # noqa: E402
-
-import train  # noqa: E402
-from dassl.config import get_cfg_default, merge_file  # noqa: E402
-from dassl.data.datasets import DATASET_REGISTRY, build_dataset  # noqa: E402
-from dassl.utils import InputError, open_own  # noqa: E402
-from dassl.utils.registry import nearest  # noqa: E402
-from datasets.base import DomainDataset, DrawnDomains, SplitDataset  # noqa: E402
-from datasets.files import class_folders  # noqa: E402
-from tools.archives import Refused, remove_folder, unfinished_folder, unpack  # noqa: E402
-from tools.disk import FullDisk, size_of  # noqa: E402
-from tools.download import download  # noqa: E402
-from tools.drive import download_from_drive  # noqa: E402
-from tools.sources import DRIVE, GROUPS, SOURCES, parts  # noqa: E402
 
 # ---- one dataset -------------------------------------------------------------------------------------------------
 
@@ -264,6 +263,7 @@ def is_there(name, root):
 
 
 def command_line():
+    """The program; returns its exit status."""
     whole = []
     status = train.command_line(lambda: whole.append(main()))
     return status or int(not whole[0])

@@ -40,21 +40,18 @@ import sys
 import time
 from typing import NamedTuple
 
+import clip
 import numpy as np
 import torch
 import torch.nn.functional as F
+from clip.model import CLIP
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-
-import clip  # noqa: E402
-from clip.model import CLIP  # noqa: E402
-from safetensors.torch import load_file, save_file  # noqa: E402
-
-from dassl.metrics import require_finite  # noqa: E402
-from datasets import shapes as dataset  # noqa: E402
-from datasets._drawing import COLORS, DOMAINS, PATTERNS, SHAPES, SIZE, draw, hash32, main_colors  # noqa: E402
-from prompting.weights import whole_vocabulary  # noqa: E402
+from dassl.metrics import require_finite
+from datasets import shapes as dataset
+from datasets._drawing import COLORS, DOMAINS, PATTERNS, SHAPES, SIZE, draw, hash32, main_colors
+from prompting.weights import whole_vocabulary
 
 ARCHITECTURE = {
     "embed_dim": 128,

@@ -1,9 +1,9 @@
 """The protocols of the papers, one implementation: many runs in one process with one loaded CLIP, then a table.
 
-    python tools/protocol.py base2new --trainer MetaPrompt --dataset caltech101
-    python tools/protocol.py dg --trainer MetaPrompt --dataset pacs
-    python tools/protocol.py xd --trainer CoCoOp --dataset imagenet
-    python tools/protocol.py compare --dataset caltech101
+    metaprompt protocol base2new --trainer MetaPrompt --dataset caltech101
+    metaprompt protocol dg --trainer MetaPrompt --dataset pacs
+    metaprompt protocol xd --trainer CoCoOp --dataset imagenet
+    metaprompt protocol compare --dataset caltech101
 
 The scripts in scripts/ call this; docs/PROTOCOLS.md describes each protocol. Runs that are finished are taken over,
 interrupted ones go on. `--launcher slurm` gives them to a cluster; `--status` and `--table` tell how far they are.
@@ -13,164 +13,19 @@ import os
 import sys
 import time
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, ROOT)
-
-import train  # noqa: E402
-from dassl.engine import TRAINER_REGISTRY  # noqa: E402
-from dassl.engine.run_folder import Listings  # noqa: E402
-from dassl.utils import InputError, broadcast, printable, require_own_folder, world_size  # noqa: E402
-from dassl.utils.registry import nearest  # noqa: E402
-from dassl.utils.streams import go_on  # noqa: E402
-from protocols import PROTOCOL_REGISTRY, Cells  # noqa: E402
-from protocols.parts.cells import COMPARED  # noqa: E402
-from tools import cluster, report, slurm_settings, status  # noqa: E402
-from tools.before_run import finished, only_class  # noqa: E402
-from tools.dry_run import list_runs  # noqa: E402
-from tools.execution import Outcome, execute  # noqa: E402
-from tools.method_configs import take_variants  # noqa: E402
-from tools.plans import Planner  # noqa: E402
-from tools.run_folders import for_tables, places_below, require_comparable, uncollected  # noqa: E402
-
-COMPARE = "compare", "a protocol (base2new) for several methods side by side"
-DEFAULT = "base2new"  # what `compare` compares
-PUBLISHED = ("ZeroshotCLIP", "MetaPrompt")  # compared with published averages by default
-
-
-def shared_arguments(protocol, methods):
-    """The flags that every protocol takes, a parser. protocol: whose defaults --help tells; methods: that of --trainer.
-    """
-    shared = train.ArgumentParser(add_help=False)
-    several = f", or several (default {' '.join(methods)})" if methods else ""
-    shared.add_argument("--trainer", nargs="*", help=f"the method{several}")
-    shared.add_argument("--seeds", nargs="+", help=f"default {' '.join(map(str, protocol.seeds))}")
-    shared.add_argument("--dataset", nargs="+", required=True,
-                        help="names of configs in configs/datasets, or YAML files"
-                             + ("" if protocol.several_datasets else "; one, to train on"))
-    shared.add_argument("--cfg", nargs="+", metavar="CONFIG",
-                        help="name of a config in configs/trainers/<trainer>, or the YAML file of the method it is "
-                             "for; METHOD=CONFIG for each of several; default vit_b16; tiny for that CLIP, clip64 for "
-                             "a CLIP file of 64-pixel images"
-                             + (f"; <name>_{protocol.name} where the method has it" if protocol.own_config else ""))
-    shared.add_argument("--variant", metavar="NAME KEY VALUE ...",  # for --help: take_variants has read them
-                        help="the methods once more with these options, in rows of their own (repeatable); "
-                             "METHOD:NAME for one method; options of every run go behind another flag")
-    shared.add_argument("--root", default="data", help="folder that holds the datasets (default data)")
-    shared.add_argument("--output", default="output", help="folder of all run folders (default output)")
-    shared.add_argument("--shots", nargs="+",
-                        help=f"images {protocol.per}; default {' '.join(map(str, protocol.shots)) or 'none'}")
-    shared.add_argument("--backbone", default="", help="a CLIP by name or a weights file, instead of the config's")
-    add_plugin(shared)
-    shared.add_argument("--jobs", type=int, default=1,
-                        help="processes, each with a GPU of its own (default 1); on a CPU they share its threads")
-    shared.add_argument("--launcher", choices=("local", "slurm"), default="local",
-                        help="local (default): make the runs here; slurm: submit them as one array job and return")
-    instead = shared.add_mutually_exclusive_group()
-    instead.add_argument("--dry-run", action="store_true", help="list the runs and whether each is done; run nothing")
-    instead.add_argument("--status", action="store_true",
-                         help="say which runs are done, running, queued or failed, with the last log line; run nothing")
-    instead.add_argument("--table", action="store_true", help="print the table of what is done; run nothing")
-    slurm_settings.add_arguments(shared)
-    train.add_options(shared, "config options for every run: KEY VALUE or KEY=VALUE ...")
-    return shared
-
-
-def add_plugin(parser):
-    parser.add_argument("--plugin", action="append", default=[], metavar="FILE_OR_MODULE",
-                        help="more methods, datasets or protocols (repeatable)")
-
-
-def parse_arguments(argv):
-    """The arguments of a command line, with `of`, the protocol object. The plugins that it names are loaded, which may
-    bring the protocol."""
-    argv, variants = take_variants(sys.argv[1:] if argv is None else argv)
-    early = train.ArgumentParser(add_help=False, allow_abbrev=False)  # what the flags of a protocol depend on
-    add_plugin(early)
-    if argv[:1] == [COMPARE[0]]:
-        early.add_argument("--protocol", default=DEFAULT)
-    known, _ = early.parse_known_args(argv)
-    train.discover(known.plugin)
-    parser = train.ArgumentParser(description="Run a protocol over seeds and print its table.")
-    commands = parser.add_subparsers(dest="protocol", required=True, metavar="PROTOCOL")
-    kinds = {name: (protocol, protocol.words, protocol.methods) for name, protocol in PROTOCOL_REGISTRY.items()}
-    compared = [name for name, protocol in PROTOCOL_REGISTRY.items() if not protocol.several_methods]
-    asked = getattr(known, "protocol", DEFAULT)
-    kinds[COMPARE[0]] = kinds[asked if asked in compared else DEFAULT][0], COMPARE[1], COMPARED
-    require_known(argv[:1], kinds, known.plugin)
-    if asked not in PROTOCOL_REGISTRY:
-        require_known([asked], compared, known.plugin)
-    parsers, own = {}, {}
-    for name, (protocol, words, methods) in kinds.items():
-        flags = train.ArgumentParser(add_help=False)
-        protocol.add_arguments(flags)
-        own[name] = [action.dest for action in flags._actions]
-        parsers[name] = commands.add_parser(name, parents=[shared_arguments(protocol, methods), flags], help=words,
-                                            description=words)
-    parsers[COMPARE[0]].add_argument("--protocol", choices=compared, default=DEFAULT,
-                                     help=f"which protocol (default {DEFAULT})")
-    parsers[COMPARE[0]].add_argument("--published", action="store_true",
-                                     help="afterwards print the tables with published averages beside the measured "
-                                          f"ones (default methods: {' '.join(PUBLISHED)})")
-    if not argv or argv[0] not in parsers:
-        parser.parse_args(argv)  # prints help, or says what the protocols are
-    args = train.parse_words(parsers[argv[0]], argv[1:])
-    if args.plugin != known.plugin:  # --plugin was written shorter
-        train.discover(args.plugin)
-    args.command, args.variant = argv[0], variants
-    args.published = getattr(args, "published", False)
-    args.own = {name: getattr(args, name) for name in own[argv[0]]}
-    args.protocol = args.protocol if args.command == COMPARE[0] else args.command
-    args.of = PROTOCOL_REGISTRY.get(args.protocol)(**args.own)
-    return args
-
-
-def require_known(words, protocols, plugins):
-    """Raise InputError for a word, if there is one, that stands where a protocol is named and is none."""
-    for word in words:
-        if word not in protocols and not word.startswith("-"):
-            more = "" if plugins else "; --plugin FILE makes the protocol in a file of yours known"
-            raise InputError(f"unknown protocol '{word}'{nearest(word, protocols)}; there are: {', '.join(protocols)}"
-                             f"{more}")
-
-
-def check_arguments(args):
-    """Fill in what follows from the protocol. Raises InputError for what does not go together."""
-    args.side_by_side = args.command == COMPARE[0] or args.of.several_methods
-    named = [name for word in args.trainer or () for name in word.split()]
-    default = (PUBLISHED if args.published else COMPARED) if args.command == COMPARE[0] else args.of.methods
-    args.trainer = named or list(default)
-    if not args.trainer or (not args.side_by_side and len(args.trainer) > 1):
-        others = "" if args.side_by_side else f"; compare --protocol {args.command} takes several"
-        raise InputError(f"{args.command} needs one --trainer{others}")
-    args.seeds = numbers("--seeds", args.seeds or args.of.seeds, least=0)
-    args.shots = numbers("--shots", args.shots or [], least=1)
-    for what in ("trainer", "dataset", "seeds", "shots"):
-        setattr(args, what, list(dict.fromkeys(getattr(args, what) or [])))
-    if len(args.shots) > 1 and not args.of.several_shots:
-        raise InputError(f"{args.protocol} takes one number of --shots, not {' '.join(map(str, args.shots))}")
-    if args.jobs < 1:
-        raise InputError(f"--jobs must be at least 1, not {args.jobs}")
-    if args.launcher == "slurm" and world_size() > 1:
-        raise InputError("--launcher slurm submits runs of one process each; leave RANKS and torchrun out")
-    if args.launcher == "slurm" and args.jobs > 1:
-        raise InputError("--jobs is for --launcher local; with slurm each task makes one run, --array-parallelism says "
-                         "how many at once")
-    flags = slurm_settings.given_flags(args)
-    if flags and args.launcher != "slurm":
-        raise InputError(f"{', '.join(flags)} {'needs' if len(flags) == 1 else 'need'} --launcher slurm")
-    for trainer in args.trainer:
-        TRAINER_REGISTRY.get(trainer)
-
-
-def numbers(flag, words, least):
-    """The whole numbers that a flag was given. Raises InputError for other words and for numbers below `least`."""
-    try:
-        found = [int(word) for word in words]
-    except ValueError:
-        raise InputError(f"{flag} are whole numbers, not {' '.join(words)}") from None
-    if found and min(found) < least:
-        raise InputError(f"{flag} are numbers from {least} on, not {min(found)}")
-    return found
+import train
+from dassl.engine.run_folder import Listings
+from dassl.utils import InputError, broadcast, printable, require_own_folder
+from dassl.utils.streams import go_on
+from protocols import Cells
+from tools import report
+from tools.results.run_folders import for_tables, places_below, require_comparable, uncollected
+from tools.running import cluster, slurm_settings, status
+from tools.running.before_run import finished, only_class
+from tools.running.dry_run import list_runs
+from tools.running.execution import Outcome, execute
+from tools.running.plans import Planner
+from tools.running.words import COMPARE, check_arguments, parse_arguments
 
 
 def main(argv=None):
@@ -327,5 +182,10 @@ def figures(args, runs, outcome):
     return files
 
 
+def command_line():
+    """The program; returns its exit status."""
+    return train.command_line(main, unread=go_on)
+
+
 if __name__ == "__main__":
-    sys.exit(train.command_line(main, unread=go_on))
+    sys.exit(command_line())

@@ -1,27 +1,23 @@
 """Tables of finished runs, methods x datasets, and whether the differences between methods hold.
 
-    python tools/report.py output
-    python tools/report.py output/base2new --format latex
-    python tools/report.py output --compare CoOp MetaPrompt
+    metaprompt report output
+    metaprompt report output/base2new --format latex
+    metaprompt report output --compare CoOp MetaPrompt
 
 Numbers are mean +- standard deviation over seeds. Runs of different data, shots or backbones are refused, not averaged.
 """
-import os
 import sys
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, ROOT)
-
-import train  # noqa: E402
-from dassl.engine.identity import same_backbone  # noqa: E402
-from dassl.utils import InputError  # noqa: E402
-from prompting.backbone import weights_digest  # noqa: E402
-from protocols import Cells, protocol_named  # noqa: E402
-from protocols.parts.formats import FORMATS, WORDS, comment  # noqa: E402
-from protocols.parts.tables import titled  # noqa: E402
-from tools.budgets import budget_tables  # noqa: E402
-from tools.published import published_table  # noqa: E402
-from tools.run_folders import (  # noqa: E402
+import train
+from dassl.engine.identity import same_backbone
+from dassl.utils import InputError
+from prompting.backbone import weights_digest
+from protocols import Cells, protocol_named
+from protocols.parts.formats import FORMATS, WORDS, comment
+from protocols.parts.tables import titled
+from tools.results.budgets import budget_tables
+from tools.results.published import published_table
+from tools.results.run_folders import (
     backbone_of,
     collect,
     known_backbone,
@@ -29,7 +25,7 @@ from tools.run_folders import (  # noqa: E402
     uncollected,
     without_folder,
 )
-from tools.single_runs import single_runs_table  # noqa: E402
+from tools.results.single_runs import single_runs_table
 
 
 def parse_arguments(argv):
@@ -125,7 +121,7 @@ def main(argv=None):
             tables += [table for table in [published_table(protocol, chosen)] if table]
         notes = []
         if args.compare != [] and len(chosen.methods()) > 1:
-            from tools.comparisons import comparisons  # scipy only where it is wanted
+            from tools.results.comparisons import comparisons  # scipy only where it is wanted
 
             try:
                 compared, notes = comparisons(chosen, where, args.compare, args.against)
@@ -145,11 +141,16 @@ def main(argv=None):
         made.append(single_runs_table(found.single))
         print(titled(made[-1], args.format) + "\n")
     if args.format == "text" and any("does the difference hold" in table.title for table in made):
-        from tools.comparisons import RULE
+        from tools.results.comparisons import RULE
 
         print(RULE)
     return made
 
 
+def command_line():
+    """The program; returns its exit status."""
+    return train.command_line(main)
+
+
 if __name__ == "__main__":
-    sys.exit(train.command_line(main))
+    sys.exit(command_line())

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure of tools/plot.py.
+    """A figure of metaprompt plot.
 
     Attributes:
         kind: what --only calls it.

@@ -10,7 +10,7 @@ from dassl.utils.registry import Registry
 
 FIELDS = {"dataset", "trainer", "config", "part", "shots", "seed"}  # what a layout may name
 NEEDED = {"dataset", "trainer", "config", "seed"}
-RESERVED = ("compare",)  # words of tools/protocol.py that are no protocols
+RESERVED = ("compare",)  # words of metaprompt protocol that are no protocols
 
 
 class Naming:

@@ -1,6 +1,6 @@
 """Tables, and the ones that protocols share: a row per seed, a row per method.
 
-The same tables are printed after a protocol, for the runs it made, and by tools/report.py, for run folders. A number
+The same tables are printed after a protocol, for the runs it made, and by metaprompt report, for run folders. A number
 that does not exist, because a method cannot score new classes or because a run is missing, is "-"; so is an average
 that would need it.
 """

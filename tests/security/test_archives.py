@@ -17,9 +17,10 @@ from packed import link, member, plant, tar, zip_member, zipped
 from torchvision.datasets.imagenet import ARCHIVE_META
 
 from dassl.utils import InputError
-from tools import archives, disk, layouts, prepare_data
-from tools.archives import Bounds, inside, unpack
-from tools.sources import SOURCES, File, Source
+from tools import prepare_data
+from tools.downloads import archives, disk, layouts
+from tools.downloads.archives import Bounds, inside, unpack
+from tools.downloads.sources import SOURCES, File, Source
 
 GOOD = {"images/a.jpg": b"a"}
 NUMBERS = {"classes": 1, "test": 1}

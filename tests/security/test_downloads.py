@@ -12,9 +12,10 @@ import pytest
 from packed import plant
 
 from dassl.utils import InputError
-from tools import download, prepare_data, transfer
-from tools.drive import download_from_drive
-from tools.sources import DRIVE, SOURCES, File, Source
+from tools import prepare_data
+from tools.downloads import download, transfer
+from tools.downloads.drive import download_from_drive
+from tools.downloads.sources import DRIVE, SOURCES, File, Source
 
 BODY = bytes(range(256)) * 40
 SECONDS = 1  # that a download may wait for progress in these tests
@@ -24,7 +25,7 @@ SECONDS = 1  # that a download may wait for progress in these tests
 def quick(monkeypatch):
     monkeypatch.setattr(download, "PAUSE", 0)
     monkeypatch.setattr(transfer, "TIMEOUT", 0.5)
-    monkeypatch.setattr("tools.drive.TIMEOUT", 0.5)
+    monkeypatch.setattr("tools.downloads.drive.TIMEOUT", 0.5)
     monkeypatch.setattr(transfer, "CHECK_EVERY", SECONDS)
 
 

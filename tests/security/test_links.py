@@ -40,7 +40,8 @@ from dassl.utils import (
 from datasets.files import read_lines
 from prompting import PromptingError, backbone, load_clip
 from protocols.parts import style
-from tools import cluster, plot, protocol
+from tools import plot, protocol
+from tools.running import cluster
 from trainers.coprompt import read_sentences
 from training import PromptTrainer
 

@@ -22,7 +22,8 @@ from dassl.data.pictures import require_readable, unreadable
 from dassl.data.transforms import build_transform
 from dassl.utils import InputError, read_image
 from dassl.utils.images import MOST_ASPECT, bombs_are_errors, decoded, fault_of, is_picture, size_of, to_rgb
-from tools import loaded_run, predict
+from tools import predict
+from tools.results import loaded_run
 
 SECONDS = 3  # of processor time for some five readings; most take a hundredth of it
 

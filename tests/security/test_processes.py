@@ -25,7 +25,8 @@ from dassl.data.loader import EpochLoader, possible_workers
 from dassl.engine.loaders import end_workers
 from dassl.utils import InputError, orphaned, surroundings
 from runs.run_spec import RunSpec
-from tools import before_run, cluster, protocol, side_by_side, slurm_settings, status
+from tools import protocol
+from tools.running import before_run, cluster, side_by_side, slurm_settings, status
 
 NAMES = ("torch", "yaml", "submitit", "multiprocessing", "runpy", "signal", "train", "numpy", "cloudpickle", "tools",
          "sitecustomize", "contextlib", "random")
@@ -102,7 +103,6 @@ def copied_script(tmp_path, program):
     """run.sh in a project of its own, whose Python and protocol are `program`'s."""
     top = tmp_path / "project"
     (top / ".venv" / "bin").mkdir(parents=True)
-    (top / "tools").mkdir()
     shutil.copytree(ROOT / "scripts", top / "scripts")
     python = top / ".venv" / "bin" / "python"
     python.write_text(f"#!/bin/sh\n{program}\n")
@@ -112,7 +112,7 @@ def copied_script(tmp_path, program):
 
 def test_ranks_take_no_module_from_the_working_folder(planted, tmp_path):
     top = copied_script(tmp_path, f'exec "{sys.executable}" "$@"')
-    (top / "tools" / "protocol.py").write_text(  # one write: torchrun's processes print piece by piece
+    (top / "metaprompt.py").write_text(  # one write: torchrun's processes print piece by piece
         "import sys, os, yaml\nfound = os.getcwd() in sys.path or '' in sys.path\n"
         "os.write(1, f'rank {os.environ[\"RANK\"]} {found}\\n'.encode())\n")
     done = subprocess.run(["bash", str(top / "scripts" / "run.sh"), "base2new", "CoOp", "shapes"], capture_output=True,

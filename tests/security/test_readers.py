@@ -14,7 +14,7 @@ from dassl.utils.errors import LONGEST
 from dassl.utils.images import fault_of, is_picture
 from datasets import files
 from prompting import PromptingError, load_clip
-from tools import slurm_settings, status
+from tools.running import slurm_settings, status
 
 DEEP = 10**5  # containers within each other
 

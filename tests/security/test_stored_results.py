@@ -15,8 +15,9 @@ import pytest
 from dassl.engine.run_folder import read_results, require_results, stored_config
 from dassl.engine.run_record import COLUMNS
 from dassl.utils import InputError
-from tools import loaded_run, plot, report
-from tools.significance import read_predictions
+from tools import plot, report
+from tools.results import loaded_run
+from tools.results.significance import read_predictions
 from written_runs import base2new, share, write_run
 
 BOMB = "c0: &c0 [1, 2]\n" + "".join(f"c{i}: &c{i} [*c{i - 1}, *c{i - 1}]\n" for i in range(1, 60))  # 2^60 numbers

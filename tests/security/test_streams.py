@@ -122,9 +122,9 @@ def test_what_cannot_be_done_is_still_an_error_without_streams(words, tmp_path):
 @pytest.mark.parametrize("closed", [(), (0, 1, 2)], ids=["no reader", "closed"])
 def test_a_protocol_without_streams(closed, drawn_root, tiny_config, clip_file, tmp_path):
     status, told = forked(lambda: called(
-        "tools/protocol.py", "base2new", "--trainer", "ZeroshotCLIP", "--dataset", "caltech101", "--root", drawn_root,
-        "--output", tmp_path, "--shots", "2", "--seeds", "1", "--backbone", clip_file, "--cfg", tiny_config),
-        closed=closed)
+        "metaprompt.py", "protocol", "base2new", "--trainer", "ZeroshotCLIP", "--dataset", "caltech101", "--root",
+        drawn_root, "--output", tmp_path, "--shots", "2", "--seeds", "1", "--backbone", clip_file, "--cfg",
+        tiny_config), closed=closed)
     assert status == 0 and "Traceback" not in told, told
     folders = [path.parent for path in tmp_path.rglob("results.json")]
     assert len(folders) == 2
@@ -142,7 +142,7 @@ def finished(arguments, clips, tmp_path):
 def test_a_report_that_nobody_reads_ends_quietly(finished, tmp_path):
     reading, writing = os.pipe()
     os.close(reading)
-    running = child([ROOT / "tools" / "report.py", tmp_path], stdout=writing, stderr=subprocess.PIPE)
+    running = child([ROOT / "metaprompt.py", "report", tmp_path], stdout=writing, stderr=subprocess.PIPE)
     os.close(writing)
     told = running.communicate(timeout=120)[1]
     assert running.returncode == 141 and told == b"", told
@@ -159,7 +159,7 @@ def test_a_tool_that_nobody_reads_ends_quietly(tool, finished, tmp_path, drawn_r
 
 @needs_full
 def test_a_report_on_a_full_disk_is_an_error(finished, tmp_path):
-    status, told = forked(lambda: called("tools/report.py", tmp_path), stdout=FULL)
+    status, told = forked(lambda: called("metaprompt.py", "report", tmp_path), stdout=FULL)
     assert status == 2 and told.count("error: ") == 1 and "No space left" in told and "Traceback" not in told
 
 

@@ -23,9 +23,10 @@ from datasets import files
 from protocols import Number, Table
 from protocols.parts.marks import Mark
 from protocols.parts.tables import titled
-from tools import plot, predict, protocol, report, slurm_settings
-from tools.run_folders import find_runs
-from tools.significance import read_predictions
+from tools import plot, predict, protocol, report
+from tools.results.run_folders import find_runs
+from tools.results.significance import read_predictions
+from tools.running import slurm_settings
 from written_runs import base2new, share, write_run
 
 LATIN = os.fsdecode(b"caf\xe9")  # as Python has a name whose bytes are no UTF-8

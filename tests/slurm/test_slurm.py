@@ -43,10 +43,10 @@ def slurm(tmp_path_factory):
 
 @pytest.fixture
 def protocol(slurm, shapes_root):
-    """(output, *flags) -> what tools/protocol.py prints."""
+    """(output, *flags) -> what `metaprompt protocol` prints."""
 
     def protocol(output, *flags):
-        argv = [sys.executable, ROOT / "tools" / "protocol.py", *SWEEP, "--root", shapes_root, "--output", output,
+        argv = [sys.executable, ROOT / "metaprompt.py", "protocol", *SWEEP, "--root", shapes_root, "--output", output,
                 *flags, *OPTIONS]
         done = subprocess.run([str(word) for word in argv], env=slurm, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr

@@ -37,5 +37,5 @@ def made(arguments, clips, tmp_path, capsys):
 
 @pytest.fixture
 def protocol_refused(one_line):
-    """(*words of tools/protocol.py) -> its one line; runs that were made before the refusal may have results."""
+    """(*words of `metaprompt protocol`) -> its one line; runs that were made before the refusal may have results."""
     return lambda *words: one_line(lambda: protocol.main([str(word) for word in words]), results=True)

@@ -20,7 +20,7 @@ from dassl.utils import InputError, read_image
 from dassl.utils.images import FORMATS, SUFFIXES, is_picture, size_of, to_rgb
 from tools import predict, protocol
 from tools.interpret_prompt import interpret
-from tools.plans import Planner
+from tools.running.plans import Planner
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -682,7 +682,7 @@ def test_a_byte_order_mark_is_no_part_of_a_name(door, made, tmp_path, tiny_confi
         path.write_bytes(mark + b'{"a_cat": ["It purrs."]}')
         assert read_sentences(str(path)) == {"a cat": ["It purrs."]}
     elif door == "cluster":
-        from tools.slurm_settings import read_cluster_file
+        from tools.running.slurm_settings import read_cluster_file
 
         path.write_bytes(mark + b"partition: gpu\n")
         assert read_cluster_file(str(path)) == {"partition": "gpu"}

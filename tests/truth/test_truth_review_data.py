@@ -10,7 +10,7 @@ import pytest
 from test_datasets_layouts import load
 
 from dassl.data.datasets import keep_draws, source_digest
-from tools.significance import read_predictions
+from tools.results.significance import read_predictions
 from truth.test_truth_data import COMPOSED, PLUGIN, own
 
 DOMAINS = {"office_home": ("art", "clipart"), "vlcs": ("caltech", "labelme"),

@@ -16,8 +16,9 @@ import train
 from dassl.utils import InputError
 from protocols import Place
 from protocols.parts.base_new_figures import base_against_new
-from tools import plot, predict, protocol, report, run_folders
+from tools import plot, predict, protocol, report
 from tools.predict import load_run
+from tools.results import run_folders
 from written_runs import base2new, share, write_run
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -5,8 +5,8 @@ import sys
 import threading
 
 from dassl.utils import InputError, open_own
-from tools.disk import check_file, check_size, forget, full_disk, need_space, size_of
-from tools.transfer import TIMEOUT, Clock, shown
+from tools.downloads.disk import check_file, check_size, forget, full_disk, need_space, size_of
+from tools.downloads.transfer import TIMEOUT, Clock, shown
 
 
 def download_from_drive(file_id, path, md5="", size=0, most=sys.maxsize):

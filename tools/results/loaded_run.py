@@ -1,4 +1,4 @@
-"""A finished run, loaded to classify images, also among classes that it was never trained on (tools/predict.py)."""
+"""A finished run, loaded to classify images, also among classes that it was never trained on (metaprompt predict)."""
 import os
 import sys
 import unicodedata

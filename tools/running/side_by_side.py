@@ -14,17 +14,17 @@ import torch
 
 from dassl.utils import InputError
 from protocols import Run
-from tools.before_run import taken_over, wait_for_ending
+from tools.running.before_run import taken_over, wait_for_ending
 
 if TYPE_CHECKING:
-    from tools.execution import Outcome
+    from tools.running.execution import Outcome
 
 WORKER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "worker.py")
 SECONDS_TO_END = 30  # that a worker is given before it is killed
 
 
 class Worker:
-    """A process that makes runs, one at a time (tools/worker.py). It ends with this one, however this one ends.
+    """A process that makes runs, one at a time (tools/running/worker.py). It ends with this one, however this one ends.
 
     It is started as a file: `python -c`, as multiprocessing starts processes, and `python -m` look for modules in the
     working folder first, where anything may lie.

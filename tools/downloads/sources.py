@@ -1,4 +1,4 @@
-"""Where the datasets come from, what they must hold, and what has to be done by hand (tools/prepare_data.py).
+"""Where the datasets come from, what they must hold, and what has to be done by hand (metaprompt data).
 
 `SOURCES` holds every address, checksum and published number. Addresses of images and their MD5 are torchvision's where
 it has the dataset; split files and class names are those of CoOp's DATASETS.md (https://github.com/KaiyangZhou/CoOp),
@@ -8,8 +8,8 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from tools.archives import Bounds
-from tools.layouts import TERRA_IMAGES, TERRA_PLACES, arrange_imagenet, arrange_terra_incognita
+from tools.downloads.archives import Bounds
+from tools.downloads.layouts import TERRA_IMAGES, TERRA_PLACES, arrange_imagenet, arrange_terra_incognita
 
 DRIVE = "drive:"  # an address of this kind is the id of a file on Google Drive
 
@@ -46,7 +46,7 @@ class Source:
         expected: published numbers: classes, then images of each part, or of each domain.
         by_hand: the steps, where not everything can be fetched.
         arrange: called with the data folder and `bounds` when the files are in place, for a layout that archives do
-            not have (tools/layouts.py).
+            not have (tools/downloads/layouts.py).
         complete: paths below the data folder that stand for all files, where those do not stay (`arrange`).
     """
 

@@ -1,5 +1,5 @@
 """Layouts of datasets that their archives do not have: images are unpacked and sorted once they are there
-(tools/prepare_data.py)."""
+(metaprompt data)."""
 import contextlib
 import os
 import re
@@ -13,8 +13,8 @@ from torchvision.datasets.imagenet import ARCHIVE_META
 from torchvision.datasets.utils import calculate_md5
 
 from dassl.utils import InputError, open_regular
-from tools.archives import Bounds, Refused, inside, unfinished_folder, unpack
-from tools.transfer import shown
+from tools.downloads.archives import Bounds, Refused, inside, unfinished_folder, unpack
+from tools.downloads.transfer import shown
 
 TERRA_IMAGES = "eccv_18_all_images_sm"
 TERRA_PLACES = ("location_100", "location_38", "location_43", "location_46")

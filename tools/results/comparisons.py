@@ -6,7 +6,7 @@ import itertools
 from dassl.utils import InputError
 from protocols import Number, Table, TestSet, average, protocol_named
 from protocols.parts.cells import accuracy
-from tools import significance
+from tools.results import significance
 
 PAIRS = 6  # every pair of four methods; of more methods, the best is shown with each other one
 RULE = """\

@@ -1,5 +1,5 @@
-"""A process of --jobs: it is given runs and makes them, one at a time. tools/execution.py starts it, with its own
-process id and the handle of a pipe, through which come the settings, then RunSpecs, and go results.
+"""A process of --jobs: it is given runs and makes them, one at a time. tools/running/side_by_side.py starts it, with
+its own process id and the handle of a pipe, through which come the settings, then RunSpecs, and go results.
 """
 import contextlib
 import multiprocessing
@@ -11,7 +11,7 @@ import traceback
 from multiprocessing.connection import Connection
 from typing import Any
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
 def work(pipe: Connection) -> None:

@@ -1,4 +1,4 @@
-"""What a training with the published settings spends, counted while it trains: a table for tools/method_table.py."""
+"""What a training with the published settings spends, counted while it trains: a table for metaprompt method-table."""
 import contextlib
 import io
 import tempfile
@@ -13,7 +13,7 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.budget import COUNTS
 from runs.run_spec import RunSpec
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CLASSES, SHOTS = 50, 16
 
 

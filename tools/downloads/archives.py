@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from tqdm import tqdm
 
 from dassl.utils import InputError, open_regular
-from tools.disk import full_disk, need_space
-from tools.download import CHUNK
-from tools.transfer import shown
+from tools.downloads.disk import full_disk, need_space
+from tools.downloads.download import CHUNK
+from tools.downloads.transfer import shown
 
 DEPTH, LONGEST = 32, 1024  # folders in a name, bytes of it
 HEADER = 8192  # bytes that tell of one member of a tar: its name and, by macOS, where the picture came from

@@ -11,8 +11,8 @@ from http.client import HTTPException
 from tqdm import tqdm
 
 from dassl.utils import InputError, open_own, open_regular
-from tools.disk import check_file, check_size, forget, full_disk, need_space, size_of
-from tools.transfer import ATTEMPTS, Clock, ask, shown
+from tools.downloads.disk import check_file, check_size, forget, full_disk, need_space, size_of
+from tools.downloads.transfer import ATTEMPTS, Clock, ask, shown
 
 REQUESTS = 50  # in a row that bring less than CHUNK each, before it is given up
 PAUSE = 2  # seconds between two attempts

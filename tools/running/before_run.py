@@ -12,7 +12,7 @@ from dassl.utils import InputError, lives_here, lock_holder, orphaned
 from prompting.backbone import weights_digest
 from protocols import Run, protocol_named
 from runs import run as one_run
-from tools.same_numbers import filled
+from tools.running.same_numbers import filled
 
 SECONDS_FOR_ORPHANS = 10  # that a run folder is waited for whose process was left without a parent and is about to end
 

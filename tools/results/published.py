@@ -4,7 +4,7 @@ import os
 import yaml
 
 from protocols import Table, protocol_named
-from tools.run_folders import backbone_of
+from tools.results.run_folders import backbone_of
 
 BACKBONE = "ViT-B/16"  # of all published numbers in the file
 FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "published.yaml")

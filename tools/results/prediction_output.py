@@ -1,4 +1,4 @@
-"""How predictions are printed: as one JSON array or as a table (tools/predict.py)."""
+"""How predictions are printed: as one JSON array or as a table (metaprompt predict)."""
 import json
 import sys
 import unicodedata

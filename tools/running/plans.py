@@ -17,7 +17,7 @@ from protocols.parts.place import MARK
 from protocols.parts.plan import ROOT, config_file, config_path
 from runs.configs import Configs
 from runs.run_spec import stem
-from tools.method_configs import MethodConfigs, differ, read_variants, require_free
+from tools.running.method_configs import MethodConfigs, differ, read_variants, require_free
 
 __all__ = ["ROOT", "Dataset", "Place", "Planner", "Run", "reads_no_image"]
 

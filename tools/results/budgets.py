@@ -1,4 +1,4 @@
-"""What the trainings of finished runs spent (dassl/engine/budget.py): a table for tools/report.py."""
+"""What the trainings of finished runs spent (dassl/engine/budget.py): a table for metaprompt report."""
 from dassl.engine.budget import COUNTS
 from protocols import Number, Table, average
 

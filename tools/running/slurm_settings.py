@@ -11,7 +11,7 @@ import yaml
 from dassl.config.reading import MOST_CONFIG_BYTES
 from dassl.utils import InputError, open_regular, printable
 from dassl.utils.registry import nearest
-from tools.plans import ROOT
+from tools.running.plans import ROOT
 
 OPTION = r"[a-z][a-z_-]*"  # a long option of sbatch
 

@@ -14,7 +14,7 @@ from dassl.utils.registry import nearest
 from prompting import PromptingError
 from prompting.backbone import known_names
 from protocols import Run
-from tools.before_run import finished, only_class
+from tools.running.before_run import finished, only_class
 
 Checked = dict[tuple, InputError | None]  # what was looked at: what is wrong with it
 

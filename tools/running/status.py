@@ -13,7 +13,7 @@ from dassl.engine.run_folder import Listings
 from dassl.utils import InputError, last_line, lives_here, lock_holder, open_regular, printable, read_json
 from dassl.utils.stored import require
 from protocols import Run
-from tools.before_run import finished
+from tools.running.before_run import finished
 
 SWEEP = "sweep"  # below the output folder: the record of what was submitted, and submitit's files
 WORDS = ("done", "running", "queued", "failed", "stopped", "refused", "to do")

@@ -30,9 +30,9 @@ from dassl.utils import (
 )
 from protocols import Run
 from runs.command_line import mendable
-from tools.execution import execute
-from tools.slurm_settings import require_one_line
-from tools.status import (
+from tools.running.execution import execute
+from tools.running.slurm_settings import require_one_line
+from tools.running.status import (
     State,
     jobs_folder,
     read_record,

@@ -10,8 +10,8 @@ import train
 from dassl.utils import InputError, broadcast, rank, sigterm_raises, world_size
 from protocols import Run, protocol_named
 from runs.command_line import mendable
-from tools.before_run import only_class, taken_over, wait_for_ending
-from tools.side_by_side import make_side_by_side
+from tools.running.before_run import only_class, taken_over, wait_for_ending
+from tools.running.side_by_side import make_side_by_side
 
 
 @dataclass

@@ -1,0 +1,1 @@
+"""Making the runs of a plan: in this process, in several, on a cluster; and how far they are."""
