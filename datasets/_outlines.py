@@ -8,7 +8,7 @@ ONE = 1024  # the object's radius, in its own frame
 
 # first what the dataset's classes are made of
 SHAPES = (
-    "star", "hexagon", "hexagram", "circle", "cross",
+    "star", "pentagon", "hexagram", "circle", "cross",
     "square", "heart", "triangle", "diamond", "crescent",
 )
 PATTERNS = (
@@ -45,9 +45,8 @@ def _star(x, y):
     return second
 
 
-def _hexagon(x, y):
-    x, y = np.abs(x), np.abs(y)
-    return np.maximum(y, ((x * 887 + y * 512) >> 10)) - 830
+def _pentagon(x, y):
+    return _all_inside(_half_planes(x, y, [256 + k * 205 - (k > 2) for k in range(5)], 740))
 
 
 def _hexagram(x, y):
@@ -88,7 +87,7 @@ def _crescent(x, y):
     return np.maximum(length(x, y) - 930, 700 - length(x - 520, y))
 
 
-OUTLINES = (_star, _hexagon, _hexagram, _circle, _cross, _square, _heart, _triangle, _diamond, _crescent)
+OUTLINES = (_star, _pentagon, _hexagram, _circle, _cross, _square, _heart, _triangle, _diamond, _crescent)
 
 
 def wave(v, period):

@@ -35,7 +35,7 @@ def _class_list():
 
 CLASSNAMES = _class_list()
 PARTS = ("train", "val", "test")
-# pictures per class: base-to-new runs on photos and its halves want as many test pictures as an average over domains has
+# pictures per class: base-to-new tests half of the classes, on photos; the other domains serve leave-one-out
 PART_SIZES = {"photo": (24, 8, 76)} | dict.fromkeys(DOMAINS[1:], (8, 4, 30))
 SEED = 20261127
 
