@@ -15,10 +15,10 @@ from datasets import shapes
 from datasets._drawing import DOMAINS, PATTERNS, SHAPES, SIZE, draw, main_colors
 
 DIGESTS = {
-    "photo": "c6adb398917616d3816adee5b352b79ca19958cc1410a85734c555c1a1f60761",
-    "painting": "8836e415e0155b9720a6e27d21224b1a474284589ed406d5f92a73b721f32e86",
-    "cartoon": "66f335ede341fc03a76bba41657722edd5e773edac273beb9449a77336a04896",
-    "sketch": "63245b66d01f53c9780ccd4f9fa3a8afbce14e8c1482e7b18edaaf6a8a318156",
+    "photo": "317623c2d29d6efb13b7588da1c5c67fe2410859214eebd8019e688c3e29a512",
+    "painting": "da517fb7e1106a3be69e78f2c5b0075badfcc8cacaf0688e73adb20bf9d46da0",
+    "cartoon": "4680b52740e7a57ffbcf50e3bfe298bae2b06bdcd25985768c4b6950e35227c5",
+    "sketch": "84ebc8d72837ed7e2e2e4c7564857e55e1db3a98452c25b80d5bea0938923866",
 }
 
 

@@ -9,7 +9,7 @@ from tools.pretraining.pictures import DOMAIN_SHARE, LEFT_OUT
 CARD = """# Tiny CLIP
 
 Weights: `tiny_clip.safetensors` ({size:.1f} MB, SHA-256 `{digest}`),
-made by `tools/pretrain_tiny_clip.py {settings}`.
+made by `python -m tools.pretrain_tiny_clip {settings}`.
 
 OpenAI's `clip.model.CLIP` in small: {architecture}.
 It exists so that prompt learning can be tried, tested and taught without a download. It knows nothing but drawings of
