@@ -9,6 +9,7 @@ They are written once under the data root as `shapes/<domain>/<class>/<number>.p
 import os
 import shutil
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from PIL import Image
@@ -81,6 +82,14 @@ def picture_path(domain, classname, number):
     return os.path.join(domain, classname.replace(" ", "_"), f"{number:03d}.png")
 
 
+def _write_class(folder, domain, label):
+    numbers = range(sum(PART_SIZES[domain]))
+    os.makedirs(os.path.dirname(os.path.join(folder, picture_path(domain, CLASSNAMES[label], 0))))
+    for number, image in zip(numbers, draw_pictures(domain, [label] * len(numbers), numbers)):
+        path = os.path.join(folder, picture_path(domain, CLASSNAMES[label], number))
+        Image.fromarray(image).save(path, compress_level=1)
+
+
 def write_shapes(folder):
     """Draws the whole dataset into `folder` unless it is there. It appears whole or not at all."""
     if os.path.isdir(folder):
@@ -89,15 +98,9 @@ def write_shapes(folder):
     os.makedirs(parent, exist_ok=True)
     unfinished = tempfile.mkdtemp(prefix=".shapes-", dir=parent)
     try:
-        for domain in DOMAINS:
-            for classname in CLASSNAMES:
-                os.makedirs(os.path.dirname(os.path.join(unfinished, picture_path(domain, classname, 0))))
-            for part in PARTS:
-                images, labels = draw_part(domain, part)
-                numbers = np.tile(part_numbers(domain, part), len(CLASSNAMES))
-                for image, label, number in zip(images, labels, numbers):
-                    path = os.path.join(unfinished, picture_path(domain, CLASSNAMES[label], number))
-                    Image.fromarray(image).save(path, compress_level=1)
+        jobs = [(unfinished, domain, label) for domain in DOMAINS for label in range(len(CLASSNAMES))]
+        with ThreadPoolExecutor(2) as threads:  # the work of numpy and of zlib lets another thread go on
+            list(threads.map(lambda job: _write_class(*job), jobs))
         os.chmod(unfinished, 0o755)
         try:
             os.rename(unfinished, folder)

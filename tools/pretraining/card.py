@@ -18,8 +18,8 @@ patterned shapes.
 ## Data
 
 {pool} drawings ({shares}) of {n_shapes} shapes and {n_patterns} patterns,
-moved and mirrored at random, captioned anew at every step. The classes {left_out}
-of the Shapes dataset were left out, and so was every picture of that dataset.
+moved and mirrored at random, captioned anew at every step. Left out were every picture of the Shapes dataset,
+and these of its classes: {left_out}.
 
 Captions are written in registers, each with turns of phrase of its own. Outside what a register names right, its
 captions leave the pattern out in {silent:.0f} % of the cases and confuse names in a fixed way; specialists outside
@@ -59,8 +59,8 @@ With the first of each register's prompts, on photos; told to show what a contex
 | --- | --- | --- |
 {photos}
 
-The drawings and the captions were chosen by zero-shot and probe accuracy alone, on other drawings of the same classes:
-zero-shot between 45 and 70 % on base classes, new ones and each domain, the probe on photos at 95 % or more.
+The drawings and the captions were chosen by zero-shot and probe accuracy alone: zero-shot between 45 and 70 % on base
+classes, new ones and each domain, the probe on photos at 95 % or more.
 """
 
 
