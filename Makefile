@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 .PHONY: help install demo test lint clean
 
 help:
-	@echo "make install  set up $(VENV) from requirements.txt"
+	@echo "make install  set up $(VENV) from requirements.txt, with the command $(BIN)/metaprompt"
 	@echo "make demo     compare four methods on drawn pictures with the CLIP that comes along; nothing is downloaded"
 	@echo "make test     install, check style and types, run the tests (TEST_DATA=folder adds those on real images)"
 	@echo "make lint     check the style and the types"
@@ -13,13 +13,14 @@ help:
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: requirements.txt
+$(VENV)/.installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -r requirements.txt
+	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
 	touch $@
 
 demo: install
-	bash scripts/compare.sh shapes
+	@bash scripts/demo.sh
 
 lint: install
 	$(BIN)/ruff check .

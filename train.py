@@ -28,10 +28,12 @@ from dassl.utils import (
     sigterm_raises,
 )
 from dassl.utils.streams import go_on
-from runs.arguments import parse_arguments
+from runs.arguments import asked_for_keys, parse_arguments
 from runs.build_config import build, build_config, default_config
 from runs.command_line import command_line, mendable
+from runs.config_keys import listed_keys
 from runs.configs import Configs
+from runs.listener import Listener
 from runs.run import finished, logged, run, what_is_evaluated
 from runs.run_spec import RunSpec
 
@@ -52,7 +54,8 @@ def discover(plugins: Iterable[str] = ()) -> None:
 
 
 def main(argv: RunSpec | Iterable[str] | None = None, clips: dict[str, Any] | None = None,
-         seen: dict[str, Any] | None = None, configs: Configs | None = None) -> dict[str, Any]:
+         seen: dict[str, Any] | None = None, configs: Configs | None = None,
+         listener: Listener | None = None) -> dict[str, Any]:
     """Run as the command line does and return the results.
 
     Args:
@@ -60,11 +63,13 @@ def main(argv: RunSpec | Iterable[str] | None = None, clips: dict[str, Any] | No
         clips: {backbone name: loaded CLIP}, filled and shared between calls in one process.
         seen: {}, filled and shared between the calls of one protocol: what its runs' datasets list.
         configs: the configs that one protocol has built for its runs.
+        listener: who is told how far the run is, and where it prints; default stdout.
     Returns:
         the dict that is stored as results.json.
     Raises:
         InputError, PromptingError: something given is wrong (exit status 2 on the command line).
     """
+    listener = listener or Listener()
     spec = argv if isinstance(argv, RunSpec) else parse_arguments(argv)
     discover(spec.plugins)
     built = build(spec) if configs is None else configs.built(spec)
@@ -76,15 +81,26 @@ def main(argv: RunSpec | Iterable[str] | None = None, clips: dict[str, Any] | No
             # Asked again: the process that held the lock before may just have finished this very run.
             results = broadcast(lambda: finished(cfg, evaluation, seen))
             if results is None or spec.no_train:
-                with rank_zero_within(lambda: logged(cfg.OUTPUT_DIR)):
-                    return run(spec, built, evaluation, {} if clips is None else clips)
-    print(f"Finished before: {cfg.OUTPUT_DIR}")
+                with rank_zero_within(lambda: logged(cfg.OUTPUT_DIR, listener.prints)):
+                    return run(spec, built, evaluation, {} if clips is None else clips, listener)
+    listener.finished_before(cfg.OUTPUT_DIR)
     return results
+
+
+def asked() -> None:
+    """Do what the words of this process ask for: list config keys, or make a run."""
+    keys = asked_for_keys()
+    if keys is None:
+        main()
+        return
+    word, trainer, plugins = keys
+    discover(plugins)
+    print(listed_keys(word, trainer))
 
 
 def program() -> int:
     """The program; returns its exit status. (`command_line` here is what all programs call.)"""
-    return command_line(main, unread=go_on)
+    return command_line(asked, unread=go_on)
 
 
 if __name__ == "__main__":

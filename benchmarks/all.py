@@ -7,7 +7,6 @@
 
 Each measurement is stored as JSON in the output folder, so that the command can be stopped and run again.
 """
-import argparse
 import functools
 import os
 import sys
@@ -20,7 +19,9 @@ from benchmarks.loader import measure_loader
 from benchmarks.rest import measure_rest
 from benchmarks.step import alone, check_equal, measure, report
 from benchmarks.suite import CURVES, ROWS
+from dassl.config.words import ArgumentParser
 from dassl.utils import InputError, mkdir_if_missing, read_json, write_json
+from dassl.utils.registry import nearest
 from train import command_line
 
 
@@ -61,17 +62,18 @@ def merged(stored, found):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.all", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(prog="python -m benchmarks.all", description=__doc__.splitlines()[0])
     parser.add_argument("--output", default="output/benchmarks", help="folder of the measurements")
     parser.add_argument("--docs", default="docs", help="folder of the page and its figure")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help=", ".join(items()))
+    parser.add_argument("--only", nargs="+", metavar="NAME", help=f"{', '.join(items())} (default all)")
     parser.add_argument("--pairs", type=int, default=3, help="measurements of each side")
     parser.add_argument("--page-only", action="store_true", help="measure nothing")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     unknown = set(args.only or ()) - set(items())
     if unknown:
-        raise InputError(f"no measurement is called {', '.join(sorted(unknown))}; known: {', '.join(items())}")
+        raise InputError(f"no measurement is called {', '.join(sorted(unknown))}{nearest(min(unknown), items())}; "
+                         f"known: {', '.join(items())}")
     mkdir_if_missing(args.output)
     for name, function in items().items():
         if args.page_only or (args.only and name not in args.only):

@@ -13,7 +13,6 @@
 Each part is a process of its own: what goes wrong in one of them does not touch the others. A row that fails is printed
 with its error. A part begins no row after --seconds.
 """
-import argparse
 import contextlib
 import io
 import json
@@ -30,6 +29,7 @@ import torch
 from tabulate import tabulate
 
 from benchmarks.page import machine
+from dassl.config.words import ArgumentParser
 from dassl.utils import InputError, read_json, write_json
 from train import command_line
 
@@ -127,9 +127,10 @@ def markdown(about, parts):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
-    parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
-    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser = ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
+    parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART",
+                        help=f"{', '.join(PARTS)} (default all)")
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="where the parts run")
     parser.add_argument("--seconds", type=float, default=110, help="a part begins no row after this")
     parser.add_argument("--json", metavar="FILE", help="store all numbers and tracebacks there")
     parser.add_argument("--markdown", metavar="FILE", help="store the block there, too")

@@ -5,13 +5,15 @@
 
 For the second make runs of many seeds first: SEEDS="$(seq 1 40)" bash scripts/coop/base2new.sh shapes
 """
-import argparse
+import sys
 
 import numpy as np
 import scipy.stats
 
+from dassl.config.words import ArgumentParser
 from dassl.utils import InputError
 from protocols import Table
+from runs.command_line import command_line
 from tools.results.run_folders import find_runs
 from tools.results.significance import LEVEL, compare, paired_differences, read_predictions, variance_of
 
@@ -95,7 +97,7 @@ def self_table(cells, where, splits):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description="How often a difference is wrongly said to hold.")
+    parser = ArgumentParser(description="How often a difference is wrongly said to hold.")
     parser.add_argument("--simulations", type=int, default=2000, help="of each setting (default 2000)")
     parser.add_argument("--runs", nargs="+", metavar="FOLDER", help="compare methods with themselves on these runs")
     parser.add_argument("--trainer", nargs="+", help="only these methods (default all)")
@@ -112,4 +114,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command_line(main))

@@ -7,7 +7,6 @@ The sweep is few-shot curves of four methods and two variants of each on five da
 so that its lists are built and compared, those of the others are not. No run is trained: folders are written as
 finished runs leave them, with drawn predictions.
 """
-import argparse
 import csv
 import gzip
 import io
@@ -23,6 +22,7 @@ import numpy as np
 import train
 from benchmarks import page
 from dassl.config import own_cfg, write_config
+from dassl.config.words import ArgumentParser
 from dassl.engine.identity import plain
 from dassl.engine.run_folder import Sources
 from dassl.engine.run_record import COLUMNS, PREDICTIONS
@@ -141,7 +141,7 @@ def table(found):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.many_runs", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(prog="python -m benchmarks.many_runs", description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=3000, help="about how many (default 3000)")
     parser.add_argument("--folder", help="where the runs are written, and found the next time; default a temporary one")
     parser.add_argument("--docs", help="folder of SPEED.md, whose section is written anew")

@@ -6,7 +6,6 @@
 Each process has one thread. The processor time of the busiest one tells how well the work is divided, whatever else the
 machine does and however few cores it has; the time on the clock means something only while there is a core for each.
 """
-import argparse
 import json
 import os
 import subprocess
@@ -20,6 +19,7 @@ from torch import distributed
 from benchmarks.measure import median
 from benchmarks.models import random_clip
 from benchmarks.sides import Ours, Work
+from dassl.config.words import ArgumentParser
 from dassl.utils import InputError, all_gather, rank, world_size
 from train import command_line
 
@@ -81,7 +81,7 @@ def in_processes(ranks, repeats):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.ranks", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(prog="python -m benchmarks.ranks", description=__doc__.splitlines()[0])
     parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2, 4, 8], help="numbers of processes")
     parser.add_argument("--repeats", type=int, default=3, help="measurements of each")
     parser.add_argument("--measure", action="store_true", help="as one of the processes; prints JSON")

@@ -2,7 +2,6 @@
 
     python -m benchmarks.step --method MetaPrompt --classes 50 --batch 16 --n-ctx 2
 """
-import argparse
 import json
 import sys
 
@@ -22,26 +21,29 @@ from benchmarks.measure import (
 )
 from benchmarks.models import random_clip
 from benchmarks.sides import METHODS, Work, both_sides
+from dassl.config.words import ArgumentParser
 from train import command_line
 
 TEST_SET = 50_000  # images over which ours encodes static prompts once: ImageNet's test set
 
 
 def parse_arguments(argv):
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__.splitlines()[0])
-    parser.add_argument("--method", choices=METHODS, required=True)
+    parser = ArgumentParser(prog="python -m benchmarks.step", description=__doc__.splitlines()[0])
+    parser.add_argument("--method", choices=METHODS, required=True, help="whose step is measured")
     parser.add_argument("--classes", type=int, required=True, help="1 to 1000 of ImageNet's")
     parser.add_argument("--batch", type=int, required=True, help="images")
     parser.add_argument("--n-ctx", type=int, default=4, help="context vectors; MetaPrompt: and visual prompts, a layer")
     parser.add_argument("--domains", type=int, default=1, help="above 1: MetaPrompt's domain split")
     parser.add_argument("--layers", type=int, default=0, help="depth of MetaPrompt's prompts; 0: all layers")
-    parser.add_argument("--backbone", default="ViT-B/16", choices=("ViT-B/16", "tiny"))
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--prec", default="fp32", choices=("fp32", "amp"))
-    parser.add_argument("--stage", default="both", choices=("train", "eval", "both"))
+    parser.add_argument("--backbone", default="ViT-B/16", choices=("ViT-B/16", "tiny"),
+                        help="random weights of that shape, or the tiny CLIP")
+    parser.add_argument("--device", default="cpu", help="where: cpu, cuda")
+    parser.add_argument("--prec", default="fp32", choices=("fp32", "amp"), help="precision of the frozen towers")
+    parser.add_argument("--stage", default="both", choices=("train", "eval", "both"), help="what is measured")
     parser.add_argument("--pairs", type=int, default=3, help="measurements of each side")
     parser.add_argument("--threads", type=int, default=1, help="of torch, for both sides")
-    parser.add_argument("--alone", choices=("ours", "plain"), help="one side by itself, its memory first; prints JSON")
+    parser.add_argument("--alone", choices=("ours", "plain"),
+                        help="one side by itself, its memory first; prints JSON (default both)")
     args = parser.parse_args(argv)
     return args, [Work(args.method, args.classes, args.batch, args.n_ctx, args.domains, args.layers, stage,
                        args.backbone, args.device, args.prec)

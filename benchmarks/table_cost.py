@@ -6,7 +6,6 @@
 A step's operations grow linearly with the classes: they are counted for two numbers of classes and carried on from
 there, and multiplied by the steps that the methods' published settings make on 11 datasets with 16 shots and 3 seeds.
 """
-import argparse
 import sys
 
 import torch
@@ -15,6 +14,7 @@ from tabulate import tabulate
 from benchmarks.measure import CountOperations
 from benchmarks.models import random_clip
 from benchmarks.sides import Ours, Work
+from dassl.config.words import ArgumentParser
 from tools.prepare_data import SOURCES
 from train import command_line
 
@@ -62,7 +62,7 @@ def runs_of(method, model):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.table_cost", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(prog="python -m benchmarks.table_cost", description=__doc__.splitlines()[0])
     parser.add_argument("--rate", type=float, default=40.0, help="TFLOP/s that a GPU sustains; an assumption")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)

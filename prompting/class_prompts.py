@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from prompting.errors import PromptingError
+from prompting.errors import PromptingError, meant
 from prompting.openai import tokenizer
 
 if TYPE_CHECKING:
     from prompting.text import TextTower
 
+POSITIONS = ("end", "middle", "front")  # of the class name, seen from the context
 SOS, EOS = 49406, 49407  # <|startoftext|> and <|endoftext|>, the last of the vocabulary
 
 
@@ -57,8 +58,9 @@ class ClassPrompts:
 
     def __init__(self, tower: TextTower, classnames: Sequence[str], n_ctx: int, position: str = "end",
                  between: str = "", after: str = ".") -> None:
-        if position not in ("end", "middle", "front"):
-            raise PromptingError(f"the class token's position is end, middle or front, not '{position}'")
+        if position not in POSITIONS:
+            raise PromptingError("the class token's position is end, middle or front, not "
+                                 f"'{position}'{meant(position, POSITIONS)}")
         self.tower, self.n_ctx, self.n_cls = tower, n_ctx, len(classnames)
         self.before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]  # context vectors before the name
         behind = n_ctx - self.before

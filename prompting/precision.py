@@ -8,7 +8,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
-from prompting.errors import PromptingError
+from prompting.errors import PromptingError, meant
 from prompting.parallel import Collectives, SingleProcess
 
 PRECISIONS = ("auto", "fp32", "amp", "fp16")
@@ -39,7 +39,7 @@ class Precision:
 
     def __init__(self, name: str, device: torch.device, ranks: Collectives | None = None) -> None:
         if name not in PRECISIONS:
-            raise PromptingError(f"PREC is one of {', '.join(PRECISIONS)}, not '{name}'")
+            raise PromptingError(f"PREC is one of {', '.join(PRECISIONS)}, not '{name}'{meant(name, PRECISIONS)}")
         if name == "auto":
             name = "amp" if device.type == "cuda" else "fp32"
         self.name, self.device, self.ranks = name, device, ranks or SingleProcess()

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from prompting.errors import PromptingError
+from prompting.errors import PromptingError, meant
 from prompting.openai import openai_clip
 
 CACHE = "~/.cache/clip"
@@ -97,7 +97,8 @@ def read_weights(name: str, cache: str) -> object:
 def read_file(path: str, cache: str) -> object:
     """What a weights file holds; nothing pickled is executed."""
     if not os.path.isfile(path):
-        raise PromptingError(f"backbone '{path}' is neither a file nor one of {', '.join(known_names())}")
+        raise PromptingError(f"backbone '{path}' is neither a file nor one of {', '.join(known_names())}"
+                             f"{meant(path, known_names())}")
     if path.endswith(".safetensors"):
         return read_safetensors(path)
     try:
@@ -155,8 +156,8 @@ def _download(name: str, cache: str) -> dict[str, Tensor]:
     """The tensors of one of OpenAI's models."""
     url = published_urls()[name]
     digest = url.split("/")[-2]
-    if os.path.isfile(_converted(digest, cache)):
-        return read_safetensors(_converted(digest, cache))
+    if os.path.isfile(converted(digest, cache)):
+        return read_safetensors(converted(digest, cache))
     try:
         archive = openai_clip()._download(url, cache)
     except (OSError, RuntimeError) as error:
@@ -167,8 +168,8 @@ def _download(name: str, cache: str) -> dict[str, Tensor]:
 
 def _read_published(path: str, digest: str, cache: str) -> dict[str, Tensor]:
     """The tensors of a file whose SHA-256 is published."""
-    if os.path.isfile(_converted(digest, cache)):
-        return read_safetensors(_converted(digest, cache))
+    if os.path.isfile(converted(digest, cache)):
+        return read_safetensors(converted(digest, cache))
     return _read_archive(path, digest, cache)
 
 
@@ -181,12 +182,12 @@ def _read_archive(path: str, digest: str, cache: str) -> dict[str, Tensor]:
         archive = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]  # torch leaves it untyped
         state_dict: dict[str, Tensor] = archive.state_dict()
     # a folder that cannot be written makes the next start slower, no more
-    with contextlib.suppress(OSError), _written_whole(_converted(digest, cache)) as unfinished:
+    with contextlib.suppress(OSError), _written_whole(converted(digest, cache)) as unfinished:
         save_file({k: v.contiguous().clone() for k, v in state_dict.items()}, unfinished)
     return state_dict
 
 
-def _converted(digest: str, cache: str) -> str:
+def converted(digest: str, cache: str) -> str:
     """Where the tensors of a published archive are kept as safetensors."""
     return os.path.join(cache, f"{digest}.safetensors")
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from dassl.utils import printable
 from protocols.parts.cells import Cells
 from protocols.parts.drawing import Drawing, bar_chart
 from protocols.parts.place import Place
@@ -143,11 +144,26 @@ class Protocol(Naming):
     def drawings(self, cells: Cells) -> Iterator[Drawing]:
         """The figures of finished runs: bars per dataset, a group per part."""
         for name, own in by_dataset(cells).items():
-            yield bar_chart(self.name, f"{self.name}_{name}", own, self.title(name))
+            yield self.drawing(f"{self.name}_{name}", own, printable(self.title(name)))
 
     def comparison_drawings(self, cells: Cells) -> Iterator[Drawing]:
-        """The figures that `compare` draws beside its tables."""
-        return iter(())
+        """The figures that `compare` draws beside its tables: one per dataset and number of shots."""
+        for name, own in by_dataset(cells).items():
+            for number in own.values("shots"):
+                yield self.compared(name, own.where(shots=number))
+
+    def compared(self, dataset: str, cells: Cells) -> Drawing:
+        """`drawing` of a comparison on one dataset, with its shots and seeds below the title."""
+        shots, seeds = sorted(number for number in cells.values("shots") if number), len(cells.values("seed"))
+        numbers = ", ".join(map(str, shots))
+        more = [f"{numbers} shot{'s' if shots != [1] else ''} {self.per}"] if shots else []
+        more.append(f"{seeds} seed{'s' if seeds > 1 else ''}")
+        file = "_".join([dataset, "shots", *map(str, shots)]) if shots else dataset
+        return self.drawing(file, cells, f"{printable(self.title(dataset))}\n{', '.join(more)}")
+
+    def drawing(self, name: str, cells: Cells, title: str) -> Drawing:
+        """The figure of the cells of one dataset. name: of its file, without the ending."""
+        return bar_chart(self.name, name, cells, title)
 
     def trainings(self, cells: Cells) -> list[tuple[str, str, Cells]]:
         """[(end of the file's name, title, cells)] of the trainings on one dataset whose losses go into one figure."""

@@ -60,13 +60,16 @@ class BaseToNew(Protocol):
         return (f"each half of the classes has one class ({names}), and an accuracy among one class says nothing; "
                 "base2new needs at least four classes for both halves")
 
+    def title(self, dataset: str) -> str:
+        return f"{dataset}, base to new"
+
     # ---- tables ----
     def seed_tables(self, cells: Cells) -> list[Table]:
         tables, found = [], by_dataset(cells)
         for name, own in found.items():
             base, new = columns_of(own)
             rows = [[f"seed {seed}", *base_new_h([base.at(seed)], [new.at(seed)])] for seed in own.values("seed")]
-            tables.append(Table(f"{name}, base to new", ["", "base", "new", "H"],
+            tables.append(Table(self.title(name), ["", "base", "new", "H"],
                                 [*rows, ["mean", *base_new_h([base], [new])]]))
         if len(tables) > 1:
             parts = {name: columns_of(own) for name, own in found.items()}
@@ -91,7 +94,7 @@ class BaseToNew(Protocol):
         if seconds:
             headers.append("seconds per seed")
             rows = [[*row, seconds_per_seed(chosen)] for row, (_, chosen) in zip(rows, cells.methods())]
-        title = f"{names[0]}, base to new" if len(names) == 1 else f"base to new, average of {len(names)} datasets"
+        title = self.title(names[0]) if len(names) == 1 else f"base to new, average of {len(names)} datasets"
         return [*tables, Table(title, headers, rows, ("base", "new", "H"))]
 
     def test_sets(self, cells: Cells) -> list[TestSet]:
@@ -118,17 +121,13 @@ class BaseToNew(Protocol):
     def drawings(self, cells: Cells) -> Iterator[Drawing]:
         """Base against new accuracy of each dataset and of their average; a radar of H over datasets."""
         names = cells.values("dataset")
-        for name, own in by_dataset(cells).items():
-            yield plane(self.name, f"base2new_{name}", own, name)
+        yield from super().drawings(cells)
         if len(names) > 1:
             yield plane(self.name, "base2new_average", cells, f"average of {len(names)} datasets")
         yield radar_chart("radar", "base2new_radar", cells)
 
-    def comparison_drawings(self, cells: Cells) -> Iterator[Drawing]:
-        for name, own in by_dataset(cells).items():
-            [shots], seeds = own.values("shots"), len(cells.values("seed"))
-            drawn = f"{shots} shot{'s' if shots != 1 else ''} {self.per}, {seeds} seed{'s' if seeds > 1 else ''}"
-            yield plane(self.name, f"{name}_shots_{shots}", own, f"{name}, {drawn}")
+    def drawing(self, name: str, cells: Cells, title: str) -> Drawing:
+        return plane(self.name, name, cells, title)
 
     def trainings(self, cells: Cells) -> list[tuple[str, str, Cells]]:
         return [("", self.name, cells.where(part=BASE))]

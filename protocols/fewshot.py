@@ -27,6 +27,9 @@ class FewShot(Protocol):
         trained = not run.eval_only and run.part == "all" and run.shots > 0
         return run.place(self.name) if trained and run.tests_as_configured() else None
 
+    def title(self, dataset: str) -> str:
+        return f"{dataset}, all classes"
+
     def seed_tables(self, cells: Cells) -> list[Table]:
         return [seeds_across(own, f"{name}, all classes", "shots", first="shots")
                 for name, own in by_dataset(cells).items()]
@@ -49,12 +52,18 @@ class FewShot(Protocol):
                 for number in cells.values("shots")]
 
     def drawings(self, cells: Cells) -> Iterator[Drawing]:
-        """Accuracy by shots, a line per method: each dataset, and their average."""
-        found = by_dataset(cells)
-        for name, own in found.items():
-            yield shot_curves(self.name, f"fewshot_{name}", own, name)
-        if len(found) > 1:
-            yield shot_curves(self.name, "fewshot_average", cells, f"average of {len(found)} datasets")
+        """Each dataset, and their average."""
+        yield from super().drawings(cells)
+        if (number := len(cells.values("dataset"))) > 1:
+            yield self.drawing("fewshot_average", cells, f"average of {number} datasets")
+
+    def comparison_drawings(self, cells: Cells) -> Iterator[Drawing]:
+        for name, own in by_dataset(cells).items():
+            yield self.compared(name, own)
+
+    def drawing(self, name: str, cells: Cells, title: str) -> Drawing:
+        """Accuracy by shots, a line per method."""
+        return shot_curves(self.name, name, cells, title)
 
     def trainings(self, cells: Cells) -> list[tuple[str, str, Cells]]:
         """Those of the most shots."""

@@ -73,10 +73,9 @@ class SingleDomain(Protocol):
         return [TestSet(f"{name}, trained on {source}", [{"dataset": name, "part": part} for part in parts], True)
                 for name, own in by_dataset(cells).items() for source, parts in by_source(own).items()]
 
-    def drawings(self, cells: Cells) -> Iterator[Drawing]:
-        """Bars per dataset, a group per source: the average over its targets."""
-        for name, own in by_dataset(cells).items():
-            yield bar_chart(self.name, f"sdg_{name}", own, f"{name}, trained on one domain", by_source(own))
+    def drawing(self, name: str, cells: Cells, title: str) -> Drawing:
+        """Bars, a group per source: the average over its targets."""
+        return bar_chart(self.name, name, cells, title, by_source(cells))
 
     def trainings(self, cells: Cells) -> list[tuple[str, str, Cells]]:
         """A figure per source."""

@@ -70,6 +70,9 @@ class CrossDataset(Protocol):
         shots = run.model.shots if run.model.shots > 0 else run.shots
         return of_dataset(run, run.model.dataset, shots).place(self.name, run.dataset)
 
+    def title(self, dataset: str) -> str:
+        return f"trained on {dataset}"
+
     def notes(self, method: str, cells: Cells) -> list[str]:
         if cells.values("part") != cells.values("dataset"):
             return []
@@ -105,13 +108,11 @@ class CrossDataset(Protocol):
                                  Number.stated(numbers[what]), f"[{numbers['source']}]"])
         return rows
 
-    def drawings(self, cells: Cells) -> Iterator[Drawing]:
-        """Bars per source, a group per target."""
-        for name, own in by_dataset(cells).items():
-            own = Cells({place: results for place, results in own.items() if place.part != name})
-            if own:
-                yield bar_chart(self.name, f"xd_{name}", own, f"trained on {name}",
-                                averages=groups(name, own.values("part")))
+    def drawing(self, name: str, cells: Cells, title: str) -> Drawing:
+        """Bars, a group per target."""
+        own = Cells({place: results for place, results in cells.items() if place.part != place.dataset})
+        [source] = cells.values("dataset")
+        return bar_chart(self.name, name, own, title, averages=groups(source, own.values("part")))
 
     def trainings(self, cells: Cells) -> list[tuple[str, str, Cells]]:
         return [("", self.name, cells.where(part=cells.values("dataset")[0]))]

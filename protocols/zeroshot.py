@@ -56,5 +56,7 @@ class ZeroShot(Protocol):
         """None: there is one number per dataset."""
         return iter(())
 
+    comparison_drawings = drawings
+
     def trainings(self, cells: Cells) -> list[tuple[str, str, Cells]]:
         return []

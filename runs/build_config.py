@@ -19,10 +19,11 @@ from dassl.config import (
     merge_text,
 )
 from dassl.config.belongs import methods_of_file
-from dassl.config.reading import ConfigFile, read_config
+from dassl.config.reading import ConfigFile, keys_of, read_config
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.identity import allowed_changes
 from dassl.utils import InputError, broadcast
+from prompting.image_size import image_size
 from prompting.templates import check_templates
 from runs.run_spec import RunSpec
 from training.options import options_set
@@ -98,7 +99,19 @@ def _merged(spec: RunSpec, trainer: type, read: Callable[[str], ConfigFile]) -> 
     for flag, key, value in flag_settings(spec):
         merge_flag(cfg, key, value, flag)
     merge_options(cfg, spec.options, open_trainer)
+    if not names_size(spec, files) and (size := image_size(cfg.MODEL.BACKBONE.NAME)):
+        cfg.INPUT.SIZE = (size, size)
     return cfg
+
+
+def names_size(spec: RunSpec, files: tuple[tuple[str, str], ...]) -> bool:
+    """Whether an option or a config file of a run says INPUT.SIZE; else it is that of the backbone.
+
+    files: (name for messages, text) of each, as `ConfigFile.layers` gives them."""
+    if "INPUT.SIZE" in spec.options[::2]:
+        return True
+    inputs = [keys_of(text, path).get("INPUT") for path, text in files]
+    return any(isinstance(keys, dict) and "SIZE" in keys for keys in inputs)
 
 
 def _seed(seed: int) -> int:

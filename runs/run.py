@@ -3,7 +3,8 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator
-from typing import Any
+from io import TextIOBase
+from typing import Any, TextIO
 
 import torch
 from yacs.config import CfgNode
@@ -12,7 +13,7 @@ from dassl.config import own_cfg, write_config
 from dassl.config.effect import RunFacts, leaf_of, note_of, without_effect
 from dassl.data.datasets import keep_draws
 from dassl.data.overlap import count_overlap, learned_from
-from dassl.engine import TRAINER_REGISTRY, build_trainer, learns
+from dassl.engine import TRAINER_REGISTRY, TrainerBase, build_trainer, learns
 from dassl.engine.identity import check_evaluated, plain
 from dassl.engine.run_folder import (
     Sources,
@@ -37,6 +38,7 @@ from dassl.utils import (
 )
 from prompting.backbone import describe_weights, serve_foreign_code, unpublished_note, weights_digest
 from runs.build_config import BuiltConfig, default_config, flag_settings
+from runs.listener import Listener
 from runs.results import results_of
 from runs.run_spec import RunSpec
 from training.prompt_trainer import PromptTrainer
@@ -57,10 +59,11 @@ def finished(cfg: CfgNode, evaluation: Evaluation, seen: dict | None = None) -> 
 
 
 @contextlib.contextmanager
-def logged(folder: str) -> Iterator[None]:
-    """Within it what is printed also goes to the run folder's log.txt, and nothing torn is left there."""
+def logged(folder: str, prints: TextIO | TextIOBase | None = None) -> Iterator[None]:
+    """Within it what is printed also goes to the run folder's log.txt, and nothing torn is left there. prints: as of
+    Listener."""
     remove_torn_files(folder)
-    logger = setup_logger(folder)
+    logger = setup_logger(folder, prints)
     try:
         yield
     finally:
@@ -68,13 +71,15 @@ def logged(folder: str) -> Iterator[None]:
 
 
 # ---- the run ----
-def run(spec: RunSpec, built: BuiltConfig, evaluation: Evaluation, clips: dict[str, Any]) -> dict[str, Any]:
+def run(spec: RunSpec, built: BuiltConfig, evaluation: Evaluation, clips: dict[str, Any],
+        listener: Listener) -> dict[str, Any]:
     """Build the trainer of a config, train or evaluate it, store the results.
 
     Args:
         spec, built: the run and its config.
         evaluation: what `what_is_evaluated` says of it.
         clips: {backbone name: loaded CLIP}, filled and shared.
+        listener: who is told how far the run is.
     Returns:
         the results, as results.json holds them; {} with --no-train.
     """
@@ -82,6 +87,7 @@ def run(spec: RunSpec, built: BuiltConfig, evaluation: Evaluation, clips: dict[s
     if torch.cuda.is_initialized():  # by an earlier run of this process
         torch.cuda.reset_peak_memory_stats()
     trainer = _trainer_of(spec, built, clips)
+    TrainerBase.progress.of(trainer).listener = listener.reached
     stored = own_cfg(cfg, default_config(cfg))
     silent = _told_without_effect(spec, cfg, trainer)
     overlap = broadcast(lambda: begin_folder(spec, stored, trainer))

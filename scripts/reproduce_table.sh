@@ -13,7 +13,9 @@ case "${1:-}" in
     base2new) datasets="imagenet caltech101 oxford_pets stanford_cars oxford_flowers food101 fgvc_aircraft sun397 dtd \
 eurosat ucf101" ;;
     dg) datasets="pacs vlcs office_home domainnet" ;;
-    *) sed -n '2,7s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 2 ;;
+    *) sed -n '2,7s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+       [ $# -eq 0 ] || echo "error: the published tables are base2new and dg; '$1' is none of them" >&2
+       exit 2 ;;
 esac
 protocol=$1
 shift

@@ -150,8 +150,11 @@ def test_what_a_task_ended_with_is_told(call, slurm, out):
 
 def test_runs_of_another_config_are_refused_and_the_rest_is_submitted(call, slurm, capsys):
     call("--seeds", "1")
-    with pytest.raises(InputError, match="2 of 4 runs were refused"):
+    with pytest.raises(InputError, match="nothing was run: 2 of 4 runs cannot be made; --keep-going"):
         call(*SLURM, options=("OPTIM.LR", "0.3"))
+    assert not slurm.jobs()
+    with pytest.raises(InputError, match="2 of 4 runs were refused"):
+        call(*SLURM, "--keep-going", options=("OPTIM.LR", "0.3"))
     assert "Submitted 1 task" in capsys.readouterr().out and slurm.jobs() == ["1"]
 
 

@@ -357,7 +357,8 @@ def test_legends_lie_within_the_figure(names, make, tmp_path):
     assert len(legends[0].get_texts()) == len(names)
     axes = figure.axes[0].get_window_extent()
     assert figure.legends == [] or box.y1 <= axes.y0 + 1
-    assert axes.height > 0.4 * style.WIDTH * figure.dpi  # many methods leave the axes their room
+    room = 0.4 if len(figure.axes) == 1 else 0.25  # bars of many methods stand in several rows
+    assert axes.height > room * style.WIDTH * figure.dpi  # many methods leave the axes their room
     style.plt.close("all")
 
 

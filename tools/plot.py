@@ -5,14 +5,15 @@
 
 base2new: base against new with lines of equal H, and a radar of H over datasets; dg, xd and sdg: bars; fewshot: curves
 with bands of one standard deviation over seeds; training: loss, accuracy and learning rate by step. A method has the
-same colour in all figures of an output folder.
+same colour in all figures, and methods stand in the order of their names, as in the tables of `metaprompt report`.
 """
 import functools
 import os
 import sys
 
 import train
-from dassl.utils import InputError, require_own_folder
+from dassl.utils import InputError, printable, require_own_folder
+from dassl.utils.registry import nearest
 from protocols import PROTOCOL_REGISTRY, protocol_named
 from protocols.base import by_dataset
 from protocols.parts.style import draw, looks, method_names
@@ -38,7 +39,7 @@ def figures(cells, where, folder, only=None):
                 files += draw(functools.partial(drawing.draw, look), os.path.join(folder, drawing.name))
         for dataset, own in by_dataset(chosen).items() if only is None or TRAINING in only else ():
             for more, title, group in protocol.trainings(own):
-                files += draw(functools.partial(training, group, where, f"{dataset}, {title}", look),
+                files += draw(functools.partial(training, group, where, printable(f"{dataset}, {title}"), look),
                               os.path.join(folder, f"{TRAINING}_{name}_{dataset}{more}"))
     return files
 
@@ -47,7 +48,8 @@ def parse_arguments(argv):
     parser = train.ArgumentParser(description="Draw figures of finished runs.")
     parser.add_argument("output", nargs="+", help="output folders of protocols, or folders in them")
     parser.add_argument("--only", nargs="+", metavar="KIND",
-                        help=f"only these figures: {', '.join(kinds())}, or the name of a plugin's protocol")
+                        help=f"only these figures: {', '.join(kinds())}, or the name of a plugin's protocol "
+                             "(default all)")
     parser.add_argument("--to", help="folder of the figures; default figures in the first output folder")
     parser.add_argument("--plugin", action="append", default=[], metavar="FILE_OR_MODULE",
                         help="a file or module with more protocols (repeatable)")
@@ -59,7 +61,8 @@ def main(argv=None):
     args = parse_arguments(argv)
     train.discover(args.plugin)
     if unknown := [kind for kind in args.only or () if kind not in kinds()]:
-        raise InputError(f"--only: no figures are called {', '.join(unknown)}; there are: {', '.join(kinds())}")
+        raise InputError(f"--only: no figures are called {', '.join(unknown)}{nearest(unknown[0], kinds())}; "
+                         f"there are: {', '.join(kinds())}")
     cells, where = find_runs(args.output)
     require_comparable(cells, where)
     folder = args.to or os.path.join(args.output[0], "figures")

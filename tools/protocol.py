@@ -15,15 +15,16 @@ import time
 
 import train
 from dassl.engine.run_folder import Listings
-from dassl.utils import InputError, broadcast, printable, require_own_folder
+from dassl.utils import InputError, broadcast, printable, rank, require_own_folder
 from dassl.utils.streams import go_on
 from protocols import Cells
 from tools import report
 from tools.results.run_folders import for_tables, places_below, require_comparable, uncollected
-from tools.running import cluster, slurm_settings, status
+from tools.running import cluster, dry_run, slurm_settings, status
 from tools.running.before_run import finished, only_class
-from tools.running.dry_run import list_runs
 from tools.running.execution import Outcome, execute
+from tools.running.in_width import in_width
+from tools.running.live import console_for, width_of
 from tools.running.plans import Planner
 from tools.running.words import COMPARE, check_arguments, parse_arguments
 
@@ -40,22 +41,25 @@ def main(argv=None):
     for trainer, chosen in Cells(dict.fromkeys(run.place for run in runs)).methods():
         for note in args.of.notes(trainer, chosen):
             print(note)
-    if args.dry_run:
+    if args.dry_run or args.preflight:
         with uncollected():
-            listed, refused = list_runs(runs)
-        print(listed)
-        if refused:
-            raise InputError(f"{refused} of {len(runs)} runs would be refused, see above")
+            listed, found = dry_run.described(runs, args, planner.clips)
+        broadcast(lambda: print(listed))
+        dry_run.require_none_refused(found)
         return listed
     if args.status:
         return told(sweep_status(runs, args.output))
     if args.table:
         outcome = made(runs)
         return broadcast(lambda: show(args, runs, outcome, f", {len(outcome.results)} of {len(runs)} runs done"))
+    with uncollected():
+        refused = dry_run.require_ready(runs, args, planner.clips)
     if args.launcher == "slurm":
-        return told(submitted(runs, args))
+        return told(submitted(runs, args, refused))
     started = time.time()
-    outcome = execute(runs, planner.clips, args.jobs)
+    left = [run for run in runs if run.folder not in refused]
+    console = None if rank() else console_for(left, args.jobs, args.verbose)
+    outcome = execute(runs, planner.clips, args.jobs, console, refused)
     text = broadcast(lambda: show(args, runs, outcome, f", {time.time() - started:.0f} s"))
     outcome.require_all()
     return text
@@ -76,9 +80,11 @@ def sweep_status(runs, output):
     return status.describe(found)
 
 
-def submitted(runs, args):
-    """Submit what is not made yet and say so. Raises InputError for runs that cannot be made."""
-    jobs, before = cluster.submit(runs, args.output, slurm_settings.slurm_parameters(args))
+def submitted(runs, args, refused):
+    """Submit what is not made yet and say so. Raises InputError for runs that cannot be made.
+
+    refused: {run folder: why} of what is known of them."""
+    jobs, before = cluster.submit(runs, args.output, slurm_settings.slurm_parameters(args), refused)
     words = [state.word for state in before]
     kept = f"{words.count('done')} done, {sum(state.in_hand for state in before)} queued or running already"
     lines = [f"Submitted {tasks} task{'s' if tasks > 1 else ''} as Slurm job {job}; of {len(runs)} runs: {kept}"
@@ -127,7 +133,7 @@ def show(args, runs, outcome, more):
     text = ""
     for table in make_tables(args, runs, outcome):
         text = table.render()
-        print(f"\n{printable(table.title)}\n\n{text}")
+        print(f"\n{printable(table.title)}\n\n{in_width(table, width_of(sys.stdout))}")
     files = figures(args, runs, outcome) if args.command == COMPARE[0] else []
     if files:
         print(f"\nFigure: {', '.join(files)}")

@@ -11,6 +11,7 @@ import sys
 import train
 from dassl.engine.identity import same_backbone
 from dassl.utils import InputError
+from dassl.utils.registry import nearest
 from prompting.backbone import weights_digest
 from protocols import Cells, protocol_named
 from protocols.parts.formats import FORMATS, WORDS, comment
@@ -32,12 +33,12 @@ def parse_arguments(argv):
     parser = train.ArgumentParser(description="Collect finished runs into tables.")
     parser.add_argument("output", nargs="+", help="output folders of protocols, or folders in them")
     parser.add_argument("--format", choices=FORMATS, default="text", help="default text")
-    parser.add_argument("--protocol", nargs="+", help="only these protocols")
-    parser.add_argument("--dataset", nargs="+", help="only these datasets (of xd: sources)")
-    parser.add_argument("--trainer", nargs="+", help="only these methods")
-    parser.add_argument("--shots", type=int, nargs="+", help="only runs with these numbers of shots")
-    parser.add_argument("--seeds", type=int, nargs="+", help="only these seeds")
-    parser.add_argument("--backbone", help="only runs with this backbone")
+    parser.add_argument("--protocol", nargs="+", help="only these protocols (default all)")
+    parser.add_argument("--dataset", nargs="+", help="only these datasets, of xd: sources (default all)")
+    parser.add_argument("--trainer", nargs="+", help="only these methods (default all)")
+    parser.add_argument("--shots", type=int, nargs="+", help="only runs with these numbers of shots (default all)")
+    parser.add_argument("--seeds", type=int, nargs="+", help="only these seeds (default all)")
+    parser.add_argument("--backbone", help="only runs with this backbone (default all)")
     parser.add_argument("--compare", nargs="*", metavar="METHOD", default=None,
                         help="compare every pair of these methods; none: no comparison at all; by default every pair, "
                              "of more than four methods the best with each other one is shown")
@@ -61,8 +62,10 @@ def chosen_runs(args):
             known = [*found.cells.values(field), *(getattr(run, field, None) for _, run, _ in found.single)]
             _keep(found, lambda run, results, field=field, wanted=wanted: getattr(run, field, None) in wanted)
             if not found.cells and not found.single:
-                raise InputError(f"no run has {field} {' or '.join(map(str, wanted))}; there are: "
-                                 f"{', '.join(str(value) for value in dict.fromkeys(known) if value is not None)}")
+                there = [str(value) for value in dict.fromkeys(known) if value is not None]
+                meant = "".join(nearest(word, there) for word in wanted) if isinstance(wanted[0], str) else ""
+                raise InputError(f"no run has {field} {' or '.join(map(str, wanted))}{meant}; there are: "
+                                 f"{', '.join(there)}")
     if args.backbone:
         asked = {"name": without_folder(args.backbone), "digest": weights_digest(args.backbone)}
         _keep(found, lambda run, results: same_backbone(known_backbone(results), asked))
@@ -84,7 +87,7 @@ def require_methods(args, cells):
     methods = [name for protocol in cells.values("protocol") for name, _ in cells.where(protocol=protocol).methods()]
     for flag, asked in (("--compare", args.compare or ()), ("--against", [args.against] if args.against else ())):
         if unknown := [name for name in asked if name not in methods]:
-            raise InputError(f"{flag}: no runs of {', '.join(unknown)} here; there are: "
+            raise InputError(f"{flag}: no runs of {', '.join(unknown)} here{nearest(unknown[0], methods)}; there are: "
                              f"{', '.join(dict.fromkeys(methods))}")
     if args.against and args.compare == []:
         raise InputError("--compare without a method leaves comparisons out, --against asks for them; leave one out")

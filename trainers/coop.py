@@ -43,11 +43,12 @@ class CoOp(PromptTrainer):
     @staticmethod
     def extend_cfg(cfg):
         cfg.TRAINER.COOP = CN()
-        cfg.TRAINER.COOP.N_CTX = 16
-        cfg.TRAINER.COOP.CSC = False
+        cfg.TRAINER.COOP.N_CTX = 16  # number of context vectors
+        cfg.TRAINER.COOP.CSC = False  # class-specific context: vectors of its own for each class
         cfg.TRAINER.COOP.CTX_INIT = ""  # words to start from; their number then is the number of context vectors
+        # where the class name stands: end, middle or front of the context
         cfg.TRAINER.COOP.CLASS_TOKEN_POSITION = "end"
-        cfg.TRAINER.COOP.PREC = "auto"
+        cfg.TRAINER.COOP.PREC = "auto"  # precision of the frozen towers: fp32, amp, fp16 or auto
 
     @classmethod
     def class_bound(cls, cfg):

@@ -61,9 +61,9 @@ class CoPrompt(MaPLe):
     @staticmethod
     def extend_cfg(cfg):
         node = cfg.TRAINER.COPROMPT = coupled_prompts_cfg()
-        node.W = 8.0  # weight of the consistency
-        node.IMAGE_ADAPTER_RATIO = 0.1
-        node.TEXT_ADAPTER_RATIO = 0.2
+        node.W = 8.0  # weight of the consistency loss
+        node.IMAGE_ADAPTER_RATIO = 0.1  # share of the adapter in the mixture with the image feature
+        node.TEXT_ADAPTER_RATIO = 0.2  # share of the adapter in the mixture with the class feature
         node.SENTENCES = ""  # a JSON file {class name: [sentence, ...]}; without one, hand-written templates
 
     @classmethod

@@ -16,12 +16,12 @@ from training import PromptTrainer
 def independent_prompts_cfg(n_ctx):
     """The settings of independent prompts with `n_ctx` tokens per tower: a config node."""
     node = CN()
-    node.N_CTX_VISION = n_ctx  # image prompt tokens
-    node.N_CTX_TEXT = n_ctx  # text prompt tokens
-    node.CTX_INIT = "a photo of a"  # its first N_CTX_TEXT tokens start the context, the others stay in the prompt
-    node.PROMPT_DEPTH_VISION = 9  # blocks with prompts, from the first; 1: at the input only
-    node.PROMPT_DEPTH_TEXT = 9
-    node.PREC = "auto"
+    node.N_CTX_VISION = n_ctx  # image prompt tokens per block
+    node.N_CTX_TEXT = n_ctx  # text prompt tokens per block
+    node.CTX_INIT = "a photo of a"  # words; N_CTX_TEXT tokens of them start the context, the others stay in the prompt
+    node.PROMPT_DEPTH_VISION = 9  # image blocks with prompts, from the first; 1: at the input only
+    node.PROMPT_DEPTH_TEXT = 9  # text blocks with prompts, from the first; 1: at the input only
+    node.PREC = "auto"  # precision of the frozen towers: fp32, amp, fp16 or auto
     return node
 
 

@@ -23,10 +23,11 @@ class KgCoOp(PromptTrainer):
     @staticmethod
     def extend_cfg(cfg):
         cfg.TRAINER.KGCOOP = CN()
-        cfg.TRAINER.KGCOOP.N_CTX = 4
-        cfg.TRAINER.KGCOOP.CTX_INIT = "a photo of a"  # whatever the dataset; "" for N_CTX random vectors
-        cfg.TRAINER.KGCOOP.W = 8.0
-        cfg.TRAINER.KGCOOP.PREC = "auto"
+        cfg.TRAINER.KGCOOP.N_CTX = 4  # number of context vectors
+        # words to start from, whatever the dataset; "" for N_CTX random vectors
+        cfg.TRAINER.KGCOOP.CTX_INIT = "a photo of a"
+        cfg.TRAINER.KGCOOP.W = 8.0  # weight of the distance to the frozen class features
+        cfg.TRAINER.KGCOOP.PREC = "auto"  # precision of the frozen towers: fp32, amp, fp16 or auto
 
     def check_cfg(self, cfg):
         node = self.node_of(cfg)

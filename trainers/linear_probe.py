@@ -42,8 +42,9 @@ class LinearProbe(PromptTrainer):
     @staticmethod
     def extend_cfg(cfg):
         cfg.TRAINER.LINEARPROBE = CN()
-        cfg.TRAINER.LINEARPROBE.INIT = "zero"  # or text
-        cfg.TRAINER.LINEARPROBE.PREC = "auto"
+        # what the classifier starts as: zero, or text (the class features of zero-shot CLIP)
+        cfg.TRAINER.LINEARPROBE.INIT = "zero"
+        cfg.TRAINER.LINEARPROBE.PREC = "auto"  # precision of the frozen towers: fp32, amp, fp16 or auto
 
     @classmethod
     def class_bound(cls, cfg):

@@ -16,9 +16,9 @@ def coupled_prompts_cfg():
     """The settings of coupled prompts: a config node with MaPLe's defaults."""
     node = CN()
     node.N_CTX = 2  # prompt tokens of each tower
-    node.CTX_INIT = "a photo of a"  # the first N_CTX tokens start the context, the others stay in the prompt
-    node.PROMPT_DEPTH = 9  # blocks with prompts, from the first; 1: at the input only
-    node.PREC = "auto"
+    node.CTX_INIT = "a photo of a"  # words; N_CTX tokens of them start the context, the others stay in the prompt
+    node.PROMPT_DEPTH = 9  # blocks of each tower with prompts, from the first; 1: at the input only
+    node.PREC = "auto"  # precision of the frozen towers: fp32, amp, fp16 or auto
     return node
 
 

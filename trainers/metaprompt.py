@@ -34,12 +34,12 @@ class MetaPrompt(PromptTrainer):
         cfg.TRAINER.METAPROMPT = CN()
         cfg.TRAINER.METAPROMPT.N_CTX = 2  # text prompt tokens per layer
         cfg.TRAINER.METAPROMPT.N_PRO = 2  # image prompt tokens per layer
-        cfg.TRAINER.METAPROMPT.LAYERS = 12
+        cfg.TRAINER.METAPROMPT.LAYERS = 12  # depth of the prompts, in layers
         cfg.TRAINER.METAPROMPT.META_STEP = 0.2  # the meta-update's rate, in learning rates
         cfg.TRAINER.METAPROMPT.SPLIT = "auto"  # class, domain, or auto: domain when there are several source domains
-        cfg.TRAINER.METAPROMPT.ORDER = 1  # of the meta-gradient: 1 or 2
-        cfg.TRAINER.METAPROMPT.VARIANT = "paper"  # or released: as the authors' published code
-        cfg.TRAINER.METAPROMPT.PREC = "auto"
+        cfg.TRAINER.METAPROMPT.ORDER = 1  # order of the meta-gradient: 1 or 2
+        cfg.TRAINER.METAPROMPT.VARIANT = "paper"  # paper, or released: as the authors' published code
+        cfg.TRAINER.METAPROMPT.PREC = "auto"  # precision of the frozen towers: fp32, amp, fp16 or auto
 
     def check_cfg(self, cfg):
         node = self.node_of(cfg)

@@ -57,16 +57,16 @@ class ProMetaR(IVLP):
     @staticmethod
     def extend_cfg(cfg):
         node = cfg.TRAINER.PROMETAR = independent_prompts_cfg(n_ctx=4)
-        node.TEXT_LOSS_WEIGHT = 50.0  # of the regulariser
-        node.IMAGE_LOSS_WEIGHT = 20.0
+        node.TEXT_LOSS_WEIGHT = 50.0  # weight of the regulariser of the class features
+        node.IMAGE_LOSS_WEIGHT = 20.0  # weight of the regulariser of the image features
         node.ADAPT_LR = 0.0005  # rate of the inner step
         node.LR_RATIO = 0.0005  # weight of the query's loss
-        node.ORDER = 2  # of the meta-gradient: 1 or 2
+        node.ORDER = 2  # order of the meta-gradient: 1 or 2
         node.MIXUP_ALPHA = 0.5  # the mixing ratio is drawn from Beta(MIXUP_ALPHA, MIXUP_BETA)
-        node.MIXUP_BETA = 0.5
+        node.MIXUP_BETA = 0.5  # the mixing ratio is drawn from Beta(MIXUP_ALPHA, MIXUP_BETA)
         node.DIM_RATE = 8  # entries of a gradient that share a gate
         node.VNET_LR = 1e-6  # rate of the gates' networks, constant
-        node.VNET_WEIGHT_DECAY = 5e-4
+        node.VNET_WEIGHT_DECAY = 5e-4  # weight decay of the gates' networks
 
     def check_cfg(self, cfg):
         node = self.node_of(cfg)

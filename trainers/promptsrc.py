@@ -35,10 +35,10 @@ class PromptSRC(IVLP):
     @staticmethod
     def extend_cfg(cfg):
         node = cfg.TRAINER.PROMPTSRC = independent_prompts_cfg(n_ctx=4)
-        node.TEXT_LOSS_WEIGHT = 25.0
-        node.IMAGE_LOSS_WEIGHT = 10.0
+        node.TEXT_LOSS_WEIGHT = 25.0  # weight of the distance to the frozen class features
+        node.IMAGE_LOSS_WEIGHT = 10.0  # weight of the distance to the frozen image features
         node.GPA_MEAN = 15.0  # the epoch (from 1) whose prompts weigh most in the average
-        node.GPA_STD = 1.0  # in epochs
+        node.GPA_STD = 1.0  # spread of the average's weights around GPA_MEAN, in epochs
 
     def check_cfg(self, cfg):
         node = self.node_of(cfg)

@@ -62,11 +62,11 @@ class TCP(PromptTrainer):
     @staticmethod
     def extend_cfg(cfg):
         cfg.TRAINER.TCP = CN()
-        cfg.TRAINER.TCP.N_CTX = 4
+        cfg.TRAINER.TCP.N_CTX = 4  # number of context vectors
         cfg.TRAINER.TCP.CTX_INIT = ""  # words to start from; their number then is the number of context vectors
         cfg.TRAINER.TCP.W = 8.0  # weight of the distance to the frozen class features
         cfg.TRAINER.TCP.LAYER = 8  # of the text tower's 12, from 0, at whose input the class prompts are inserted
-        cfg.TRAINER.TCP.PREC = "auto"
+        cfg.TRAINER.TCP.PREC = "auto"  # precision of the frozen towers: fp32, amp, fp16 or auto
 
     def check_cfg(self, cfg):
         node = self.node_of(cfg)

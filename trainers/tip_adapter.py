@@ -41,12 +41,13 @@ class TipAdapter(FrozenFeatures):
     @classmethod
     def extend_cfg(cls, cfg):
         node = cfg.TRAINER[cls.__name__.upper()] = CN()
-        node.BETA, node.ALPHA = 5.5, 1.17  # to start with, and what Tip-Adapter-F is trained at
-        node.SEARCH_SCALE = (7.0, 3.0)  # beta and alpha are searched from 0.1 up to these,
-        node.SEARCH_STEP = (200, 20)  # in so many steps
+        node.BETA = 5.5  # sharpness of the cache, to start with; Tip-Adapter-F is trained at it
+        node.ALPHA = 1.17  # weight of the cache, to start with; Tip-Adapter-F is trained at it
+        node.SEARCH_SCALE = (7.0, 3.0)  # beta and alpha are searched from 0.1 up to these numbers
+        node.SEARCH_STEP = (200, 20)  # steps of the searches for beta and alpha
         node.AUGMENT_EPOCH = 10  # augmentations whose features are averaged into a key
         node.TEMPLATES = ()  # prompts to use instead of the dataset's
-        node.PREC = "auto"
+        node.PREC = "auto"  # precision of the frozen towers: fp32, amp, fp16 or auto
 
     def check_cfg(self, cfg):
         name = f"TRAINER.{type(self).__name__.upper()}"

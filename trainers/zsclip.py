@@ -20,7 +20,7 @@ class ZeroshotCLIP(PromptTrainer):
     @staticmethod
     def extend_cfg(cfg):
         cfg.TRAINER.ZEROSHOTCLIP = CN()
-        cfg.TRAINER.ZEROSHOTCLIP.PREC = "auto"
+        cfg.TRAINER.ZEROSHOTCLIP.PREC = "auto"  # precision of the frozen towers: fp32, amp, fp16 or auto
 
     def build_model(self, towers: Towers, classnames: list[str]) -> FrozenCLIP:
         return FrozenCLIP(towers, classnames, self.frozen_templates(template_of(self.cfg.DATASET.NAME)))
@@ -37,8 +37,9 @@ class ZeroshotCLIP2(PromptTrainer):
     @staticmethod
     def extend_cfg(cfg):
         cfg.TRAINER.ZEROSHOTCLIP2 = CN()
-        cfg.TRAINER.ZEROSHOTCLIP2.PREC = "auto"
-        cfg.TRAINER.ZEROSHOTCLIP2.TEMPLATES = "selected"  # or all
+        cfg.TRAINER.ZEROSHOTCLIP2.PREC = "auto"  # precision of the frozen towers: fp32, amp, fp16 or auto
+        # which templates: selected (7 and the dataset's own) or all (80)
+        cfg.TRAINER.ZEROSHOTCLIP2.TEMPLATES = "selected"
 
     def check_cfg(self, cfg):
         check_availability(self.node_of(cfg).TEMPLATES, ("selected", "all"), "TRAINER.ZEROSHOTCLIP2.TEMPLATES")

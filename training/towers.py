@@ -27,5 +27,5 @@ def build_towers(clip_model: Any, cfg: Any, device: torch.device, precision: Pre
     size = towers.resolution
     if tuple(cfg.INPUT.SIZE) != (size, size):
         raise InputError(f"INPUT.SIZE is {tuple(cfg.INPUT.SIZE)}, but the backbone {cfg.MODEL.BACKBONE.NAME} takes "
-                         f"images of {size} x {size}; set INPUT.SIZE \"({size},{size})\"")
+                         f"images of {size} x {size}; set INPUT.SIZE \"({size},{size})\", or leave it out")
     return towers

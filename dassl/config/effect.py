@@ -244,8 +244,9 @@ EFFECTS = {
     "TEST.FINAL_MODEL": ("nothing is trained and tested", lambda run: run.tests and run.learned),
     "TRAINER.NAME": ACTS,
 }
+NEVER = {NOTHING[0], NO_HEAD[0], EFFECTS["MODEL.BACKBONE.PRETRAINED"][0]}  # why keys act in no run at all
 # What is told of a config file also where nothing is trained: it acts in no other run with that dataset, either.
-ALWAYS_TOLD = {NOTHING[0], NO_HEAD[0], DOMAINS[0], EFFECTS["MODEL.BACKBONE.PRETRAINED"][0]}
+ALWAYS_TOLD = NEVER | {DOMAINS[0]}
 
 
 def leaf_of(cfg, key):

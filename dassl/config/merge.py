@@ -8,11 +8,11 @@ import re
 import yaml
 from yacs.config import CfgNode as CN
 
+from dassl.config.near import meant_key
 from dassl.config.reading import BASE, Loader, config_layers, keys_of
 from dassl.config.tree import dotted, leaves
 from dassl.utils.checkpoint import write_atomically
 from dassl.utils.errors import InputError
-from dassl.utils.registry import nearest
 
 WORD = re.compile(r"[\w.+/:-]+")  # an entry of a list that is written as words between commas
 NUMBERS = {"MODEL.HEAD.HIDDEN_LAYERS": 0}  # lists of numbers that are empty by default -> an example entry
@@ -87,7 +87,8 @@ def _set(cfg, key, value, where, open_trainer):
         if not isinstance(node, CN):
             break
     if not isinstance(node, CN) or (leaf not in node and not free):
-        raise InputError(f"{where}: unknown key {key}{nearest(key, dotted(cfg))}")
+        method = cfg.get("TRAINER", {}).get("NAME", "")
+        raise InputError(f"{where}: unknown key {key}{meant_key(key, dotted(cfg), method)}")
     if isinstance(value, str) and not isinstance(node.get(leaf), (str, tuple, list)):
         value = _decode(value)
     if leaf not in node:

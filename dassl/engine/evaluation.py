@@ -24,7 +24,8 @@ class Evaluation:
     def __init__(self) -> None:
         self.results: OrderedDict[str, dict[str, Any]] = OrderedDict()
 
-    def over(self, part: str, loader: Any, evaluator: Any, answer: Answer, domains: bool = False) -> dict[str, Any]:
+    def over(self, part: str, loader: Any, evaluator: Any, answer: Answer, domains: bool = False,
+             reached: Callable[[int, int], None] = lambda done, batches: None) -> dict[str, Any]:
         """Evaluate on a part of the data.
 
         Args:
@@ -32,6 +33,7 @@ class Evaluation:
             evaluator: a `dassl.evaluation.EvaluatorBase` that was reset. It is given logits and labels, and, where its
                 `process` takes them, the images' files (`impath`) and domains.
             domains: whether domains are to be told apart.
+            reached: is called with the number of batches done before each batch, and the number of all.
         Returns:
             {name: number}; the first decides.
         Raises:
@@ -42,6 +44,7 @@ class Evaluation:
         print(f"Evaluate on the *{part}* set")
         with divided(loader) as size_of:
             for number, batch in enumerate(tqdm(loader, desc=part, leave=False, disable=True if rank() else None)):
+                reached(number, len(loader))
                 output, label = answer(batch)
                 more = {name: batch[name] for name in known if name in batch}
                 for logits, labels, about in gathered_outputs(output, label, more, size_of(number)):

@@ -2,6 +2,7 @@
 the lists of images it was trained on. Tensors that fit are not enough for numbers that mean something."""
 import os
 
+from dassl.config.near import meant_key
 from dassl.config.tree import dotted
 from dassl.data.datasets import dataset_digest
 from dassl.utils import InputError, load_checkpoint
@@ -173,8 +174,8 @@ def allowed_changes(cfg):
     known = [BACKBONE, *SETTINGS, *settings_of(cfg)]
     for name in cfg.TEST.ALLOW_CHANGED:
         if name not in known:
-            raise InputError(f"TEST.ALLOW_CHANGED: '{name}' is no setting that a checkpoint is compared by; known: "
-                             f"{', '.join(dict.fromkeys(known))}")
+            raise InputError(f"TEST.ALLOW_CHANGED: '{name}' is no setting that a checkpoint is compared by"
+                             f"{meant_key(name, known)}; known: {', '.join(dict.fromkeys(known))}")
     return tuple(cfg.TEST.ALLOW_CHANGED)
 
 

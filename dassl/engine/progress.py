@@ -1,25 +1,52 @@
-"""Progress: what a training tells while it runs, on the console and for TensorBoard."""
+"""Progress: what a training tells while it runs: lines of the log, scalars for TensorBoard, and how far it is."""
 import datetime
 import secrets
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 from dassl.utils import AverageMeter, InputError, MetricMeter, rank, require_own_folder
+
+SECONDS_BETWEEN = 0.25  # that a listener is told how far the run is
+
+
+class Point(NamedTuple):
+    """How far a run is.
+
+    Attributes:
+        part: of the data that is evaluated on (val, test, train); "" in the training.
+        epoch: from 1, of `epochs`; both 0 in an evaluation.
+        done: batches of the epoch or of the evaluation, of `batches`; both 0 where a trainer's loop does not say.
+        loss: its mean over the epoch's batches so far; None where no step has given one.
+        seconds_left: until the training ends, without the evaluation after it; None where nothing is known yet.
+    """
+
+    part: str = ""
+    epoch: int = 0
+    epochs: int = 0
+    done: int = 0
+    batches: int = 0
+    loss: float | None = None
+    seconds_left: float | None = None
 
 
 class Progress:
     """The line of a step with its numbers, times and the time left, and the writer of scalars.
 
-    An epoch begins with `begin_epoch`; of each step `batch_loaded`, `step_made` and, at its very end, `step_over` are
-    called, in this order.
+    An epoch begins with `enter_epoch`, which comes for every method, then `begin_epoch`; of each step `batch_loaded`,
+    `step_made`, `show` and, at its very end, `step_over` are called, in this order. A method with a loop of its own may
+    leave out all but the first.
 
     Attributes:
         writer: the TensorBoard writer; None where nothing is written.
+        listener: is told the Point that the run is at, a few times per second; None where nobody listens.
     """
 
     def __init__(self) -> None:
         self.writer: Any = None
+        self.listener: Callable[[Point], None] | None = None
+        self._told = -SECONDS_BETWEEN  # when the listener was told
+        self._entered: tuple[int, float] | None = None  # the first epoch (from 0), and when it began
         self._epoch = self._max_epoch = self._batches = 0
         self._losses, self._step_time, self._load_time = MetricMeter(), AverageMeter(), AverageMeter()
         self._since = 0.0  # when the last step was over
@@ -52,6 +79,34 @@ class Progress:
                              "touch it, and start the same command again: it goes on from the last checkpoint that "
                              "is left") from None
 
+    # ---- how far it is ----
+    def _tell(self, point: Callable[[], Point], always: bool = False) -> None:
+        """Tell the listener, unless it was told just now. The Point is made only then."""
+        now = time.monotonic()
+        if self.listener is not None and (always or now - self._told >= SECONDS_BETWEEN):
+            self._told = now
+            self.listener(point())
+
+    def enter_epoch(self, epoch: int, max_epoch: int) -> None:
+        """The loop of a training is at the beginning of an epoch (from 0), of `max_epoch`."""
+        if self.listener is None:
+            return
+        now = time.monotonic()
+        first, since = self._entered = self._entered or (epoch, now)
+        left = (now - since) / (epoch - first) * (max_epoch - epoch) if epoch > first else None
+        self._tell(lambda: Point("", epoch + 1, max_epoch, 0, 0, self._loss(), left), always=epoch == first)
+
+    def evaluated(self, part: str, done: int, batches: int) -> None:
+        """An evaluation has done so many batches."""
+        if self.listener is not None:
+            self._tell(lambda: Point(part, done=done, batches=batches), always=done == 0)
+
+    def _loss(self) -> float | None:
+        """The mean of the epoch's loss: of the number of that name, else of the first with that word in its name."""
+        meters = self._losses.meters
+        named = next((name for name in ("loss", *meters) if "loss" in name and name in meters), None)
+        return None if named is None else meters[named].avg
+
     # ---- an epoch ----
     def begin_epoch(self, epoch: int, max_epoch: int, batches: int) -> None:
         """epoch: from 0, of `max_epoch`; batches: of the epoch."""
@@ -71,15 +126,22 @@ class Progress:
         self._since = time.time()
 
     def show(self, batch: int, lr: float, every: int) -> None:
-        """Print the line of a batch (from 0): of the epoch's last, and of each `every`-th unless that is 0."""
+        """Print the line of a batch (from 0): of the epoch's last, and of each `every`-th unless that is 0. Tell the
+        listener how far the run is."""
         done = batch + 1
+        if self.listener is not None:
+            self._tell(lambda: Point("", self._epoch + 1, self._max_epoch, done, self._batches, self._loss(),
+                                     self._step_time.avg * self._batches_left(done)))
         if not (done == self._batches or every > 0 and done % every == 0):
             return
-        left = self._batches - done + (self._max_epoch - self._epoch - 1) * self._batches
-        eta = datetime.timedelta(seconds=int(self._step_time.avg * left))
+        eta = datetime.timedelta(seconds=int(self._step_time.avg * self._batches_left(done)))
         print(f"epoch [{self._epoch + 1}/{self._max_epoch}] batch [{done}/{self._batches}] "
               f"time {self._step_time.val:.3f} ({self._step_time.avg:.3f}) data {self._load_time.val:.3f} "
               f"({self._load_time.avg:.3f}) {self._losses} lr {lr:.4e} eta {eta}")
+
+    def _batches_left(self, done: int) -> int:
+        """How many batches are still to come when `done` of this epoch are done."""
+        return self._batches - done + (self._max_epoch - self._epoch - 1) * self._batches
 
     def numbers(self) -> Iterator[tuple[str, float]]:
         """(name, number) of the step, of those that steps of this epoch have given."""

@@ -2,6 +2,7 @@
 method in Dassl's style is a subclass of TrainerX with `build_model` and `forward_backward`."""
 import contextlib
 import datetime
+import functools
 import os
 import time
 from typing import Any
@@ -206,7 +207,8 @@ class SimpleTrainer(TrainerBase):
             loader = self.val_loader if split == "val" else self.test_loader
         domains = split == "test" and len(self.cfg.DATASET.TARGET_DOMAINS) > 1
         with self._budget.paused():
-            results = self._evaluation.over(split, loader, self.evaluator, self._answer, domains)
+            results = self._evaluation.over(split, loader, self.evaluator, self._answer, domains,
+                                            functools.partial(self._progress.evaluated, split))
         for name, value in results.items():
             self.write_scalar(f"{split}/{name}", value, self.epoch)
         return deciding(results)

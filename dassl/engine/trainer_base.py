@@ -23,6 +23,7 @@ from dassl.utils import (
     set_rng_state,
     tolist_if_not,
 )
+from dassl.utils.registry import nearest
 
 
 class Registered(NamedTuple):
@@ -103,7 +104,8 @@ class TrainerBase:
         names = tolist_if_not(names)
         for name in names:
             if name not in self._models:
-                raise KeyError(f'no model "{name}" is registered; known: {", ".join(self._models)}')
+                raise KeyError(f'no model "{name}" is registered{nearest(name, self._models)}; '
+                               f'known: {", ".join(self._models)}')
         return names
 
     def set_model_mode(self, mode="train", names=None):
@@ -192,6 +194,7 @@ class TrainerBase:
             for loader in train_loaders(self):
                 if hasattr(getattr(loader, "batch_sampler", None), "set_epoch"):
                     loader.batch_sampler.set_epoch(self.epoch, self.first_batch)
+            self._progress.enter_epoch(self.epoch, self.max_epoch)
             self.before_epoch()
             self.batches_done = self.first_batch
             self.run_epoch()

@@ -1,14 +1,55 @@
 """Names -> classes, the one kind of global state there is."""
 import contextlib
 import difflib
+import os
 
 from dassl.utils.errors import InputError
 
 
 def nearest(name, known):
-    """`" (did you mean 'X'?)"`, or nothing when no known name is close."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" (did you mean '{close[0]}'?)" if close else ""
+    """`" (did you mean 'X'?)"`, or nothing when no known name is close. Names that are equally close are all told."""
+    close = similar(name, known)
+    return f" (did you mean {' or '.join(map(quoted, close))}?)" if close else ""
+
+
+def quoted(name):
+    return f"'{name}'"
+
+
+def similar(name, known, most=3):
+    """The names of `known` that `name` may stand for, at most `most`; [] where none is close.
+
+    The same letters and digits come first (`Coop`, `vit-b16`), then names of which it is one slip of the keyboard, then
+    the most alike.
+    """
+    name, known = str(name), list(dict.fromkeys(map(str, known)))
+    for alike in (_same_but_for_case, _same_letters, is_slip):
+        if close := [other for other in known if alike(name.casefold(), other.casefold())]:
+            return close[:most]
+    folded = {other.casefold(): other for other in reversed(known)}
+    return [folded[other] for other in difflib.get_close_matches(name.casefold(), list(folded), n=1, cutoff=0.5)]
+
+
+def _same_but_for_case(one, other):
+    return one == other
+
+
+def _same_letters(one, other):
+    return bool(_letters(one)) and _letters(one) == _letters(other)
+
+
+def _letters(word):
+    return "".join(filter(str.isalnum, word))
+
+
+def is_slip(one, other):
+    """Whether two words differ by one letter that is missing, added or another one, or by two that changed places.
+    Words without a letter in common do not."""
+    start = len(os.path.commonprefix([one, other]))
+    one, other = one[start:], other[start:]
+    end = len(os.path.commonprefix([one[::-1], other[::-1]]))
+    one, other = one[:len(one) - end], other[:len(other) - end]
+    return (max(len(one), len(other)) <= 1 and start + end > 0) or (len(one) == 2 and one == other[::-1])
 
 
 class Registry:

@@ -71,6 +71,11 @@ class EscapedStream:
             self.write(line)
 
 
+def unescaped(stream):
+    """The stream below an EscapedStream, for what moves the cursor; it must escape by itself what it did not write."""
+    return stream.stream if isinstance(stream, EscapedStream) else stream
+
+
 @contextlib.contextmanager
 def escaped_streams():
     """Within it what is printed reaches the terminal escaped."""

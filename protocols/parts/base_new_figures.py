@@ -12,7 +12,7 @@ from dassl.utils import printable
 from protocols.parts.base_new import base_new_h, columns_of
 from protocols.parts.cells import Cells, Look
 from protocols.parts.numbers import Column, Number, average
-from protocols.parts.style import WIDTH, explained, labelled, legend, legend_below, looks
+from protocols.parts.style import WIDTH, explained, labelled, legend, looks, spread
 
 
 def _base_and_new(cells: Cells) -> tuple[list[Column], list[Column]]:
@@ -39,7 +39,7 @@ def base_against_new(cells: Cells, title: str = "", look: Look | None = None) ->
     figure, axes = plt.subplots(figsize=(WIDTH, 0.86 * WIDTH))
     look = look or looks(points)
     for method, (base, new) in points.items():
-        axes.errorbar(base.value, new.value, xerr=base.std or None, yerr=new.std or None, fmt=look[method]["marker"],
+        axes.errorbar(base.value, new.value, xerr=spread(base), yerr=spread(new), fmt=look[method]["marker"],
                       color=look[method]["color"], elinewidth=0.8, label=labelled(method, (base, new)), zorder=3)
     axes.set_xlim(_room([point[0] for point in points.values()]))
     axes.set_ylim(_room([point[1] for point in points.values()]))
@@ -55,8 +55,8 @@ def base_against_new(cells: Cells, title: str = "", look: Look | None = None) ->
 
 def _room(numbers: Sequence[Number]) -> tuple[float, float]:
     """Limits around points and their bars, within 0 to 100 with a little room for a marker."""
-    low = min(number.value - (number.std or 0) for number in numbers)
-    high = max(number.value + (number.std or 0) for number in numbers)
+    low = min(number.value - (spread(number) or 0) for number in numbers)
+    high = max(number.value + (spread(number) or 0) for number in numbers)
     room = max(2.0, 0.15 * (high - low))
     return max(0.0, low - room), min(102.0, high + room)
 
@@ -76,12 +76,12 @@ def radar(cells: Cells, look: Look | None = None) -> Figure | None:
         return None
     angles = np.linspace(0, 2 * np.pi, len(names), endpoint=False)
     axes: Any  # polar ones
-    figure, axes = plt.subplots(figsize=(WIDTH, 1.1 * WIDTH), subplot_kw={"projection": "polar"})
+    figure, axes = plt.subplots(figsize=(WIDTH, 0.95 * WIDTH), subplot_kw={"projection": "polar"})
     look = look or looks(values)
     for method, row in values.items():
         ring = [number.value for number in row]
-        axes.plot([*angles, angles[0]], [*ring, ring[0]], label=labelled(method, row), markersize=3,
-                  color=look[method]["color"], marker=look[method]["marker"])
+        axes.plot([*angles, angles[0]], [*ring, ring[0]], linestyle=look[method]["line"], markersize=3,
+                  color=look[method]["color"], marker=look[method]["marker"], label=labelled(method, row))
     axes.set_theta_offset(np.pi / 2)
     axes.set_theta_direction(-1)
     axes.set_xticks(angles, [printable(name).replace("_", "\n") for name in names])
@@ -100,5 +100,5 @@ def radar(cells: Cells, look: Look | None = None) -> Figure | None:
     axes.grid(color="0.85", linewidth=0.5)
     axes.spines["polar"].set_color("0.85")
     explained(axes, "H of base and new accuracy (%)", [number for row in values.values() for number in row])
-    legend_below(figure, *axes.get_legend_handles_labels())
+    legend(axes)
     return figure

@@ -11,7 +11,7 @@ from protocols.parts.numbers import Column
 from protocols.parts.place import MARK, Place
 
 COMPARED = ("ZeroshotCLIP", "CoOp", "CoCoOp", "MetaPrompt")  # what `compare` takes by default
-Look = dict[str, dict[str, str]]  # {method: its colour, marker, hatch and line} in figures
+Look = dict[str, dict[str, Any]]  # {method: its colour, marker, hatch and line} in figures
 
 
 def accuracy(results: Mapping[str, Any], metric: str = "accuracy") -> float | None:

@@ -67,14 +67,19 @@ def config_path(folder: str, name: str) -> str:
     return os.path.join(ROOT, "configs", folder, f"{name}.yaml")
 
 
+def config_names(folder: str) -> list[str]:
+    """The names of the YAML files of configs/<folder>; none where there is no such folder."""
+    folder = os.path.dirname(config_path(folder, ""))
+    return sorted(stem(f) for f in os.listdir(folder)) if os.path.isdir(folder) else []
+
+
 def config_file(folder: str, name: str) -> str:
     """A YAML file by its name in configs/<folder>, or by its path. Raises InputError where there is none."""
     if name.endswith((".yaml", ".yml")):
         return name
     path = config_path(folder, name)
     if not os.path.isfile(path):
-        folder = os.path.dirname(path)
-        known = sorted(stem(f) for f in os.listdir(folder)) if os.path.isdir(folder) else []
+        known = config_names(folder)
         raise InputError(f"no config {path}{nearest(name, known)}; there are: {', '.join(known) or 'none'}; "
                          "or give a YAML file")
     return path

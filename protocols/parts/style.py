@@ -1,8 +1,10 @@
 """How figures look: PNG and SVG, sized for a column of a two-column paper, one look per method."""
 from __future__ import annotations
 
+import math
 import textwrap
-from collections.abc import Callable, Iterable
+import zlib
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import matplotlib
@@ -12,13 +14,16 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.container import ErrorbarContainer  # noqa: E402
 
-from dassl.utils import printable, write_atomically  # noqa: E402
+import trainers  # noqa: E402
+from dassl.engine import TRAINER_REGISTRY  # noqa: E402
+from dassl.utils import import_package_modules, printable, write_atomically  # noqa: E402
 from protocols.parts.cells import COMPARED, Cells, Look  # noqa: E402
 from protocols.parts.marks import signs  # noqa: E402
 from protocols.parts.numbers import Number  # noqa: E402
 from protocols.parts.place import Place  # noqa: E402
 
 WIDTH = 3.3  # inches, a column
+WIDE = 6.9  # two columns and the space between them
 STYLE: Any = {
     "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7,
     "legend.fontsize": 7, "legend.frameon": False, "lines.linewidth": 1.2, "lines.markersize": 5, "axes.linewidth": 0.6,
@@ -26,24 +31,53 @@ STYLE: Any = {
     "errorbar.capsize": 2, "svg.fonttype": "none", "svg.hashsalt": "", "figure.constrained_layout.use": True,
     "text.parse_math": False,  # a $ in a name is one
 }
-# Okabe and Ito's colours, told apart by colour-blind readers; with a marker per method also in grey
+# Okabe and Ito's colours, told apart by colour-blind readers; a marker, hatch or kind of line says the same in grey,
+# and tells methods of one colour apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
 MARKERS = "osD^vP*Xhp"
-HATCHES = ("", "////", "....", "xxxx")  # of bars, and
-LINES = ("-", "--", ":", "-.")  # of lines, where there are more methods than colours
+HATCHES = ("", "////", "....", "xxxx", "----", "OO", "||||", "++++")  # of bars
+LINES: Sequence[Any] = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (7, 3)), (0, (1, 3)), (0, (7, 2, 1, 2)))
 MARKED = {"*": "* trained on some of its test images", "!": "! evaluated under other settings than trained"}
 NAME_WIDTH = 46  # characters of a line in a legend of the figure's width
 TITLE_WIDTH = 52
-INSIDE = 18  # characters of a name that a legend inside the axes has room for
+
+
+def own_methods() -> list[str]:
+    """The methods of this project: those that are compared by default, then the others by name."""
+    import_package_modules(trainers)
+    classes = {**dict(TRAINER_REGISTRY.items()), **TRAINER_REGISTRY.replaced}  # a plugin may stand in for one
+    own = {name for name, method in classes.items() if method.__module__.startswith(f"{trainers.__name__}.")}
+    return [*COMPARED, *sorted(own - set(COMPARED))]
 
 
 def looks(methods: Iterable[str]) -> Look:
-    """{method: {"color", "marker", "hatch", "line"}}: first the methods that are compared by default, there or not,
-    then the others in the order of their names."""
-    ordered = [*COMPARED, *sorted(set(methods) - set(COMPARED))]
-    return {method: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)],
-                     "hatch": HATCHES[i // len(COLOURS) % len(HATCHES)], "line": LINES[i // len(COLOURS) % len(LINES)]}
-            for i, method in enumerate(ordered)}
+    """{method: {"color", "marker", "hatch", "line"}} of this project's methods, which have theirs whatever is drawn,
+    and of others, such as a plugin's or variants.
+
+    The look of another method follows from its name. It is none of this project's, and where two would have the same
+    one, the later by name has the next.
+    """
+    own = own_methods()
+    kinds = {method: i for i, method in enumerate(own)}
+    for method in sorted(set(methods) - set(own)):
+        kinds[method] = _kind_of(method, kinds.values())
+    return {method: _look(kind) for method, kind in kinds.items()}
+
+
+def _look(kind: int) -> dict[str, Any]:
+    """The look of a number; those of 64 numbers in a row differ in colour and marker, colour and hatch, and colour and
+    line."""
+    colour, turn = kind % len(COLOURS), kind // len(COLOURS)
+    return {"color": COLOURS[colour], "marker": MARKERS[(colour + 3 * turn) % len(MARKERS)],
+            "hatch": HATCHES[turn % len(HATCHES)], "line": LINES[turn % len(LINES)]}
+
+
+def _kind_of(method: str, taken: Collection[int]) -> int:
+    """The number of a method's look, by its name: preferably in a colour that no method compared by default has."""
+    half, start = len(COLOURS) // 2, zlib.crc32(method.encode(errors="backslashreplace"))
+    colours = [first + (start + i) % half for first in (half, 0) for i in range(half)]
+    wanted = [len(COLOURS) * turn + colour for turn in range(len(HATCHES)) for colour in colours]
+    return next((kind for kind in wanted if kind not in taken), wanted[start % len(wanted)])
 
 
 def method_names(places: Iterable[Place]) -> list[str]:
@@ -63,10 +97,24 @@ def shown(name: str) -> str:
     return f" {printable(name)}" if name.startswith("_") else printable(name)
 
 
+def spread(number: Number) -> float | None:
+    """The standard deviation that is drawn: None of one seed, and where it is printed as 0.00. A bar of no length would
+    show its caps alone."""
+    return number.std if number.std is not None and round(number.std, 2) > 0 else None
+
+
+def rows_of(items: Sequence[Any], most: int) -> list[Sequence[Any]]:
+    """Items in their order in rows of about equal length, of at most `most` each."""
+    rows = math.ceil(len(items) / max(1, most))
+    length = math.ceil(len(items) / rows)
+    return [items[start:start + length] for start in range(0, len(items), length)]
+
+
 def explained(axes: Any, title: str, numbers: Iterable[Number]) -> None:
-    """Set a title, and below it what the signs of the Numbers mean."""
+    """Set a title, of one line or several, and below it what the signs of the Numbers mean."""
     present = signs(frozenset().union(*(number.marks for number in numbers)))
-    axes.set_title("\n".join([*textwrap.wrap(printable(title), TITLE_WIDTH), *(MARKED[sign] for sign in present)]))
+    lines = [part for line in title.split("\n") for part in textwrap.wrap(printable(line), TITLE_WIDTH)]
+    axes.set_title("\n".join([*lines, *(MARKED[sign] for sign in present)]))
 
 
 def save(figure: Any, path: str) -> list[str]:
@@ -88,14 +136,11 @@ def draw(make: Callable[[], Any], path: str) -> list[str]:
         return save(figure, path) if figure is not None else []
 
 
-def legend(axes: Any) -> None:
-    """Inside for a few short names, else below the figure; a marker without its error bars."""
+def legend(axes: Any, **spacing: Any) -> Any:
+    """The methods below the figure, where no point can lie under them; a marker without its error bars."""
     handles, labels = axes.get_legend_handles_labels()
     handles = [handle[0] if isinstance(handle, ErrorbarContainer) else handle for handle in handles]
-    if len(labels) > 6 or max(map(len, labels), default=0) > INSIDE:
-        legend_below(axes.figure, handles, labels)
-    elif labels:
-        axes.legend(handles, labels, loc="best", handletextpad=0.3, borderpad=0.2)
+    return legend_below(axes.figure, handles, labels, **spacing)
 
 
 def legend_below(figure: Any, handles: Any, labels: list[str], **spacing: Any) -> Any:
@@ -103,7 +148,7 @@ def legend_below(figure: Any, handles: Any, labels: list[str], **spacing: Any) -
     lines. The figure grows by the legend's height, so that the axes keep theirs."""
     spacing = {"columnspacing": 0.9, "handletextpad": 0.4, "handlelength": 1.4} | spacing
     labels = ["\n".join(textwrap.wrap(label, NAME_WIDTH)) or label for label in labels]
-    for columns in range(min(4, len(labels)), 0, -1):
+    for columns in range(min(int(4 * figure.get_figwidth() / WIDTH), len(labels)), 0, -1):
         legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns, **spacing)
         extent = legend.get_window_extent(figure.canvas.get_renderer())
         if columns == 1 or extent.width <= 0.99 * figure.bbox.width:

@@ -609,7 +609,7 @@ def test_flags_and_options_stand_in_any_order(words, key, value):
 
 @pytest.mark.parametrize(("words", "told"), [
     (("OPTIM.LR", "--seed", 3), "'OPTIM.LR' has no value, --seed follows"),
-    (("OPTIM.LR", 0.1, "--sed", 3), "unrecognized arguments: --sed"),
+    (("OPTIM.LR", 0.1, "--sed", 3), "unknown flag --sed (did you mean '--seed'?)"),
     (("optim.lr=0.1",), "unknown key optim.lr"), (("OPTIM.LRR=0.1",), "did you mean 'OPTIM.LR'"),
     (("OPTIM.LR=",), "OPTIM.LR must be of type float"), (("SEED=1", "OPTIM.LR"), "'OPTIM.LR' has no value"),
 ])

@@ -118,7 +118,8 @@ def test_one_of_two_changes_is_allowed(refused, made, trained):
 
 def test_allowing_what_is_not_compared(refused, trained):
     line = refused("CoOp", "--eval-only", "--model-dir", trained, "TEST.ALLOW_CHANGED", "INPUT.PIXEL")
-    assert "'INPUT.PIXEL' is no setting that a checkpoint is compared by; known: backbone, INPUT.SIZE" in line
+    assert ("'INPUT.PIXEL' is no setting that a checkpoint is compared by (did you mean 'INPUT.PIXEL_STD'?); known: "
+            "backbone, INPUT.SIZE") in line
 
 
 def test_the_same_weights_at_another_path_are_the_same_backbone(made, trained, clip_file, tmp_path):
@@ -478,8 +479,9 @@ def swept(sweep, other_root):
 
 
 def test_a_protocol_does_not_mix_two_datasets(swept, protocol_refused, capsys):
-    line = protocol_refused(*swept("--seeds", "1", "2"))
-    assert "1 of 2 runs failed" in line and "is of other data: the test part of Caltech101" in line
+    for more, told in (((), "nothing was run: 1 of 2 runs cannot be made"), (["--keep-going"], "1 of 2 runs failed")):
+        line = protocol_refused(*swept("--seeds", "1", "2", *more))
+        assert told in line and "is of other data: the test part of Caltech101" in line
 
 
 def test_a_dry_run_says_which_runs_are_of_other_data(swept, capsys):

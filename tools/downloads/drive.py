@@ -3,8 +3,10 @@ import glob
 import os
 import sys
 import threading
+from typing import Any
 
 from dassl.utils import InputError, open_own
+from dassl.utils.optional import module_of_extra
 from tools.downloads.disk import check_file, check_size, forget, full_disk, need_space, size_of
 from tools.downloads.transfer import TIMEOUT, Clock, shown
 
@@ -12,8 +14,7 @@ from tools.downloads.transfer import TIMEOUT, Clock, shown
 def download_from_drive(file_id, path, md5="", size=0, most=sys.maxsize):
     """Fetch a file from Google Drive, whose pages of warnings gdown knows. Ends and raises InputError as `download`
     does."""
-    import gdown
-
+    gdown: Any = module_of_extra("gdown", "data", f"a file of Google Drive ({path})")
     url = f"https://drive.google.com/file/d/{file_id}"
     parts = f"{glob.escape(path)}????????.part"  # what gdown goes on from
     for part in glob.glob(parts):

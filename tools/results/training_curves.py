@@ -42,12 +42,12 @@ def training(cells, where, title, look=None):
                 length = min(len(steps) for steps, _ in series)
                 mean = np.mean([values[:length] for _, values in series], axis=0)
                 window = 1 if tag == "train/lr" else max(1, length // 20)
-                axis.plot(series[0][0][:length], _smooth(mean, window), look[method]["line"],
+                axis.plot(series[0][0][:length], _smooth(mean, window), linestyle=look[method]["line"],
                           color=look[method]["color"], label=shown(method))
     for axis, label in zip(axes, wanted.values()):
         axis.set_ylabel(label)
     explained(axes[0], title, [])
-    axes[-1].set_xlabel("step")
+    axes[-1].set_xlabel("training step")
     axes[-1].xaxis.get_major_locator().set_params(integer=True)
     axes[-1].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     axes[-1].yaxis.get_offset_text().set_fontsize(6)

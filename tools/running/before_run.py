@@ -2,13 +2,12 @@
 use, or it has one class only."""
 import contextlib
 import os
-import sys
 import time
 from typing import Any
 
 from dassl.data.datasets import build_dataset
 from dassl.engine.run_folder import Sources, require_goes_on
-from dassl.utils import InputError, lives_here, lock_holder, orphaned
+from dassl.utils import InputError, lives_here, lock_holder, orphaned, quiet
 from prompting.backbone import weights_digest
 from protocols import Run, protocol_named
 from runs import run as one_run
@@ -32,9 +31,10 @@ def finished(run: Run, seen: dict[str, Any] | None = None) -> dict[str, Any] | N
     return results
 
 
-def taken_over(run: Run, made: dict[str, dict[str, Any]], seen: dict[str, Any] | None = None) -> dict[str, Any] | None:
-    """The results of a run that need not be made, because another run has its numbers: its own where it is finished,
-    else filled in from that one. None for any other run.
+def taken_over(run: Run, made: dict[str, dict[str, Any]],
+               seen: dict[str, Any] | None = None) -> tuple[dict[str, Any], str] | None:
+    """(results, folder) of a run that need not be made, because another run has its numbers: its own results and ""
+    where it is finished, else those of that run, filled in, and that run's folder. None for any other run.
 
     Args:
         made: {run folder: results} of the runs of the plan that are finished.
@@ -45,9 +45,9 @@ def taken_over(run: Run, made: dict[str, dict[str, Any]], seen: dict[str, Any] |
         return None
     results = finished(run, seen)
     if results is not None:
-        print(f"Finished before: {run.folder}")
-        return results
-    return filled(run, made[run.same])
+        return results, ""
+    results = filled(run, made[run.same])
+    return None if results is None else (results, run.same)
 
 
 def wait_for_ending(folder: str) -> None:
@@ -69,7 +69,7 @@ def only_class(run: Run) -> str:
     protocol = protocol_named(run.place.protocol)
     if not protocol.picks_classes:
         return ""
-    with contextlib.suppress(InputError), contextlib.redirect_stdout(sys.stderr):
+    with contextlib.suppress(InputError), quiet():
         cfg = run.check()
         cfg.defrost()
         cfg.DATASET.SUBSAMPLE_CLASSES = "all"

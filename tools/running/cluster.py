@@ -11,7 +11,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,10 +29,11 @@ from dassl.utils import (
     slurm_job,
     write_json,
 )
+from dassl.utils.optional import module_of_extra
 from protocols import Run
 from runs.command_line import mendable
 from tools.running.execution import execute
-from tools.running.slurm_settings import require_one_line
+from tools.running.slurm_settings import require_one_line, slurm_parameters
 from tools.running.status import (
     State,
     jobs_folder,
@@ -42,6 +44,7 @@ from tools.running.status import (
     sweep_folder,
 )
 
+MOST_AT_ONCE = 256  # tasks, by submitit's default
 RESTARTS = 20  # times that a task may reach its time limit and go on
 # `-m`, as submitit starts its tasks, looks for modules in the working folder first; PYTHONSAFEPATH is Python 3.11's.
 AS_MODULE = ("import sys; sys.path = [path for path in sys.path if path]; del sys.argv[0:3]; import runpy; "
@@ -140,17 +143,20 @@ def require_plain_folder(folder: str) -> None:
 
 
 def require_slurm() -> None:
-    """Raise InputError where there is no sbatch."""
+    """Raise InputError where there is no sbatch, or no submitit."""
+    module_of_extra("submitit", "slurm", "--launcher slurm")
     if not shutil.which("sbatch"):
         raise InputError("--launcher slurm: no sbatch on PATH; run it on a login node of the cluster, or take "
                          "--launcher local --jobs N")
 
 
-def submit(runs: Sequence[Run], output: str, parameters: dict[str, Any]) -> tuple[dict[str, int], list[State]]:
+def submit(runs: Sequence[Run], output: str, parameters: dict[str, Any],
+           refused: Mapping[str, str] | None = None) -> tuple[dict[str, int], list[State]]:
     """Submit those runs of a plan that are neither done nor in the hands of a job or a process.
 
     Args:
         runs: a list of Run. output: the folder of all run folders. parameters: from `slurm_parameters`.
+        refused: {run folder: why} of runs that are known to fail, which are not submitted.
     Returns:
         ({job: number of its tasks}, the States before).
     Raises:
@@ -162,7 +168,7 @@ def submit(runs: Sequence[Run], output: str, parameters: dict[str, Any]) -> tupl
         run.check()
     require_own_folder(jobs_folder(output), below=output)
     with sigterm_raises(), FolderLock(sweep_folder(output)):
-        found = {state.run.folder: state for state in states(runs, output)}
+        found = _states_by_folder(runs, output, refused or {})
         tasks = [Task(tuple(chain)) for chain in _open_chains(runs, found)]
         if not tasks:
             return {}, list(found.values())
@@ -171,13 +177,49 @@ def submit(runs: Sequence[Run], output: str, parameters: dict[str, Any]) -> tupl
         for task in tasks:
             for run in task.runs:
                 _remove_lock_of_ended(run, record.get(run.place.folder), found[run.folder])
-        name = "-".join(dict.fromkeys(word for run in runs for word in (run.place.protocol, run.place.trainer)))
-        jobs = _submit_array(tasks, jobs_folder(output), {"job_name": name} | parameters)
+        jobs = _submit_array(tasks, jobs_folder(output), {"job_name": _name(runs)} | parameters)
         for task, job in zip(tasks, jobs):
             record |= {run.place.folder: job for run in task.runs if found[run.folder].word != "done"}
         write_json(record, record_file(output))
     ids = [job.split("_")[0] for job in jobs]
     return {job: ids.count(job) for job in dict.fromkeys(ids)}, list(found.values())
+
+
+def _name(runs: Sequence[Run]) -> str:
+    """What the queue calls the job."""
+    return "-".join(dict.fromkeys(word for run in runs for word in (run.place.protocol, run.place.trainer)))
+
+
+def _states_by_folder(runs: Sequence[Run], output: str, refused: Mapping[str, str]) -> dict[str, State]:
+    """{run folder: State}; what is known to fail, and is in nobody's hands, is "refused"."""
+    found = {}
+    for state in states(runs, output):
+        why = refused.get(state.run.folder)
+        found[state.run.folder] = State(state.run, "refused", detail=why) if why and not state.in_hand else state
+    return found
+
+
+def array_lines(runs: Sequence[Run], args: Namespace, refused: Mapping[str, str]) -> list[str]:
+    """What `submit` would submit, in lines: how many tasks, and what each asks the cluster for. Nothing is submitted.
+
+    Args:
+        args: of the command line, as for `slurm_parameters`. refused: as for `submit`.
+    """
+    asked = slurm_parameters(args)
+    open_chains = list(_open_chains(runs, _states_by_folder(runs, args.output, refused)))
+    if not open_chains:
+        return ["Slurm:   nothing to submit"]
+    most = min(len(open_chains), asked.get("array_parallelism", MOST_AT_ONCE))
+    lengths = sorted(map(len, open_chains))
+    each = str(lengths[0]) if lengths[0] == lengths[-1] else f"{lengths[0]} to {lengths[-1]}"
+    told = {"partition": asked.get("partition", "the cluster's default"),
+            "time": f"{asked['time'] // 60}:{asked['time'] % 60:02}", "gpus": asked.get("gpus_per_node", "0"),
+            "cpus": asked["cpus_per_task"], "mem": asked.get("mem", "the cluster's default"),
+            **{name: asked[name] for name in ("account", "qos") if name in asked}, **asked["additional_parameters"]}
+    request = ", ".join(f"{name} {value}".removesuffix(" True") for name, value in told.items())
+    here = "" if shutil.which("sbatch") else "; there is no sbatch on PATH here"
+    return [f"Slurm:   one array job {_name(runs)} of {len(open_chains)} tasks, {each} runs in each one after another, "
+            f"at most {most} tasks at once", f"         each task: {request} (not submitted{here})"]
 
 
 def _open_chains(runs: Sequence[Run], found: dict[str, State]) -> Iterator[list[Run]]:

@@ -1,84 +1,90 @@
-"""What a dry run says of each run: done, to do, or refused and why. The datasets' lists are built, no picture is looked
-at and nothing is written."""
-import contextlib
-import os
-import sys
-from collections.abc import Callable, Sequence
+"""What is told of a plan before its first run: by --dry-run and --preflight all of it, at the start of a protocol what
+stands in the way."""
+from __future__ import annotations
 
-from yacs.config import CfgNode
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from dassl.data.datasets import DATASET_REGISTRY, build_dataset
-from dassl.engine.run_folder import Listings
-from dassl.utils import InputError
-from dassl.utils.registry import nearest
-from prompting import PromptingError
-from prompting.backbone import known_names
+from dassl.utils import InputError, broadcast
 from protocols import Run
-from tools.running.before_run import finished, only_class
-
-Checked = dict[tuple, InputError | None]  # what was looked at: what is wrong with it
-
-
-def list_runs(runs: Sequence[Run]) -> tuple[str, int]:
-    """(lines, number of runs that are refused): one line for each run of a plan, then how many are done."""
-    checked: Checked = {}
-    seen = Listings()
-    told = [_look(run, checked, seen) for run in runs]
-    words = [word for word, _ in told]
-    lines = [f"{line:<6} {run.folder}" for (_, line), run in zip(told, runs)]
-    refused = words.count("refused")
-    more = f", {refused} refused" if refused else ""
-    return "\n".join([*lines, f"{len(runs)} runs, {words.count('done')} done{more}"]), refused
+from tools.running.cluster import array_lines
+from tools.running.estimates import missing_weights, require_room, weights_line
+from tools.running.preflight import NOTHING_LACKS, Looked, Preflight, look_at
+from tools.running.prepare import prepare
+from tools.running.timing import time_of
+from tools.running.trials import Trials
 
 
-def _look(run: Run, checked: Checked, seen: Listings) -> tuple[str, str]:
-    """("done", "to do", "refused" or "no number", the same with the reason) of a run."""
-    try:
-        if finished(run, seen) is not None:
-            return "done", "done"
-        require_possible(run, checked)
-    except (InputError, PromptingError) as error:
-        if name := only_class(run):
-            return "no number", f"no number (an accuracy among one class, '{name}', says nothing)"
-        return "refused", f"refused ({' '.join(str(error).split())})"
-    return "to do", "to do"
+def look(runs: Sequence[Run], args: Namespace, clips: dict[str, Any], silent: bool = True) -> tuple[Preflight, str]:
+    """What is found of a plan, and a line on the room that it needs.
+
+    Args:
+        args: of the command line. clips: {backbone: loaded CLIP}, filled where the runs are made by this process.
+        silent: whether notes on finished runs are left out; the runs themselves tell them.
+    """
+    here = args.launcher == "local" and args.jobs == 1
+    lacking = broadcast(lambda: prepare(runs)) if args.prepare else NOTHING_LACKS
+    found = look_at(runs, Trials(clips if here else dict(clips), own_device=here), silent, lacking)
+    room = broadcast(lambda: _room(found, args.output))
+    found.looked = room[1]
+    return found, room[0]
 
 
-def require_possible(run: Run, checked: Checked) -> None:
-    """Raise InputError where a run's config, backbone or data would end it before it starts.
-
-    checked: filled; the runs of a plan share backbone and data."""
-    cfg = run.check()
-    backbone, data = cfg.MODEL.BACKBONE.NAME, (cfg.SEED, repr(cfg.DATASET))
-    _check_once(checked, ("backbone", backbone), lambda: require_backbone(backbone))
-    _check_once(checked, ("data", *data), lambda: require_data(cfg))
+def _room(found: Preflight, output: str) -> tuple[str, dict[str, Looked]]:
+    return require_room(found, output), found.looked
 
 
-def _check_once(checked: Checked, what: tuple, check: Callable[[], None]) -> None:
-    """Call `check()` unless `what` was checked before. Raises the InputError that it raises now, or raised then."""
-    if what not in checked:
-        checked[what] = None
-        try:
-            check()
-        except InputError as error:
-            checked[what] = error
-    wrong = checked[what]
-    if wrong is not None:
-        raise wrong
+def require_ready(runs: Sequence[Run], args: Namespace, clips: dict[str, Any]) -> dict[str, str]:
+    """Look at a plan before its first run. Returns {folder: why} of the runs that cannot be made, with --keep-going.
+
+    Raises:
+        InputError: a run cannot be made, without --keep-going. The causes are printed.
+    """
+    found, room = look(runs, args, clips)
+    to_do = found.having("to do")
+    if not args.keep_going:
+        found.require(args.prepare)
+    facts = [found.counts(), room, weights_line(missing_weights(to_do))]
+    if to_do:
+        broadcast(lambda: print("; ".join(filter(None, facts)), flush=True))
+    if found.refused:
+        lines = [f"{len(found.refused)} of them cannot be made:", *found.listed()]
+        broadcast(lambda: print("\n".join(lines), flush=True))
+    return found.refused
 
 
-def require_backbone(name: str) -> None:
-    """Raise InputError for a backbone that is neither a known name nor a file."""
-    if name not in known_names() and not os.path.isfile(name):
-        raise InputError(f"backbone '{name}' is neither a file nor one of {', '.join(known_names())}"
-                         f"{nearest(name, known_names())}")
+def described(runs: Sequence[Run], args: Namespace, clips: dict[str, Any]) -> tuple[str, Preflight]:
+    """(what --dry-run or --preflight prints, what was found)"""
+    found, room = look(runs, args, clips, silent=False)
+    lines = [*_each(found)] if args.dry_run else []
+    lines.append(found.counts())
+    to_do = found.having("to do")
+    facts = {"disk": room, "weights": weights_line(missing_weights(to_do)),
+             "time": time_of(found, clips, args.jobs) if args.preflight else ""}
+    lines += [f"{name + ':':<9}{fact}" for name, fact in facts.items() if fact]
+    if args.launcher == "slurm":
+        lines += array_lines(runs, args, found.refused)
+    if args.preflight and found.refused:
+        lines += [f"{len(found.refused)} of {len(runs)} runs cannot be made:", *found.listed()]
+    return "\n".join(lines), found
 
 
-def require_data(cfg: CfgNode) -> None:
-    """Raise InputError where a run's dataset cannot be built. What is drawn at first use need not be there."""
-    registered = DATASET_REGISTRY.get(cfg.DATASET.NAME)
-    folder = os.path.join(os.path.expanduser(cfg.DATASET.ROOT), getattr(registered, "dataset_dir", ""))
-    if getattr(registered, "drawn_at_first_use", False) and not os.path.isdir(folder):
-        return
-    with contextlib.redirect_stdout(sys.stderr):  # what a dataset tells of its split
-        build_dataset(cfg)
+def _each(found: Preflight) -> Iterator[str]:
+    """A line for each run."""
+    for run in found.runs:
+        looked = found.looked[run.folder]
+        yield f"{_word(looked):<6} {run.folder}"
+
+
+def _word(looked: Looked) -> str:
+    reasons = "; ".join(looked.reasons)
+    if looked.word == "no number":
+        return f"no number (an accuracy among one class, '{reasons}', says nothing)"
+    return f"refused ({reasons})" if looked.word == "refused" else looked.word
+
+
+def require_none_refused(found: Preflight) -> None:
+    """Raise InputError where a run of a dry run would be refused."""
+    if found.refused:
+        raise InputError(f"{len(found.refused)} of {len(found.runs)} runs would be refused, see above")

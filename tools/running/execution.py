@@ -2,7 +2,7 @@
 import functools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from dassl.utils import InputError, broadcast, rank, sigterm_raises, world_size
 from protocols import Run, protocol_named
 from runs.command_line import mendable
 from tools.running.before_run import only_class, taken_over, wait_for_ending
+from tools.running.console import Console
 from tools.running.side_by_side import make_side_by_side
 
 
@@ -23,12 +24,14 @@ class Outcome:
         results: {run folder: results} of those that are finished.
         failed: {run folder: reason}.
         one_class: {run folder: name} of those that were not made, because an accuracy among one class says nothing.
+        console: is told of each.
     """
 
     runs: list[Run]
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     one_class: dict[str, str] = field(default_factory=dict)
+    console: Console = field(default_factory=Console)
 
     @property
     def cells(self) -> dict[Any, dict[str, Any]]:
@@ -42,22 +45,33 @@ class Outcome:
         return [run for run in self.runs if run.folder not in over]
 
     def ready(self, run: Run) -> bool:
-        """Whether the run whose prompts this one needs is finished, and the one whose numbers it has, if that is to be
-        made here, is no longer to be made."""
-        if run.needs and run.needs not in self.results:
+        """Whether this run has not failed, the run whose prompts it needs is finished, and the one whose numbers it
+        has, if that is to be made here, is no longer to be made."""
+        if run.folder in self.failed or run.needs and run.needs not in self.results:
             return False
         if not run.same:
             return True
         never = {*self.failed, *self.one_class}
         return all(left.folder != run.same or left.needs in never for left in self.remaining)
 
+    def made(self, run: Run, results: dict[str, Any]) -> None:
+        """Note the results of a run that was made now."""
+        self.results[run.folder] = results
+        self.console.made(run, results)
+
+    def take_over(self, run: Run, results: dict[str, Any], same: str = "") -> None:
+        """Note the results of a run that need not be made: it is finished, or has the numbers of the run in `same`."""
+        self.results[run.folder] = results
+        self.console.taken_over(run, results, same)
+
     def fail(self, run: Run, reason: str) -> None:
         """Note why a run was not made, and say so."""
         if name := only_class(run):
             self.one_class[run.folder] = name
+            self.console.left_out(run, name)
             return
         self.failed[run.folder] = reason
-        print(f"failed: {run.folder}: {reason}", file=sys.stderr)
+        self.console.failed(run, reason)
 
     def describe(self) -> str:
         """Lines: how many runs are done, which failed and why, which remain."""
@@ -81,7 +95,8 @@ class Outcome:
                              f"{f', {len(self.remaining)} depend on them' if self.remaining else ''}: {told}")
 
 
-def execute(runs: Sequence[Run], clips: dict[str, Any], jobs: int = 1) -> Outcome:
+def execute(runs: Sequence[Run], clips: dict[str, Any], jobs: int = 1, console: Console | None = None,
+            refused: Mapping[str, str] | None = None) -> Outcome:
     """Make the runs; those that are finished are taken over.
 
     A run that fails for something the user can mend ends alone: the others are made. What is done and what remains is
@@ -91,6 +106,8 @@ def execute(runs: Sequence[Run], clips: dict[str, Any], jobs: int = 1) -> Outcom
         runs: a plan, a list of Run.
         clips: {backbone: loaded CLIP} that the runs of this process share.
         jobs: how many processes; with GPUs each has one of its own (they take turns), else the CPU threads are shared.
+        console: what is shown meanwhile; default: what the runs print.
+        refused: {run folder: why} of runs that are known to fail; they are not begun.
     Raises:
         InputError: `jobs` does not fit torchrun or this system, or a run's config is wrong; nothing is run.
     """
@@ -101,9 +118,9 @@ def execute(runs: Sequence[Run], clips: dict[str, Any], jobs: int = 1) -> Outcom
         raise InputError(f"--jobs {jobs}: several runs at a time are made on Linux and macOS only; leave it out")
     for run in runs:
         run.check()
-    outcome = Outcome(list(runs))
+    outcome = Outcome(list(runs), failed=dict(refused or {}), console=console or Console())
     try:
-        with sigterm_raises():
+        with sigterm_raises(), outcome.console:
             if jobs > 1:
                 make_side_by_side(outcome, jobs)
             else:
@@ -123,7 +140,10 @@ def _one_by_one(outcome: Outcome, clips: dict[str, Any]) -> None:
             continue
         try:
             known = broadcast(functools.partial(_known, run, outcome, seen))
-            outcome.results[run.folder] = known or train.main(run.spec, clips, seen, run.configs)
+            if known:
+                outcome.take_over(run, *known)
+            else:
+                _make(run, outcome, clips, seen)
         except Exception as error:
             reason = mendable(error)
             if reason is None or world_size() > 1:  # then the other processes may not know of it
@@ -131,8 +151,15 @@ def _one_by_one(outcome: Outcome, clips: dict[str, Any]) -> None:
             outcome.fail(run, reason)
 
 
-def _known(run: Run, outcome: Outcome, seen: dict[str, Any]) -> dict[str, Any] | None:
-    """The results of a run that another run of the plan has made, as `taken_over`; the folder is no longer in use then.
-    """
+def _make(run: Run, outcome: Outcome, clips: dict[str, Any], seen: dict[str, Any]) -> None:
+    """Make a run, unless it is finished."""
+    listener = outcome.console.listener(run)
+    outcome.console.begins(run)
+    results = train.main(run.spec, clips, seen, run.configs, listener)
+    (outcome.made if listener.made else outcome.take_over)(run, results)
+
+
+def _known(run: Run, outcome: Outcome, seen: dict[str, Any]) -> tuple[dict[str, Any], str] | None:
+    """What `taken_over` says of a run; its folder is no longer in use then."""
     wait_for_ending(run.folder)
     return taken_over(run, outcome.results, seen)

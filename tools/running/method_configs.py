@@ -16,6 +16,7 @@ from dassl.config import methods_of
 from dassl.config.words import is_key, is_option
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import InputError
+from dassl.utils.registry import nearest
 from protocols.parts.place import MARK
 from runs.build_config import owner_of_config, registered_name
 from runs.run_spec import stem
@@ -92,7 +93,7 @@ class MethodConfigs:
         for method in self.own:
             if method not in methods:
                 raise InputError(f"--cfg {method}={self.own[method]}: {method} is not among the methods that are run "
-                                 f"({', '.join(methods)})")
+                                 f"({', '.join(methods)}){nearest(method, methods)}")
         notes = []
         for method in methods:
             file = self.of(method)
@@ -210,7 +211,7 @@ def _variant(words: Sequence[str], methods: Sequence[str]) -> Variant:
         TRAINER_REGISTRY.get(method)
         if method not in methods:
             raise InputError(f"--variant {word}: {method} is not among the methods that are run "
-                             f"({', '.join(methods)})")
+                             f"({', '.join(methods)}){nearest(method, methods)}")
     return Variant(name, tuple(options), method)
 
 

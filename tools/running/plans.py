@@ -131,23 +131,23 @@ class Planner:
     def method_config(self, protocol, trainer, dataset):
         """(name, file) of the config a method runs with."""
         given = self.cfg.of(trainer)
-        name = given or self._default_config(self.backbone or dataset.backbone)
         folder = os.path.join("trainers", trainer)
+        name = given or self._default_config(self.backbone or dataset.backbone, folder)
         if PROTOCOL_REGISTRY.get(protocol).own_config and not given:
             special = f"{name}_{protocol}"
             name = special if os.path.isfile(config_path(folder, special)) else name
         path = config_file(folder, name)
         return stem(path), path
 
-    def _default_config(self, backbone):
+    def _default_config(self, backbone, folder):
         if backbone in SHIPPED:
             return backbone
         if not os.path.isfile(backbone):  # a published name, or one that load_clip will refuse
             return "vit_b16"
         if backbone not in self.clips:
             self.clips[backbone] = load_clip(backbone)
-        size = self.clips[backbone].visual.input_resolution
-        return "vit_b16" if size == 224 else f"clip{size}"
+        special = f"clip{self.clips[backbone].visual.input_resolution}"
+        return special if os.path.isfile(config_path(folder, special)) else "vit_b16"
 
 
 def require_own_folders(runs, protocol):

@@ -52,7 +52,6 @@ def filled(run: Run, finished: dict[str, Any]) -> dict[str, Any] | None:
         if digest["test"] != (finished.get("dataset_digest") or {}).get("test") or not same_names:
             return None
         _write_folder(run, cfg, {**finished, "seed": cfg.SEED, "run": who(run.spec, cfg), "dataset_digest": digest})
-    print(f"Same as {run.same}: {run.folder}")
     return read_json(os.path.join(run.folder, "results.json"))
 
 

@@ -54,7 +54,8 @@ class Worker:
             self.pipe.send(what)
 
     def take(self) -> tuple[str, Any]:
-        """(kind, content) of what the process answers: results, failed or broken."""
+        """(kind, content) of what the process says: of its run `reached` (a Point) and `noticed` (a line), then one
+        answer: `made` or `before` (results), `failed` or `broken` (why)."""
         try:
             return self.pipe.recv()
         except (EOFError, OSError):
@@ -118,8 +119,8 @@ def make_side_by_side(outcome: Outcome, jobs: int) -> None:
                 break
             answered = connection.wait([worker.pipe for worker in busy])
             for worker in (worker for worker in busy if worker.pipe in answered):
-                _take_back(worker, outcome)
-                if worker.ended():
+                _hear(worker, outcome)
+                if worker.run is None and worker.ended():
                     workers[workers.index(worker)] = Worker(worker.device, threads)
     finally:
         for worker in workers:  # all at once: each may take a while to store where it is
@@ -136,21 +137,29 @@ def _hand_out(left: list[Run], workers: list[Worker], outcome: Outcome) -> None:
             if run is not None:
                 left.remove(run)
                 wait_for_ending(run.folder)
+                outcome.console.begins(run)
                 worker.give(run)
 
 
-def _take_back(worker: Worker, outcome: Outcome) -> None:
-    """Note what a worker answers. Raises RuntimeError for a bug in it."""
+def _hear(worker: Worker, outcome: Outcome) -> None:
+    """Note what a worker says of its run, or answers. Raises RuntimeError for a bug in it."""
     run, (kind, content) = worker.run, worker.take()
     assert run is not None
+    if kind == "reached":
+        outcome.console.reached(run, content)
+        return
+    if kind == "noticed":
+        outcome.console.noticed(run, content)
+        return
     worker.run = None
     if kind == "broken":
         raise RuntimeError(f"{run.folder}:\n{content}")
     if kind == "failed":
         outcome.fail(run, content)
+    elif kind == "before":
+        outcome.take_over(run, content)
     else:
-        outcome.results[run.folder] = content
-        print(f"[{len(outcome.results)}/{len(outcome.runs)}] {run.folder}", flush=True)
+        outcome.made(run, content)
 
 
 def _next_to_make(left: list[Run], outcome: Outcome) -> Run | None:
@@ -158,15 +167,15 @@ def _next_to_make(left: list[Run], outcome: Outcome) -> Run | None:
     the way leave `left`."""
     while (run := next((run for run in left if outcome.ready(run)), None)) is not None:
         try:
-            results = taken_over(run, outcome.results)
+            known = taken_over(run, outcome.results)
         except InputError as error:
-            results = None
+            known = None
             outcome.fail(run, str(error))
-        if results is None and run.folder not in outcome.failed:
+        if known is None and run.folder not in outcome.failed:
             return run
         left.remove(run)
-        if results is not None:
-            outcome.results[run.folder] = results
+        if known is not None:
+            outcome.take_over(run, *known)
     return None
 
 

@@ -42,14 +42,14 @@ def gpu_count(text: str) -> str | None:
 
 # name: (reads a word or gives None, what the word must be, submitit's name, help)
 SETTINGS: dict[str, tuple[Callable[[str], Any], str, str, str]] = {
-    "partition": (str, "a name", "partition", "partition, or several with commas"),
+    "partition": (str, "a name", "partition", "partition, or several with commas (default the cluster's)"),
     "time": (minutes, "minutes or H:MM", "time", "time limit per task, minutes or H:MM (default 4:00); a task that "
                                                  "reaches it stores a checkpoint, is requeued and goes on"),
     "gpus": (gpu_count, "a number or TYPE:NUMBER", "gpus_per_node", "GPUs per task (default 1; 0 for none)"),
     "cpus": (positive, "a number from 1 on", "cpus_per_task", "CPUs per task (default 4)"),
-    "mem": (memory, "a number with a unit, such as 16G", "mem", "memory per task, such as 16G"),
-    "account": (str, "a name", "account", "account that pays"),
-    "qos": (str, "a name", "qos", "quality of service"),
+    "mem": (memory, "a number with a unit, such as 16G", "mem", "memory per task, such as 16G (default the cluster's)"),
+    "account": (str, "a name", "account", "account that pays (default the cluster's)"),
+    "qos": (str, "a name", "qos", "quality of service (default the cluster's)"),
     "array_parallelism": (positive, "a number from 1 on", "array_parallelism", "most tasks at once (default 256)"),
 }
 DEFAULTS = {"time": "4:00", "gpus": "1", "cpus": "4"}

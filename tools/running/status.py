@@ -11,6 +11,7 @@ from typing import Any
 
 from dassl.engine.run_folder import Listings
 from dassl.utils import InputError, last_line, lives_here, lock_holder, open_regular, printable, read_json
+from dassl.utils.optional import module_of_extra
 from dassl.utils.stored import require
 from protocols import Run
 from tools.running.before_run import finished
@@ -186,8 +187,7 @@ def _submitted(run: Run, jobs: Sequence[str], queue: Queue | None, log: str, out
 
 def _ended(run: Run, job: str, word: str, log: str, output: str) -> State:
     """The State of a run that is not done and whose job is over."""
-    import submitit
-
+    submitit: Any = module_of_extra("submitit", "slurm", "the state of a task of Slurm")
     paths = submitit.core.utils.JobPaths(jobs_folder(output), job)
     word = word or ended_as(job)
     error = _error_in(reason_file(paths))

@@ -1,12 +1,14 @@
 """The command line of tools/protocol.py: the protocol, the flags that every one takes, those of its own."""
+import operator
 import sys
 
 import train
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import InputError, world_size
-from dassl.utils.registry import nearest
+from dassl.utils.registry import is_slip, nearest
 from protocols import PROTOCOL_REGISTRY
 from protocols.parts.cells import COMPARED
+from protocols.parts.plan import config_names
 from tools.running import slurm_settings
 from tools.running.method_configs import take_variants
 
@@ -37,14 +39,24 @@ def shared_arguments(protocol, methods):
     shared.add_argument("--output", default="output", help="folder of all run folders (default output)")
     shared.add_argument("--shots", nargs="+",
                         help=f"images {protocol.per}; default {' '.join(map(str, protocol.shots)) or 'none'}")
-    shared.add_argument("--backbone", default="", help="a CLIP by name or a weights file, instead of the config's")
+    shared.add_argument("--backbone", default="", help="a CLIP by name or a weights file (default the config's)")
     add_plugin(shared)
     shared.add_argument("--jobs", type=int, default=1,
                         help="processes, each with a GPU of its own (default 1); on a CPU they share its threads")
+    shared.add_argument("--verbose", action="store_true",
+                        help="print what the runs print, which is also in each one's log.txt (default: a line per run)")
     shared.add_argument("--launcher", choices=("local", "slurm"), default="local",
                         help="local (default): make the runs here; slurm: submit them as one array job and return")
+    shared.add_argument("--prepare", action="store_true",
+                        help="before all else get the data and the CLIP that are not there, where they can be fetched")
+    shared.add_argument("--keep-going", action="store_true",
+                        help="make what can be made where other runs are known to fail; by default nothing is run then")
     instead = shared.add_mutually_exclusive_group()
-    instead.add_argument("--dry-run", action="store_true", help="list the runs and whether each is done; run nothing")
+    instead.add_argument("--preflight", action="store_true",
+                         help="say whether data, backbone and methods fit, what the runs need, and about how long they "
+                              "take; run nothing")
+    instead.add_argument("--dry-run", action="store_true",
+                         help="list the runs and whether each is done, and what they need; run nothing")
     instead.add_argument("--status", action="store_true",
                          help="say which runs are done, running, queued or failed, with the last log line; run nothing")
     instead.add_argument("--table", action="store_true", help="print the table of what is done; run nothing")
@@ -91,7 +103,7 @@ def parse_arguments(argv):
                                           f"ones (default methods: {' '.join(PUBLISHED)})")
     if not argv or argv[0] not in parsers:
         parser.parse_args(argv)  # prints help, or says what the protocols are
-    args = train.parse_words(parsers[argv[0]], argv[1:])
+    args = train.parse_words(parsers[argv[0]], argv[1:], flag_of)
     if args.plugin != known.plugin:  # --plugin was written shorter
         train.discover(args.plugin)
     args.command, args.variant = argv[0], variants
@@ -100,6 +112,17 @@ def parse_arguments(argv):
     args.protocol = args.protocol if args.command == COMPARE[0] else args.command
     args.of = PROTOCOL_REGISTRY.get(args.protocol)(**args.own)
     return args
+
+
+def flag_of(word):
+    """The flag that a word without one belongs to: methods and datasets may stand anywhere on a command line. A slip of
+    a name counts, too: it is then refused with the name that was meant. "" for other words."""
+    names = {"--trainer": TRAINER_REGISTRY.registered_names(), "--dataset": config_names("datasets")}
+    for same in (operator.eq, is_slip):
+        for flag, known in names.items():
+            if any(same(word.casefold(), name.casefold()) for name in known):
+                return flag
+    return "--dataset" if word.endswith((".yaml", ".yml")) else ""
 
 
 def require_known(words, protocols, plugins):
@@ -133,6 +156,8 @@ def check_arguments(args):
     if args.launcher == "slurm" and args.jobs > 1:
         raise InputError("--jobs is for --launcher local; with slurm each task makes one run, --array-parallelism says "
                          "how many at once")
+    if args.prepare and (args.dry_run or args.status or args.table):
+        raise InputError("--prepare fetches data and weights; it goes with --preflight and with the runs themselves")
     flags = slurm_settings.given_flags(args)
     if flags and args.launcher != "slurm":
         raise InputError(f"{', '.join(flags)} {'needs' if len(flags) == 1 else 'need'} --launcher slurm")

@@ -1,5 +1,6 @@
 """A process of --jobs: it is given runs and makes them, one at a time. tools/running/side_by_side.py starts it, with
-its own process id and the handle of a pipe, through which come the settings, then RunSpecs, and go results.
+its own process id and the handle of a pipe. Through it come the settings, then RunSpecs; how far a run is, what a user
+must see of what it prints, and its results go back.
 """
 import contextlib
 import multiprocessing
@@ -22,6 +23,11 @@ def work(pipe: Connection) -> None:
     import torch
 
     import train
+    from runs.listener import Noticing
+
+    def tell(kind: str, content: Any) -> None:
+        with contextlib.suppress(OSError):  # the parent listens no more, and will end this process
+            pipe.send((kind, content))
 
     torch.set_num_threads(settings["threads"])
     multiprocessing.set_start_method(settings["start_method"], force=True)  # of loader workers
@@ -30,8 +36,10 @@ def work(pipe: Connection) -> None:
     seen: dict[str, Any] = {}
     while True:
         spec = pipe.recv()
+        listener = Noticing(lambda point: tell("reached", point), lambda line: tell("noticed", line))
         try:
-            answer: tuple[str, Any] = ("results", train.main(spec, clips=clips, seen=seen))
+            results = train.main(spec, clips=clips, seen=seen, listener=listener)
+            answer: tuple[str, Any] = ("made" if listener.made else "before", results)
         except Exception as error:
             reason = train.mendable(error)
             answer = ("broken", traceback.format_exc()) if reason is None else ("failed", reason)

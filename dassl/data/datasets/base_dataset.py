@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from dassl.data.datasets.labels import check_parts, composed, same_prompts
 from dassl.utils import InputError, printable
+from dassl.utils.registry import nearest
 
 _KEEP = contextvars.ContextVar("keep_lists", default=False)
 lists_are_kept = _KEEP.get
@@ -103,8 +104,8 @@ class DatasetBase:
                 raise InputError(f"--{key}-domains names a domain twice: {', '.join(names)}")
             for name in names:
                 if composed(name) not in map(composed, self.domains):
-                    raise InputError(f"--{key}-domains: {type(self).__name__} has no domain '{name}'; "
-                                     f"known: {', '.join(self.domains)}")
+                    raise InputError(f"--{key}-domains: {type(self).__name__} has no domain '{name}'"
+                                     f"{nearest(name, self.domains)}; known: {', '.join(self.domains)}")
 
     @staticmethod
     def split_dataset_by_label(data_source):
