@@ -79,5 +79,5 @@ def shifted(images, rng, reach=3):
 
 def to_pixels(images, device):
     """(B, 64, 64, 3) uint8 -> (B, 3, 64, 64) float32, normalised as CLIP's pictures are."""
-    pixels = torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2).float() / 255
+    pixels = torch.from_numpy(np.array(images)).to(device).permute(0, 3, 1, 2).float() / 255
     return (pixels - pixels.new_tensor(PIXEL_MEAN).view(3, 1, 1)) / pixels.new_tensor(PIXEL_STD).view(3, 1, 1)
