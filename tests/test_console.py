@@ -27,10 +27,10 @@ from runs.run_spec import RunSpec
 from tools import protocol
 from tools.running import live
 from tools.running.console import Console, Lines
-from tools.running.estimate import Estimate, Left, duration, waiting
 from tools.running.execution import execute
 from tools.running.in_width import in_width
 from tools.running.plans import Planner
+from tools.running.time_left import Estimate, Left, duration, waiting
 
 PLUGIN = """
     import sys
@@ -541,7 +541,7 @@ def test_the_demo_is_two_comparisons(tmp_path, shapes_root):
 
 @pytest.mark.slow
 def test_the_demo_prints_less_than_sixty_lines(tmp_path, shapes_root):
-    done = subprocess.run(["bash", str(ROOT / "scripts" / "demo.sh"), "OPTIM.MAX_EPOCH=1"], capture_output=True,
+    done = subprocess.run(["bash", str(ROOT / "scripts" / "demo.sh"), "OPTIM.MAX_EPOCH=2"], capture_output=True,
                           text=True, check=True, cwd=tmp_path, env={**os.environ, "DATA": str(shapes_root)})
     lines = done.stdout.splitlines()
     assert len(lines) < 60 and done.stderr == ""

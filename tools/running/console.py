@@ -16,7 +16,7 @@ from dassl.utils import printable
 from protocols import Cells, Run, protocol_named
 from protocols.parts.cells import accuracy
 from runs.listener import Listener, Noticing
-from tools.running.estimate import Estimate, Left, duration, waiting
+from tools.running.time_left import Estimate, Left, duration, waiting
 
 
 class Console:

@@ -20,7 +20,7 @@ from rich.text import Text
 from dassl.utils.text import escaped, unescaped
 from protocols import Run
 from tools.running.console import Console, Lines, Running, Verbose
-from tools.running.estimate import duration
+from tools.running.time_left import duration
 
 REFRESHED = 4  # times per second
 BAR = 24  # columns
