@@ -134,3 +134,9 @@ def test_drawings_of_other_classes_are_refused_and_left(tmp_path):
     with pytest.raises(InputError, match=r"hollow_star, which is no class of Shapes.*Remove .*drawn anew"):
         shapes.write_shapes(str(tmp_path / "shapes"))
     assert old.is_dir()
+
+
+def test_a_file_of_the_system_among_the_classes_is_no_class(tmp_path):
+    (tmp_path / "photo").mkdir()
+    (tmp_path / "photo" / ".DS_Store").touch()
+    shapes.write_shapes(str(tmp_path))
