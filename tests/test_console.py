@@ -191,7 +191,7 @@ def test_failures_are_told_with_what_depends_on_them(words, capsys, monkeypatch)
 
 def test_runs_that_are_refused_before_are_not_counted(said, words, capsys):
     said("base2new", "--trainer", "CoOp", seeds=("1",))
-    again = [*words("base2new", "--trainer", "CoOp", seeds=("1", "2")), "OPTIM.LR", "0.3"]
+    again = [*words("base2new", "--keep-going", "--trainer", "CoOp", seeds=("1", "2")), "OPTIM.LR", "0.3"]
     assert train.command_line(lambda: protocol.main(again)) == 2
     told = capsys.readouterr()
     assert [line[:10] for line in told.out.splitlines() if line.startswith("run ")] == ["run 1 of 2", "run 2 of 2"]
