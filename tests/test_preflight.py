@@ -114,6 +114,23 @@ def test_a_file_that_is_no_clip(refused, tmp_path):
     assert "is not a CLIP state dict" in error and "1 of 1 runs" in error
 
 
+def test_what_a_trainer_in_dassls_style_calls_its_backbone_is_its_affair(words, own_registries):
+    plugin = str(ROOT / "tests" / "plugins" / "habits.v2.py")
+    said = protocol.main(words("fewshot", "--trainer", "Guess", "--seeds", "1", "--plugin", plugin, "--preflight",
+                               backbone="resnet18"))
+    assert said.startswith("1 runs, 0 done\n")
+
+
+@pytest.mark.parametrize("below", ["", "deeper/out"])
+def test_an_output_that_is_a_file(words, tmp_path, below, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "file").touch()
+    given = [*words("fewshot", "--trainer", "CoOp", "--seeds", "1"), "--output", str(tmp_path / "out" / "file" / below)]
+    assert train.command_line(lambda: protocol.main(given)) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path / 'out' / 'file'} is no folder" in error and "1 of 1 runs cannot be made" in error
+
+
 def test_a_disk_without_room(refused, monkeypatch):
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(estimates.shutil, "disk_usage", lambda path: usage._replace(free=1000))

@@ -14,6 +14,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from dassl.data.datasets import DATASET_REGISTRY
+from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.run_folder import Listings
 from dassl.utils import InputError, broadcast, isolated_rng, printable, quiet
 from dassl.utils.registry import nearest
@@ -22,6 +23,7 @@ from protocols import Run
 from runs.command_line import mendable
 from tools.running.before_run import finished, only_class
 from tools.running.trials import Trial, Trials
+from training.prompt_trainer import PromptTrainer
 
 MOST_LINES = 20  # of problems; what comes from one cause is one line
 UNKNOWN = Trial()
@@ -175,9 +177,9 @@ class Looks:
         except Exception as error:
             refuse(looked, error)
             return self._without_number(run, looked)
-        backbone = cfg.MODEL.BACKBONE.NAME
         try:
-            self._once(("backbone", backbone), lambda: require_backbone(backbone, self._lacking.backbones))
+            self._once(("backbone", cfg.MODEL.BACKBONE.NAME, cfg.TRAINER.NAME),
+                       lambda: require_backbone(cfg, self._lacking.backbones))
         except InputError as error:
             refuse(looked, error)
         try:
@@ -232,13 +234,16 @@ def refuse(looked: Looked, error: Exception, more: str = "") -> None:
         looked.refuse(f"{reason}; {more}" if more else reason)
 
 
-def require_backbone(name: str, lacking: Mapping[str, str]) -> None:
-    """Raise InputError for a backbone that is neither a known name nor a file, or that could not be fetched.
+def require_backbone(cfg: CfgNode, lacking: Mapping[str, str]) -> None:
+    """Raise InputError for a backbone that is neither a known name nor a file, or that could not be fetched. What a
+    trainer in Dassl's own style calls its backbone is its own affair: it may be no CLIP.
 
     lacking: {name: why}."""
+    name = cfg.MODEL.BACKBONE.NAME
     if name in lacking:
         raise InputError(lacking[name])
-    if name not in known_names() and not os.path.isfile(name):
+    loads_itself = not issubclass(TRAINER_REGISTRY.get(cfg.TRAINER.NAME), PromptTrainer)
+    if name not in known_names() and not os.path.isfile(name) and not loads_itself:
         raise InputError(f"backbone '{name}' is neither a file nor one of {', '.join(known_names())}"
                          f"{nearest(name, known_names())}")
 
