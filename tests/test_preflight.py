@@ -23,6 +23,7 @@ from tools import protocol
 from tools.downloads.sources import SOURCES, File
 from tools.running import dry_run, estimates, preflight, prepare, timing
 from tools.running.trials import Trials
+from trainers.coop import CoOp
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -119,6 +120,21 @@ def test_what_a_trainer_in_dassls_style_calls_its_backbone_is_its_affair(words, 
     said = protocol.main(words("fewshot", "--trainer", "Guess", "--seeds", "1", "--plugin", plugin, "--preflight",
                                backbone="resnet18"))
     assert said.startswith("1 runs, 0 done\n")
+
+
+def test_a_trainer_that_wants_all_classes_is_given_them(words, monkeypatch):
+    """Its own rule, such as a text for each class, may not hold for a few of them."""
+    build, seen = CoOp.build_model, []
+
+    def wants_four(self, towers, classnames):
+        seen.append(len(classnames))
+        if len(classnames) < 4:
+            raise InputError("four classes are needed")
+        return build(self, towers, classnames)
+
+    monkeypatch.setattr(CoOp, "build_model", wants_four)
+    said = protocol.main(words("fewshot", "--trainer", "CoOp", "--seeds", "1", "--dry-run"))
+    assert said.startswith("to do") and seen[0] == 3 < seen[1]
 
 
 @pytest.mark.parametrize("below", ["", "deeper/out"])
