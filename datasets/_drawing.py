@@ -101,7 +101,7 @@ def _scene(draws, shapes, patterns, wobble):
     Returns outline (B, SIZE, SIZE) in Q10, second (B, SIZE, SIZE) in 0..256, radius (B, 1, 1), frame (x, y).
     """
     column = (-1, 1, 1)
-    radius = draws.integers(1, 20 * 16, 28 * 16)
+    radius = draws.integers(1, 22 * 16, 29 * 16)
     slack = np.maximum(34 * 16 - radius, 16)
     place = np.arange(SIZE, dtype=np.int32) * 16 + 8 - SIZE * 8
     x = place[None, None, :] - draws.integers(2, -slack, slack).reshape(column)
@@ -176,7 +176,7 @@ def _photo(draws, first, outline, second, radius, frame):
     light = 215 + bulge + (np.clip(x, -ONE, ONE) * draws.integers(25, 20, 60).reshape(column) >> 10)
     solid = _blend(a, b, second) * light[..., None] >> 8
     image = _blend(ground, solid, cover(outline, radius))
-    image = _soften(image, draws.integers(26, 0, 256).reshape(-1, 1, 1, 1))
+    image = _soften(image, draws.integers(26, 0, 200).reshape(-1, 1, 1, 1))
     exposure = draws.integers(27, 205, 290).reshape(-1, 1, 1, 1)
     noise = white_noise(draws, 28, 3) * draws.integers(29, 4, 22).reshape(-1, 1, 1, 1) >> 7
     return (image * exposure >> 8) + noise
@@ -185,25 +185,30 @@ def _photo(draws, first, outline, second, radius, frame):
 def _painting(draws, first, outline, second, radius, frame):
     a, b, ground, other = _colors(draws, first, flat=False)
     ground = _blend(ground, other, smooth_noise(draws, 21, 4, 4))
-    image = _blend(ground, _blend(a, b, second), cover(outline, radius))
+    inside = cover(outline, radius)
+    image = _blend(ground, _blend(a, b, second), inside)
     ochre = np.array((196, 150, 95), np.int32)
-    image = image + ((ochre - image) * draws.integers(22, 20, 70).reshape(-1, 1, 1, 1) >> 8)
+    image = image + ((ochre - image) * draws.integers(22, 25, 75).reshape(-1, 1, 1, 1) >> 8)
     image = (image + 14) // 28 * 28  # a palette has few tones
     upright = (draws.raw(23) & np.uint32(1)).astype(bool)
     strokes = smooth_noise(draws, 24, 32, 4)
     strokes[upright] = strokes[upright].transpose(0, 2, 1)
     dabs = smooth_noise(draws, 25, 16, 16)
-    relief = (strokes - 128) * 3 + (dabs - 128)
-    return image + (relief * draws.integers(26, 22, 48).reshape(-1, 1, 1) >> 8)[..., None]
+    relief = ((strokes - 128) * 3 + (dabs - 128)) * draws.integers(26, 26, 56).reshape(-1, 1, 1) >> 8
+    return image + (relief * (448 - inside) >> 9)[..., None]  # thinner paint on the object
 
 
 def _cartoon(draws, first, outline, second, radius, frame):
     column = (-1, 1, 1)
     a, b, ground, other = _colors(draws, first, flat=True)
     x, y = turned(frame, draws.integers(21, 0, 1023).reshape(column))
-    ground = _blend(ground, other, cover(x + draws.integers(22, -1500, 1500).reshape(column), radius))
+    sides = cover(x + draws.integers(22, -1500, 1500).reshape(column), radius)
+    cell = draws.integers(24, 300, 520).reshape(column)
+    screen = cover(length(x % cell - (cell >> 1), y % cell - (cell >> 1)) - (cell * 5 >> 4), radius)
+    screened = (draws.raw(25) & np.uint32(1)).astype(bool).reshape(column)
+    ground = _blend(ground, other, np.where(screened, screen, sides))
     image = _blend(ground, _blend(a, b, second), cover(outline, radius))
-    ink = cover(np.abs(outline) - (draws.integers(23, 20, 34).reshape(column) * ONE // radius), radius)
+    ink = cover(np.abs(outline) - (draws.integers(23, 24, 40).reshape(column) * ONE // radius), radius)
     return _blend(image, np.full(3, 18, np.int32), ink)
 
 
@@ -212,18 +217,20 @@ def _sketch(draws, first, outline, second, radius, frame):
     grain = white_noise(draws, 21, 1)[..., 0]
     paper = draws.integers(22, 222, 246).reshape(column) + (grain >> 4)
     x, y = turned(frame, draws.integers(23, 0, 1023).reshape(column))
-    hatch = wave(x, draws.integers(24, 130, 190).reshape(column))
-    tone = np.clip(150 - (hatch * radius >> 7), 60, 235)
+    hatch = wave(x, draws.integers(24, 110, 150).reshape(column))
+    tone = np.clip(160 - (hatch * radius >> 8), 110, 210)
     tone = tone * (256 - second) >> 8
     edge = cover(np.abs(outline) - (draws.integers(25, 9, 17).reshape(column) * ONE // radius), radius)
     dark = np.maximum(tone * cover(outline, radius) >> 8, edge)
     pressure = 150 + (smooth_noise(draws, 26, 8, 8) >> 2) + (grain >> 1)
-    shade = paper - (dark * np.clip(pressure, 40, 220) >> 8)
+    mark = dark * np.clip(pressure, 40, 220) >> 8
+    chalk = (draws.raw(27) & np.uint32(1)).astype(bool).reshape(column)  # light on a blackboard
+    shade = np.where(chalk, 275 - paper + mark, paper - mark)
     return np.stack([shade, shade - 2, shade - 8], axis=-1)
 
 
 _STYLES = (_photo, _painting, _cartoon, _sketch)
-_WOBBLE = np.array((0, 26, 5, 14), np.int32)
+_WOBBLE = np.array((0, 22, 6, 18), np.int32)
 _CHUNK = 32  # pictures at a time: keeps the intermediate planes within a core's cache
 
 

@@ -6,8 +6,15 @@ import numpy as np
 
 ONE = 1024  # the object's radius, in its own frame
 
-SHAPES = ("star", "circle", "cross", "square", "heart", "triangle", "diamond", "crescent")
-PATTERNS = ("striped", "dotted", "ringed", "checkered", "halved", "hollow", "plain", "zigzag", "bordered")
+# first what the dataset's classes are made of
+SHAPES = (
+    "star", "pentagon", "hexagram", "circle", "cross",
+    "square", "heart", "triangle", "diamond", "crescent",
+)
+PATTERNS = (
+    "striped", "dotted", "pinstriped", "speckled", "zigzag", "checkered", "ringed", "bordered",
+    "halved", "hollow", "plain",
+)
 
 SINE = np.array([round(16384 * math.sin(math.tau * i / 1024)) for i in range(1024)], np.int32)
 
@@ -36,6 +43,16 @@ def _star(x, y):
         second = np.maximum(second, np.minimum(largest, plane))
         largest = np.maximum(largest, plane)
     return second
+
+
+def _pentagon(x, y):
+    return _all_inside(_half_planes(x, y, [256 + k * 205 - (k > 2) for k in range(5)], 740))
+
+
+def _hexagram(x, y):
+    x = np.abs(x)
+    slope = (x * 887 + y * 512) >> 10, (x * 887 - y * 512) >> 10
+    return np.minimum(np.maximum(slope[0], -y), np.maximum(slope[1], y)) - 550
 
 
 def _circle(x, y):
@@ -70,7 +87,7 @@ def _crescent(x, y):
     return np.maximum(length(x, y) - 930, 700 - length(x - 520, y))
 
 
-OUTLINES = (_star, _circle, _cross, _square, _heart, _triangle, _diamond, _crescent)
+OUTLINES = (_star, _pentagon, _hexagram, _circle, _cross, _square, _heart, _triangle, _diamond, _crescent)
 
 
 def wave(v, period):
@@ -101,8 +118,10 @@ def pattern(name, x, y, outline, radius, draws):
     x, y = x + draws.integers(33, 0, 600).reshape(column), y + draws.integers(34, 0, 600).reshape(column)
     if name == "striped":
         return cover(wave(x, period), radius)
-    if name == "dotted":
-        cell = period * 15 >> 4
+    if name == "pinstriped":
+        return cover(wave(x, period * 9 >> 4), radius)
+    if name in ("dotted", "speckled"):
+        cell = period * (17 if name == "dotted" else 9) >> 4
         return cover(length(x % cell - (cell >> 1), y % cell - (cell >> 1)) - (cell * 5 >> 4), radius)
     if name == "checkered":
         across, along = cover(wave(x, period * 5 >> 2), radius), cover(wave(y, period * 5 >> 2), radius)

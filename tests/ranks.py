@@ -32,7 +32,7 @@ from dassl.utils import rank  # noqa: E402
 from datasets import shapes  # noqa: E402
 from runs import run as one_run  # noqa: E402
 
-PART_SIZES = dict.fromkeys(shapes.DOMAINS, (3, 1, 2))  # images per class; 24 test images of base classes
+PART_SIZES = dict.fromkeys(shapes.DOMAINS, (3, 1, 1))  # images per class; 20 test images of base classes
 BASE = ("DATASET.NUM_SHOTS", 2, "DATASET.SUBSAMPLE_CLASSES", "base")
 VARIANTS = {  # what the trainers' configs leave out
     "CoOp, by loss.backward()": ("CoOp", BASE),

@@ -471,6 +471,6 @@ def test_shapes_are_tested_on_their_test_part(tmp_path, monkeypatch):
 
     monkeypatch.setattr(shapes, "write_shapes", lambda folder: None)  # listed, not drawn
     monkeypatch.setattr("datasets.base.check_images", lambda items, source: None)
-    for part, images in (("", 20), ("test", 20), ("all", 40)):
+    for part, images in (("", 30), ("test", 30), ("all", 42)):
         test = load("shapes", tmp_path, sources=["photo"], targets=["sketch"], part=part).test
-        assert Counter(item.label for item in test) == dict.fromkeys(range(24), images)
+        assert Counter(item.label for item in test) == dict.fromkeys(range(40), images)

@@ -26,7 +26,7 @@ def test_compare_on_shapes(shapes_root, tmp_path, capsys):
     table = protocol.main(words(shapes_root, tmp_path, "compare") + list(options))
     rows = {line.split()[0]: line.split()[1:] for line in table.splitlines()[2:]}
     assert set(rows) == {"ZeroshotCLIP", "CoOp", "CoCoOp", "MetaPrompt"}
-    assert all(45 <= float(value) <= 85 for value in rows["ZeroshotCLIP"][:2])
+    assert all(45 <= float(value) <= 70 for value in rows["ZeroshotCLIP"][:2])
     for ending in ("png", "svg"):
         assert (tmp_path / "base2new" / f"shapes_shots_4.{ending}").stat().st_size > 1000
     assert (shapes_root / "shapes" / "photo" / "striped_star" / "000.png").is_file()

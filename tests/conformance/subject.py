@@ -35,8 +35,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SHAPES = ROOT / "configs" / "datasets" / "shapes.yaml"
 GENERIC = Path(__file__).with_name("tiny.yaml")
 # Pictures per class of the training, validation and test part: enough to draw two shots from.
-PART_SIZES = {"photo": (6, 2, 4)} | dict.fromkeys(shapes.DOMAINS[1:], (1, 1, 1))
-SHOTS, EPOCHS, BATCH = 2, 4, 8
+PART_SIZES = {"photo": (4, 2, 2)} | dict.fromkeys(shapes.DOMAINS[1:], (1, 1, 1))
+SHOTS, EPOCHS, BATCH = 2, 4, 12
 
 
 class Stop(Exception):
@@ -362,7 +362,7 @@ class Subject:
 
     @functools.cached_property
     def test_images(self):
-        """Two test images of each base class."""
+        """A test image of each base class."""
         items = self.plain.trainer.dm.dataset.test
         return self.pictures([item for item in items if re.search(r"[02468]\.png$", item.impath)])[0]
 

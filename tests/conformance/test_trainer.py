@@ -94,7 +94,7 @@ def test_new_classes(subject):
         assert "\n" not in str(refusal.value), "the refusal must be one line"
         return
     # As many new classes as base classes, and twice as many: tensors that belong to classes would fit the former.
-    for classes, names in (("new", shapes.CLASSNAMES[12:]), ("all", shapes.CLASSNAMES)):
+    for classes, names in (("new", shapes.CLASSNAMES[20:]), ("all", shapes.CLASSNAMES)):
         run = evaluate(classes)
         assert run.trainer.dm.dataset.classnames == list(names)
         values = logits(run.trainer, subject.test_images)
@@ -148,7 +148,7 @@ def test_an_odd_last_batch(subject):
     """A training batch that is not full and of an odd size; a test batch of one image after full ones."""
     if subject.trains:
         odd = max(7, subject.min_batch | 1)
-        batch = ["DATALOADER.TRAIN_X.BATCH_SIZE", max(16, subject.min_batch)]  # of 12 images
+        batch = ["DATALOADER.TRAIN_X.BATCH_SIZE", max(24, subject.min_batch)]  # of 20 images
         run = subject.run("odd", options=["DATASET.NUM_SHOTS", 1, *batch], stop_epoch=2, cut=odd)
         assert len(run.summaries) == 2 and all(math.isfinite(number) for number in numbers_of(run.summaries))
         assert all(tensor.isfinite().all() for tensor in run.trained.values())
@@ -198,7 +198,7 @@ def test_training_sees_its_own_images_and_classes_only(subject):
     allowed = {item.impath for part in (dataset.train_x, dataset.val) for item in part}
     strange = sorted((run.files["train"] | run.files["val"]) - allowed)
     assert not strange, f"training read {len(strange)} images that are not its own, first {strange[0]}"
-    base, new = (list(shapes.CLASSNAMES[part]) for part in (slice(12), slice(12, None)))
+    base, new = (list(shapes.CLASSNAMES[part]) for part in (slice(20), slice(20, None)))
     assert all(names == base for names in run.classnames), "build_model was given other classes than the run's"
     told = [name for name in new if any(readable(name) in text for text in run.texts)]
     assert not told, f"training encoded the names of new classes: {', '.join(told[:3])}"

@@ -1,0 +1,1 @@
+"""What the pretraining of the tiny CLIP is made of."""
