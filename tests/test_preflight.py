@@ -191,7 +191,7 @@ def test_the_others_are_made_with_keep_going(words, tmp_path, capsys):
     argv = words("fewshot", "--trainer", "CoOp", "--seeds", "1", "--keep-going", dataset=("dtd", "caltech101"))
     assert train.command_line(lambda: protocol.main(argv)) == 2
     said = capsys.readouterr()
-    assert "1 of them cannot be made:\n  - no dataset folder at" in said.out
+    assert "1 of 2 runs cannot be made:\n  - no dataset folder at" in said.out
     assert said.err.startswith("error: 1 of 2 runs failed: no dataset folder at")
     assert [path.parts[-6] for path in (tmp_path / "out").rglob("results.json")] == ["caltech101"]
     assert not (tmp_path / "out" / "fewshot" / "dtd").exists()
