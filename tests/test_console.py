@@ -23,7 +23,7 @@ from dassl.utils.text import EscapedStream
 from protocols import Place, Run
 from protocols.parts.numbers import Number
 from protocols.parts.tables import Table
-from runs.listener import Noticing
+from runs.listener import NoticedLines, Noticing
 from runs.run_spec import RunSpec
 from tools import protocol
 from tools.running import live
@@ -82,7 +82,8 @@ def said(words, capsys):
         protocol.main(words(*more, **kwargs))
         told = capsys.readouterr()
         lines = told.out.split("\n\n")[0].splitlines()
-        others = re.compile(r"Note: without effect|\d+ runs?, \d+ done")  # the latter is the preflight's
+        # The second is the preflight's.
+        others = re.compile(r"Note: without effect|\d+ runs?, \d+ done|Backbone .* wrong numbers [(]")
         return [line for line in lines if not others.match(line)], told.err
 
     return said
@@ -390,6 +391,40 @@ def test_what_was_done_before_does_not_count(tmp_path, monkeypatch, capsys):
         "run 2 of 4  CoOp  shapes  seed 2  all   93.1 %    20 s; 20 s left"]
 
 
+def test_a_run_that_goes_on_says_nothing_of_whole_ones(tmp_path, monkeypatch, capsys):
+    """The last epoch of a run takes a moment; the next run takes its full time."""
+    runs = [a_run(seed=seed) for seed in (1, 2)]
+    folder = tmp_path / "[1]"
+    monkeypatch.setattr(Run, "folder", property(lambda run: str(folder) if run is runs[0] else run.spec.output_dir))
+    (folder / "prompt_learner").mkdir(parents=True)
+    (folder / "prompt_learner" / "model-interrupted.pth.tar").touch()
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("tools.running.console.time", SimpleNamespace(monotonic=lambda: clock.now))
+    with Lines(runs) as console:
+        console.begins(runs[0])
+        clock.now = 3.0
+        console.reached(runs[0], Point("", 50, 50, 1, 2, 0.5, 2.0))
+        assert console.left() == Left(2.0, least=True)
+        console.made(runs[0], results())
+        assert console.left() is None
+    assert capsys.readouterr().out == "run 1 of 2  CoOp  shapes  seed 1  all   50.0 %     3 s\n"
+
+
+@pytest.mark.parametrize("line", ["Warning: odd", "WARNING: odd", "** Note: odd", "/x: numbers do not compare with",
+                                  "Backbone /x is not one of OpenAI's: other heads give wrong numbers"])
+def test_what_must_be_seen_is_noticed(line):
+    seen = []
+    print(f"epoch [1/2]\nNotes on the run\nwarnings: 0\n{line}", file=NoticedLines(seen.append))
+    assert seen == [line]
+
+
+def test_what_is_listed_between_runs_is_not_shown(said):
+    """To find that the numbers of another seed count, its data are listed; what is said of them is the log's."""
+    for jobs in ("1", "2"):
+        lines, _ = said("base2new", "--trainer", "ZeroshotCLIP", "--jobs", jobs, seeds=("1", "2"), output=jobs)
+        assert len(lines) >= 3 and all(re.match("run", line) for line in lines), lines
+
+
 @given(st.floats(0, 1e7))
 def test_durations_are_words(seconds):
     number, unit = re.match(r"(\d+) (s|min|h|d)", duration(seconds)).groups()
@@ -441,7 +476,7 @@ def test_an_interruption_leaves_a_clean_terminal(words, monkeypatch):
     written, status = terminal.in_terminal(lambda: train.command_line(
         lambda: protocol.main(words("base2new", "--trainer", "CoOp"))))
     lines, shown = terminal.screen(written)
-    lines = [line for line in lines if line][1:]
+    lines = [line for line in lines if line and not line.startswith(("Backbone ", "2 runs, "))]
     assert status == 130 and shown and lines[0].startswith("run 1 of 2")
     assert lines[1] == "1 of 2 runs are done" and lines[-1].startswith("interrupted; ")
 
@@ -505,11 +540,40 @@ def test_a_forked_process_does_not_wait_for_the_terminal():
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
 
 
+def test_what_is_said_of_the_backbone_is_said_once(capsys):
+    runs = [a_run(), a_run("MetaPrompt"), a_run(dataset="dtd")]
+    with Lines(runs) as console:
+        for run in runs:
+            console.noticed(run, "Backbone /x is not one of OpenAI's: other heads give wrong numbers")
+    assert capsys.readouterr().out.count("\n") == 1
+
+
 def test_half_a_line_is_printed_in_the_end():
     console, shown = live_lines([a_run()])
     with console:
         print("no end of line", end="")
     assert "no end of line" in shown.getvalue() and sys.stdout is not console
+
+
+def test_an_encoding_that_lacks_a_character_ends_nothing(monkeypatch):
+    """A line that is cut ends with one character of three dots, bars are drawn, and Latin-1 has neither."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "40")
+
+    class Latin(io.TextIOWrapper):
+        def isatty(self):
+            return True
+
+    kept = io.BytesIO()
+    found = live.terminal_of(Latin(kept, encoding="latin-1", write_through=True))
+    runs = [a_run(dataset=f"\u043a\u043e\u0442{'d' * 80}")]
+    with live.LiveLines(runs, 1, found) as console:
+        console.begins(runs[0])
+        console._live.refresh()
+        console.noticed(runs[0], "Warning: \u043a\u043e\u0442")
+        console.made(runs[0], results())
+    written = kept.getvalue().decode("latin-1")
+    assert "CoOp  ???ddd" in written and r"Warning: \u043a\u043e\u0442" in written and "run 1 of 1" in written
 
 
 @pytest.mark.parametrize(("name", "is_one"), [("xterm", True), ("dumb", False), ("unknown", False)])
