@@ -96,7 +96,8 @@ def require_these_classes(folder):
     known = {os.path.dirname(picture_path("", name, 0)) for name in CLASSNAMES}
     for domain in DOMAINS:
         place = os.path.join(folder, domain)
-        if os.path.isdir(place) and (other := sorted(name for name in set(os.listdir(place)) - known if name[0] != ".")):
+        found = os.listdir(place) if os.path.isdir(place) else ()
+        if other := sorted(name for name in found if name not in known and not name.startswith(".")):
             raise InputError(f"{place} holds {other[0]}, which is no class of Shapes: drawings of an earlier release? "
                              f"Remove {folder}, and they are drawn anew")
 
