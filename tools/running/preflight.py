@@ -121,7 +121,7 @@ class Preflight:
         """How many runs are there, are done, and cannot be made, in words."""
         numbers = {word: len(self.having(word)) for word in ("done", "refused")}
         more = f", {numbers['refused']} refused" if numbers["refused"] else ""
-        return f"{len(self.runs)} runs, {numbers['done']} done{more}"
+        return f"{len(self.runs)} run{'s' if len(self.runs) != 1 else ''}, {numbers['done']} done{more}"
 
     def listed(self) -> list[str]:
         """The lines of the problems."""
