@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent
 SHORT = {"prepare_data": "data"}  # names of commands that are not their file's
 ALIASES: dict[str, tuple[str, ...]] = {"compare": ("protocol", "compare")}
 READER_GONE = 141  # as a shell reports for a program whose reader has gone
+INTERRUPTED = 130  # ... that Ctrl-C has ended
 
 
 def programs() -> dict[str, Path]:
@@ -82,7 +83,11 @@ def main() -> int:
     # First, so that this project's `datasets` is found before an installed package of that name.
     sys.path[:] = [str(ROOT), *(path for path in sys.path if path != str(ROOT))]
     sys.argv = [f"metaprompt {name}", *words]
-    module = importlib.import_module(".".join(known[name].relative_to(ROOT).with_suffix("").parts))
+    try:  # of PyTorch and all; it takes seconds
+        module = importlib.import_module(".".join(known[name].relative_to(ROOT).with_suffix("").parts))
+    except KeyboardInterrupt:
+        print("interrupted while the program was being loaded; nothing was begun", file=sys.stderr)
+        return INTERRUPTED
     status: int = module.program() if name == "train" else module.command_line()
     return status
 

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from dassl.data.datasets import DATASET_REGISTRY, Datum
+from dassl.utils import InputError
 from datasets._drawing import DOMAINS, PATTERNS, SHAPES, draw, hash32
 from datasets.base import DomainDataset, FewShotDataset
 from datasets.files import check_images
@@ -90,9 +91,25 @@ def _write_class(folder, domain, label):
         Image.fromarray(image).save(path, compress_level=1)
 
 
+def require_these_classes(folder):
+    """Raise InputError where a domain's folder holds classes that are not drawn here."""
+    known = {os.path.dirname(picture_path("", name, 0)) for name in CLASSNAMES}
+    for domain in DOMAINS:
+        place = os.path.join(folder, domain)
+        found = os.listdir(place) if os.path.isdir(place) else ()
+        if other := sorted(name for name in found if name not in known and not name.startswith(".")):
+            raise InputError(f"{place} holds {other[0]}, which is no class of Shapes: drawings of an earlier release? "
+                             f"Remove {folder}, and they are drawn anew")
+
+
 def write_shapes(folder):
-    """Draws the whole dataset into `folder` unless it is there. It appears whole or not at all."""
+    """Draws the whole dataset into `folder` unless it is there. It appears whole or not at all.
+
+    Raises:
+        InputError: the folder holds other classes, such as the drawings of an earlier release.
+    """
     if os.path.isdir(folder):
+        require_these_classes(folder)
         return
     parent = os.path.dirname(os.path.abspath(folder))
     os.makedirs(parent, exist_ok=True)

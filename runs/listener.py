@@ -1,14 +1,16 @@
 """Who listens to a run while it is made: where it prints beside its log.txt, and who is told how far it is."""
+import contextlib
 import io
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TextIO
 
 from dassl.engine.progress import Point
 
-# What a user must see although the details are in the log: warnings, notes, and why numbers do not compare.
-NOTICED = re.compile(r"(?:Warning|Note|Left out|Stopped by)\b|.*(?:do not compare|cannot be compared)")
+# What a user must see although the details are in the log: warnings, notes, and why numbers do not compare or are off.
+NOTICED = re.compile(r"\W*(?:(?i:warning)|Note|NOTE|Left out|Stopped by)\b|"
+                     r".*(?:do not compare|cannot be compared|give wrong numbers)")
 
 
 class Listener:
@@ -24,6 +26,14 @@ class Listener:
 
     def reached(self, point: Point) -> None:
         """The run is at a Point; called a few times per second while it trains and evaluates."""
+
+    @contextlib.contextmanager
+    def heard(self) -> Iterator[None]:
+        """Within it what is printed while there is no log.txt goes where the run's own lines go beside it."""
+        with contextlib.ExitStack() as stack:
+            if self.prints is not None:
+                stack.enter_context(contextlib.redirect_stdout(self.prints))  # type: ignore[type-var]
+            yield
 
     def finished_before(self, folder: str) -> None:
         """The run was finished before; nothing is made."""
@@ -53,6 +63,8 @@ class Noticing(Listener):
 class NoticedLines(io.TextIOBase):
     """A stream that hands on the lines that a user must see, and drops the others; so with all that a forked process, a
     loader's worker, prints."""
+
+    encoding = "utf-8"  # code of others asks its stdout for it
 
     def __init__(self, noticed: Callable[[str], None]) -> None:
         self._noticed, self._begun, self._process = noticed, "", os.getpid()

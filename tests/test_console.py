@@ -18,11 +18,12 @@ from rich.console import Console as Terminal
 import train
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 from dassl.engine.progress import Point, Progress
+from dassl.utils import InputError
 from dassl.utils.text import EscapedStream
 from protocols import Place, Run
 from protocols.parts.numbers import Number
 from protocols.parts.tables import Table
-from runs.listener import Noticing
+from runs.listener import NoticedLines, Noticing
 from runs.run_spec import RunSpec
 from tools import protocol
 from tools.running import live
@@ -81,7 +82,9 @@ def said(words, capsys):
         protocol.main(words(*more, **kwargs))
         told = capsys.readouterr()
         lines = told.out.split("\n\n")[0].splitlines()
-        return [line for line in lines if not line.startswith("Note: without effect")], told.err
+        # The second is the preflight's.
+        others = re.compile(r"Note: without effect|\d+ runs?, \d+ done|Backbone .* wrong numbers [(]")
+        return [line for line in lines if not others.match(line)], told.err
 
     return said
 
@@ -168,20 +171,32 @@ def test_what_a_user_must_see_is_shown_once(jobs, said, plugin):
     assert sum(line.startswith("run ") for line in lines) == 4
 
 
-def test_failures_are_told_with_what_depends_on_them(said, words, capsys, tmp_path):
-    said("base2new", "--trainer", "CoOp", seeds=("1", "2"))
-    for path in (tmp_path / "out").rglob("seed*"):
-        (path / "results.json").unlink()
-    capsys.readouterr()
-    again = [*words("base2new", "--trainer", "CoOp", seeds=("1", "2", "3")), "OPTIM.LR", "0.3"]
-    assert train.command_line(lambda: protocol.main(again)) == 2
+def test_failures_are_told_with_what_depends_on_them(words, capsys, monkeypatch):
+    run = train.run
+
+    def fails(spec, *more):
+        if spec.seed < 3 and not spec.eval_only:
+            raise InputError(f"no luck with\x1b[2J seed {spec.seed}")
+        return run(spec, *more)
+
+    monkeypatch.setattr(train, "run", fails)
+    assert train.command_line(lambda: protocol.main(words("base2new", "--trainer", "CoOp", seeds=("1", "2", "3")))) == 2
     told = capsys.readouterr()
     first, second, last = told.err.splitlines()
-    assert first.startswith("run 1 of 6  CoOp  caltech101  seed 1  base  failed: ") and "OPTIM.LR" in first
+    assert first.startswith(r"run 1 of 6  CoOp  caltech101  seed 1  base  failed: no luck with\x1b[2J seed 1 (")
     assert first.endswith("/seed1); 1 run that needs it is not made")
     assert second.startswith("run 3 of 6  CoOp  caltech101  seed 2  base  failed: ")
     assert last.startswith("error: 2 of 6 runs failed, 2 depend on them: ")
     assert [line[:10] for line in told.out.splitlines() if line.startswith("run")] == ["run 5 of 6", "run 6 of 6"]
+
+
+def test_runs_that_are_refused_before_are_not_counted(said, words, capsys):
+    said("base2new", "--trainer", "CoOp", seeds=("1",))
+    again = [*words("base2new", "--keep-going", "--trainer", "CoOp", seeds=("1", "2")), "OPTIM.LR", "0.3"]
+    assert train.command_line(lambda: protocol.main(again)) == 2
+    told = capsys.readouterr()
+    assert [line[:10] for line in told.out.splitlines() if line.startswith("run ")] == ["run 1 of 2", "run 2 of 2"]
+    assert "OPTIM.LR" in told.err
 
 
 def test_a_reason_that_was_told_is_referred_to(capsys):
@@ -212,15 +227,15 @@ def test_two_jobs_tell_how_far_they_are(words, capsys):
             self.points.append((run.folder, point))
             super().reached(run, point)
 
-    runs = planned([*words("base2new", "--trainer", "CoOp", seeds=("1", "2")), "OPTIM.MAX_EPOCH=3"])
+    runs = planned([*words("base2new", "--trainer", "CoOp", seeds=("1", "2")), "OPTIM.MAX_EPOCH=100"])
     outcome = execute(runs, {}, 2, Noting(runs, 2))
     assert len(outcome.results) == 4
-    lines = capsys.readouterr().out.splitlines()
+    lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("Backbone ")]
     assert [line[:10] for line in lines] == [f"run {number} of 4" for number in (1, 2, 3, 4)]
     trained = [run.folder for run in runs if not run.needs]
     for folder in trained:
         points = [point for name, point in Noting.points if name == folder]
-        assert points[0] == Point("", 1, 3) and any(point.part == "test" for point in points)
+        assert points[0] == Point("", 1, 100) and any(point.part == "test" for point in points)
     assert any(point.loss is not None for _, point in Noting.points)
 
 
@@ -376,6 +391,40 @@ def test_what_was_done_before_does_not_count(tmp_path, monkeypatch, capsys):
         "run 2 of 4  CoOp  shapes  seed 2  all   93.1 %    20 s; 20 s left"]
 
 
+def test_a_run_that_goes_on_says_nothing_of_whole_ones(tmp_path, monkeypatch, capsys):
+    """The last epoch of a run takes a moment; the next run takes its full time."""
+    runs = [a_run(seed=seed) for seed in (1, 2)]
+    folder = tmp_path / "[1]"
+    monkeypatch.setattr(Run, "folder", property(lambda run: str(folder) if run is runs[0] else run.spec.output_dir))
+    (folder / "prompt_learner").mkdir(parents=True)
+    (folder / "prompt_learner" / "model-interrupted.pth.tar").touch()
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("tools.running.console.time", SimpleNamespace(monotonic=lambda: clock.now))
+    with Lines(runs) as console:
+        console.begins(runs[0])
+        clock.now = 3.0
+        console.reached(runs[0], Point("", 50, 50, 1, 2, 0.5, 2.0))
+        assert console.left() == Left(2.0, least=True)
+        console.made(runs[0], results())
+        assert console.left() is None
+    assert capsys.readouterr().out == "run 1 of 2  CoOp  shapes  seed 1  all   50.0 %     3 s\n"
+
+
+@pytest.mark.parametrize("line", ["Warning: odd", "WARNING: odd", "** Note: odd", "/x: numbers do not compare with",
+                                  "Backbone /x is not one of OpenAI's: other heads give wrong numbers"])
+def test_what_must_be_seen_is_noticed(line):
+    seen = []
+    print(f"epoch [1/2]\nNotes on the run\nwarnings: 0\n{line}", file=NoticedLines(seen.append))
+    assert seen == [line]
+
+
+def test_what_is_listed_between_runs_is_not_shown(said):
+    """To find that the numbers of another seed count, its data are listed; what is said of them is the log's."""
+    for jobs in ("1", "2"):
+        lines, _ = said("base2new", "--trainer", "ZeroshotCLIP", "--jobs", jobs, seeds=("1", "2"), output=jobs)
+        assert len(lines) >= 3 and all(re.match("run", line) for line in lines), lines
+
+
 @given(st.floats(0, 1e7))
 def test_durations_are_words(seconds):
     number, unit = re.match(r"(\d+) (s|min|h|d)", duration(seconds)).groups()
@@ -399,7 +448,7 @@ def test_live_lines_come_and_go(environment, words, tmp_path, plugin):
     assert shown
     lines = [line for line in lines if line]
     assert [line[:10] for line in lines if line.startswith("run")] == [f"run {n} of 4" for n in (1, 2, 3, 4)]
-    assert "told aside" in lines and not any("epoch" in line or "4 runs" in line for line in lines)
+    assert "told aside" in lines and not any("epoch" in line or "of 4 runs" in line for line in lines)
     warning = next(line for line in lines if line.startswith("Warning"))
     assert r"[bold]1 of 9 things[/bold] are odd\x1b[2J" in warning
     assert [line.split()[0].strip("-") for line in lines[-5:]] == ["method", "", "CoOp", "Warns", "Figure:"]
@@ -427,7 +476,7 @@ def test_an_interruption_leaves_a_clean_terminal(words, monkeypatch):
     written, status = terminal.in_terminal(lambda: train.command_line(
         lambda: protocol.main(words("base2new", "--trainer", "CoOp"))))
     lines, shown = terminal.screen(written)
-    lines = [line for line in lines if line]
+    lines = [line for line in lines if line and not line.startswith(("Backbone ", "2 runs, "))]
     assert status == 130 and shown and lines[0].startswith("run 1 of 2")
     assert lines[1] == "1 of 2 runs are done" and lines[-1].startswith("interrupted; ")
 
@@ -491,11 +540,40 @@ def test_a_forked_process_does_not_wait_for_the_terminal():
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
 
 
+def test_what_is_said_of_the_backbone_is_said_once(capsys):
+    runs = [a_run(), a_run("MetaPrompt"), a_run(dataset="dtd")]
+    with Lines(runs) as console:
+        for run in runs:
+            console.noticed(run, "Backbone /x is not one of OpenAI's: other heads give wrong numbers")
+    assert capsys.readouterr().out.count("\n") == 1
+
+
 def test_half_a_line_is_printed_in_the_end():
     console, shown = live_lines([a_run()])
     with console:
         print("no end of line", end="")
     assert "no end of line" in shown.getvalue() and sys.stdout is not console
+
+
+def test_an_encoding_that_lacks_a_character_ends_nothing(monkeypatch):
+    """A line that is cut ends with one character of three dots, bars are drawn, and Latin-1 has neither."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "40")
+
+    class Latin(io.TextIOWrapper):
+        def isatty(self):
+            return True
+
+    kept = io.BytesIO()
+    found = live.terminal_of(Latin(kept, encoding="latin-1", write_through=True))
+    runs = [a_run(dataset=f"\u043a\u043e\u0442{'d' * 80}")]
+    with live.LiveLines(runs, 1, found) as console:
+        console.begins(runs[0])
+        console._live.refresh()
+        console.noticed(runs[0], "Warning: \u043a\u043e\u0442")
+        console.made(runs[0], results())
+    written = kept.getvalue().decode("latin-1")
+    assert "CoOp  ???ddd" in written and r"Warning: \u043a\u043e\u0442" in written and "run 1 of 1" in written
 
 
 @pytest.mark.parametrize(("name", "is_one"), [("xterm", True), ("dumb", False), ("unknown", False)])

@@ -173,3 +173,9 @@ def test_the_former_call_says_what_to_give_instead(file, name, tmp_path):
                           capture_output=True, check=False)
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
     assert f"`metaprompt {name} ...`" in done.stderr and ascii(str(ROOT)) in done.stderr
+
+
+def test_an_interruption_of_the_start_is_one_line(checkout):
+    (checkout / "tools" / "slow.py").write_text(PROGRAM % "Slow." + "\n\nraise KeyboardInterrupt\n")
+    done = call("slow", top=checkout, check=130)
+    assert done.stdout == "" and done.stderr.startswith("interrupted") and done.stderr.count("\n") == 1

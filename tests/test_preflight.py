@@ -18,11 +18,12 @@ import train
 from dassl.utils import InputError
 from prompting.image_size import image_size
 from prompting.published import PUBLISHED
-from prompting.weights import SHIPPED
+from prompting.weights import SHIPPED, published_urls
 from tools import protocol
 from tools.downloads.sources import SOURCES, File
 from tools.running import dry_run, estimates, preflight, prepare, timing
 from tools.running.trials import Trials
+from trainers.coop import CoOp
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -114,6 +115,38 @@ def test_a_file_that_is_no_clip(refused, tmp_path):
     assert "is not a CLIP state dict" in error and "1 of 1 runs" in error
 
 
+def test_what_a_trainer_in_dassls_style_calls_its_backbone_is_its_affair(words, own_registries):
+    plugin = str(ROOT / "tests" / "plugins" / "habits.v2.py")
+    said = protocol.main(words("fewshot", "--trainer", "Guess", "--seeds", "1", "--plugin", plugin, "--preflight",
+                               backbone="resnet18"))
+    assert said.startswith("1 runs, 0 done\n")
+
+
+def test_a_trainer_that_wants_all_classes_is_given_them(words, monkeypatch):
+    """Its own rule, such as a text for each class, may not hold for a few of them."""
+    build, seen = CoOp.build_model, []
+
+    def wants_four(self, towers, classnames):
+        seen.append(len(classnames))
+        if len(classnames) < 4:
+            raise InputError("four classes are needed")
+        return build(self, towers, classnames)
+
+    monkeypatch.setattr(CoOp, "build_model", wants_four)
+    said = protocol.main(words("fewshot", "--trainer", "CoOp", "--seeds", "1", "--dry-run"))
+    assert said.startswith("to do") and seen[0] == 3 < seen[1]
+
+
+@pytest.mark.parametrize("below", ["", "deeper/out"])
+def test_an_output_that_is_a_file(words, tmp_path, below, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "file").touch()
+    given = [*words("fewshot", "--trainer", "CoOp", "--seeds", "1"), "--output", str(tmp_path / "out" / "file" / below)]
+    assert train.command_line(lambda: protocol.main(given)) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path / 'out' / 'file'} is no folder" in error and "1 of 1 runs cannot be made" in error
+
+
 def test_a_disk_without_room(refused, monkeypatch):
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(estimates.shutil, "disk_usage", lambda path: usage._replace(free=1000))
@@ -158,7 +191,7 @@ def test_the_others_are_made_with_keep_going(words, tmp_path, capsys):
     argv = words("fewshot", "--trainer", "CoOp", "--seeds", "1", "--keep-going", dataset=("dtd", "caltech101"))
     assert train.command_line(lambda: protocol.main(argv)) == 2
     said = capsys.readouterr()
-    assert "1 of them cannot be made:\n  - no dataset folder at" in said.out
+    assert "1 of 2 runs cannot be made:\n  - no dataset folder at" in said.out
     assert said.err.startswith("error: 1 of 2 runs failed: no dataset folder at")
     assert [path.parts[-6] for path in (tmp_path / "out").rglob("results.json")] == ["caltech101"]
     assert not (tmp_path / "out" / "fewshot" / "dtd").exists()
@@ -307,9 +340,7 @@ def test_no_shipped_config_of_a_method_names_a_size():
 
 
 def test_sizes_are_read_from_any_file(tmp_path):
-    import clip
-
-    assert list(PUBLISHED) == clip.available_models() and all(image_size(name) for name in (*PUBLISHED, *SHIPPED))
+    assert list(PUBLISHED) == list(published_urls()) and all(image_size(name) for name in (*PUBLISHED, *SHIPPED))
     state = state_of_vit(48, 16)
     torch.save(state, tmp_path / "new.pt")
     torch.save({"state_dict": state}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)

@@ -11,6 +11,7 @@ from conftest import ROOT
 from PIL import Image
 from scipy.special import ndtri
 
+from dassl.utils import InputError
 from datasets import shapes
 from datasets._drawing import DOMAINS, PATTERNS, SHAPES, SIZE, draw, main_colors
 
@@ -125,3 +126,17 @@ def test_an_existing_folder_is_left_alone(tmp_path):
     folder.mkdir()
     shapes.write_shapes(folder)
     assert os.listdir(folder) == []
+
+
+def test_drawings_of_other_classes_are_refused_and_left(tmp_path):
+    old = tmp_path / "shapes" / "photo" / "hollow_star"
+    old.mkdir(parents=True)
+    with pytest.raises(InputError, match=r"hollow_star, which is no class of Shapes.*Remove .*drawn anew"):
+        shapes.write_shapes(str(tmp_path / "shapes"))
+    assert old.is_dir()
+
+
+def test_a_file_of_the_system_among_the_classes_is_no_class(tmp_path):
+    (tmp_path / "photo").mkdir()
+    (tmp_path / "photo" / ".DS_Store").touch()
+    shapes.write_shapes(str(tmp_path))

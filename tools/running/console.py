@@ -3,6 +3,7 @@ those that are being made stand below (tools/running/live.py)."""
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import re
 import sys
@@ -62,11 +63,13 @@ class Console:
 
 @dataclass
 class Running:
-    """A run that is being made: when it began, on time.monotonic's clock, and where it is."""
+    """A run that is being made: when it began, on time.monotonic's clock, where it is, and whether it goes on from a
+    checkpoint."""
 
     run: Run
     since: float = field(default_factory=lambda: time.monotonic())
     point: Point | None = None
+    partly: bool = False
 
     def seconds(self) -> float:
         return time.monotonic() - self.since
@@ -143,7 +146,7 @@ class Lines(Console):
         return Noticing(lambda point: self.reached(run, point), lambda line: self.noticed(run, line))
 
     def begins(self, run: Run) -> None:
-        self.running[run.folder] = Running(run)
+        self.running[run.folder] = Running(run, partly=goes_on(run))
 
     def reached(self, run: Run, point: Point) -> None:
         if run.folder in self.running:
@@ -151,15 +154,19 @@ class Lines(Console):
 
     def noticed(self, run: Run, line: str) -> None:
         place, kind = run.place, re.sub(r"\S*/\S*|[\d.,]+", "#", line)  # of whatever numbers and files
-        lines = self._noticed.setdefault((place.trainer, place.config, place.dataset, kind), set())
+        of_all = line.startswith("Backbone ")  # it is the same in the whole plan
+        whose = () if of_all else (place.trainer, place.config, place.dataset)
+        lines = self._noticed.setdefault((*whose, kind), set())
         if not lines:
             self._tell_taken()
             self.show(f"{printable(line)} ({self._labels.words(run)})")
         lines.add(line)
 
     def made(self, run: Run, results: dict[str, Any]) -> None:
+        partly = run.folder in self.running and self.running[run.folder].partly
         seconds = self._end(run)
-        self._estimate.made(run, seconds)
+        if not partly:
+            self._estimate.made(run, seconds)
         left = self.left()
         self.show(f"{self._number()}  {self._labels.columns(run)}  {percent(results)}  {duration(seconds):>6}"
                   f"{f'; {left}' if left else ''}")
@@ -200,7 +207,7 @@ class Lines(Console):
         if not rest and not under_way:
             return None
         return self._estimate.left(rest, {each.run: (each.seconds(), each.point.seconds_left if each.point else None)
-                                          for each in under_way})
+                                          for each in under_way}, {each.run for each in under_way if each.partly})
 
     def _end(self, run: Run) -> float:
         """A run is over; the seconds that it took."""
@@ -246,6 +253,11 @@ class Verbose(Lines):
 
     def listener(self, run: Run) -> Listener:
         return Noticing(lambda point: self.reached(run, point), None)
+
+
+def goes_on(run: Run) -> bool:
+    """Whether a run was trained for a while before; it takes less time than others then."""
+    return not run.spec.eval_only and bool(glob.glob(os.path.join(glob.escape(run.folder), "*", "model*.pth.tar*")))
 
 
 class NoTerminal:

@@ -49,7 +49,7 @@ def require_ready(runs: Sequence[Run], args: Namespace, clips: dict[str, Any]) -
     if to_do:
         broadcast(lambda: print("; ".join(filter(None, facts)), flush=True))
     if found.refused:
-        lines = [f"{len(found.refused)} of them cannot be made:", *found.listed()]
+        lines = [f"{len(found.refused)} of {len(runs)} runs cannot be made:", *found.listed()]
         broadcast(lambda: print("\n".join(lines), flush=True))
     return found.refused
 

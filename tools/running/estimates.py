@@ -68,7 +68,9 @@ def require_room(found: Preflight, output: str) -> str:
     weights = sum(2 * PUBLISHED[name].megabytes * 10**6 for name in missing_weights(runs))
     together = os.stat(place).st_dev == os.stat(cache).st_dev
     problem, free = "", shutil.disk_usage(place).free
-    if not os.access(place, os.W_OK | os.X_OK):
+    if stands := in_the_way(output):
+        problem = f"{stands} is no folder; choose another --output (OUTPUT) than {output}"
+    elif not os.access(place, os.W_OK | os.X_OK):
         problem = f"cannot write to {place}, where {output} is to be; choose another --output (OUTPUT)"
     elif needed / 2 + together * weights > free:
         more = f" and {size(weights)} for the weights of the CLIP" if together and weights else ""
@@ -88,6 +90,16 @@ def existing(folder: str) -> str:
     while not os.path.isdir(path) and path != os.path.dirname(path):
         path = os.path.dirname(path)
     return path
+
+
+def in_the_way(folder: str) -> str:
+    """What stands where the folder, or one above it, is to be, and is no folder; "" for nothing."""
+    path = os.path.abspath(os.path.expanduser(folder))
+    while not os.path.isdir(path):
+        if os.path.lexists(path):
+            return path
+        path = os.path.dirname(path)
+    return ""
 
 
 def size(number: float) -> str:

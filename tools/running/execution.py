@@ -54,6 +54,11 @@ class Outcome:
         never = {*self.failed, *self.one_class}
         return all(left.folder != run.same or left.needs in never for left in self.remaining)
 
+    def known(self, run: Run, seen: dict[str, Any] | None = None) -> tuple[dict[str, Any], str] | None:
+        """What `taken_over` says of a run. What is printed of its data meanwhile goes where the run's own lines go."""
+        with self.console.listener(run).heard():
+            return taken_over(run, self.results, seen)
+
     def made(self, run: Run, results: dict[str, Any]) -> None:
         """Note the results of a run that was made now."""
         self.results[run.folder] = results
@@ -162,4 +167,4 @@ def _make(run: Run, outcome: Outcome, clips: dict[str, Any], seen: dict[str, Any
 def _known(run: Run, outcome: Outcome, seen: dict[str, Any]) -> tuple[dict[str, Any], str] | None:
     """What `taken_over` says of a run; its folder is no longer in use then."""
     wait_for_ending(run.folder)
-    return taken_over(run, outcome.results, seen)
+    return outcome.known(run, seen)

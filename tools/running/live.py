@@ -42,7 +42,8 @@ def terminal_of(stream: TextIO | None) -> Terminal | None:
     by the stream."""
     if stream is None or not stream.isatty():
         return None
-    terminal = Terminal(file=unescaped(stream), markup=False, emoji=False, highlight=False)
+    file: Any = Encoded(unescaped(stream))
+    terminal = Terminal(file=file, markup=False, emoji=False, highlight=False)
     return terminal if terminal.is_terminal and not terminal.is_dumb_terminal else None
 
 
@@ -127,6 +128,24 @@ def above(terminal: Terminal, line: str, style: str = "") -> None:
     with contextlib.suppress(LookupError):  # an encoding that Python does not know
         line = line.encode(terminal.encoding, "backslashreplace").decode(terminal.encoding)
     terminal.print(Text(line, style), soft_wrap=True)
+
+
+class Encoded:
+    """A stream that takes any character; what its encoding lacks, such as the "..." of one character where a line is
+    cut, is a question mark, as wide as that was."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_stream"], name)
+
+    def write(self, text: str) -> int:
+        try:
+            self._stream.write(text)
+        except UnicodeEncodeError:
+            self._stream.write(text.encode(self.encoding, "replace").decode(self.encoding))
+        return len(text)
 
 
 class Above(io.TextIOBase):

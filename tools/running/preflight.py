@@ -14,6 +14,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from dassl.data.datasets import DATASET_REGISTRY
+from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.run_folder import Listings
 from dassl.utils import InputError, broadcast, isolated_rng, printable, quiet
 from dassl.utils.registry import nearest
@@ -22,9 +23,11 @@ from protocols import Run
 from runs.command_line import mendable
 from tools.running.before_run import finished, only_class
 from tools.running.trials import Trial, Trials
+from training.prompt_trainer import PromptTrainer
 
 MOST_LINES = 20  # of problems; what comes from one cause is one line
 UNKNOWN = Trial()
+SOME = 3  # classes that a method is built for
 WAYS = "metaprompt data"  # in the advice on a dataset that is not there
 
 
@@ -32,13 +35,16 @@ WAYS = "metaprompt data"  # in the advice on a dataset that is not there
 class Parts:
     """The size of a dataset as a run reads it: images to train on, to validate on and to test, and its classes.
 
-    longest: the names of three classes, the longest ones: what is too long for a prompt is among them."""
+    names: of all classes, the longest last."""
 
     train: int
     val: int
     test: int
-    classes: int
-    longest: tuple[str, ...]
+    names: tuple[str, ...]
+
+    @property
+    def classes(self) -> int:
+        return len(self.names)
 
 
 @dataclass
@@ -115,7 +121,7 @@ class Preflight:
         """How many runs are there, are done, and cannot be made, in words."""
         numbers = {word: len(self.having(word)) for word in ("done", "refused")}
         more = f", {numbers['refused']} refused" if numbers["refused"] else ""
-        return f"{len(self.runs)} runs, {numbers['done']} done{more}"
+        return f"{len(self.runs)} run{'s' if len(self.runs) != 1 else ''}, {numbers['done']} done{more}"
 
     def listed(self) -> list[str]:
         """The lines of the problems."""
@@ -175,9 +181,9 @@ class Looks:
         except Exception as error:
             refuse(looked, error)
             return self._without_number(run, looked)
-        backbone = cfg.MODEL.BACKBONE.NAME
         try:
-            self._once(("backbone", backbone), lambda: require_backbone(backbone, self._lacking.backbones))
+            self._once(("backbone", cfg.MODEL.BACKBONE.NAME, cfg.TRAINER.NAME),
+                       lambda: require_backbone(cfg, self._lacking.backbones))
         except InputError as error:
             refuse(looked, error)
         try:
@@ -214,7 +220,7 @@ class Looks:
             dataset = self._seen.dataset(cfg)
         names = [str(name) for name in dataset.classnames]
         train, val, test = (len(getattr(dataset, part, None) or ()) for part in ("train_x", "val", "test"))
-        return Parts(train, val, test, len(names), tuple(sorted(names, key=len)[-3:]))
+        return Parts(train, val, test, tuple(sorted(names, key=len)))
 
     def _without_number(self, run: Run, looked: Looked) -> Looked:
         """As `looked`, or "no number" where the run would be tested on one class only."""
@@ -232,13 +238,16 @@ def refuse(looked: Looked, error: Exception, more: str = "") -> None:
         looked.refuse(f"{reason}; {more}" if more else reason)
 
 
-def require_backbone(name: str, lacking: Mapping[str, str]) -> None:
-    """Raise InputError for a backbone that is neither a known name nor a file, or that could not be fetched.
+def require_backbone(cfg: CfgNode, lacking: Mapping[str, str]) -> None:
+    """Raise InputError for a backbone that is neither a known name nor a file, or that could not be fetched. What a
+    trainer in Dassl's own style calls its backbone is its own affair: it may be no CLIP.
 
     lacking: {name: why}."""
+    name = cfg.MODEL.BACKBONE.NAME
     if name in lacking:
         raise InputError(lacking[name])
-    if name not in known_names() and not os.path.isfile(name):
+    loads_itself = not issubclass(TRAINER_REGISTRY.get(cfg.TRAINER.NAME), PromptTrainer)
+    if name not in known_names() and not os.path.isfile(name) and not loads_itself:
         raise InputError(f"backbone '{name}' is neither a file nor one of {', '.join(known_names())}"
                          f"{nearest(name, known_names())}")
 
@@ -255,12 +264,18 @@ def _try_methods(found: Preflight, trials: Trials) -> None:
             continue
         key = _kind(run, looked)
         if key not in tried:
-            parts = looked.parts
-            tried[key] = trials.of(run.configs.of(run.spec), parts.longest if parts else (),
-                                   parts.classes if parts else 3)
+            tried[key] = _try_method(run.configs.of(run.spec), trials, looked.parts.names if looked.parts else ())
         looked.trial = tried[key]
         if looked.trial.problem:
             looked.refuse(looked.trial.problem)
+
+
+def _try_method(cfg: CfgNode, trials: Trials, names: Sequence[str]) -> Trial:
+    """What comes of building a method for three classes; for all where these do not suffice it. What is too long for a
+    prompt is among the three, the longest names. names: those of all classes, the longest last; () where none are
+    known."""
+    trial = trials.of(cfg, names[-SOME:], len(names) or SOME)
+    return trials.of(cfg, names, len(names)) if trial.problem and len(names) > SOME else trial
 
 
 def _has_config(run: Run) -> bool:
@@ -282,4 +297,4 @@ def _kind(run: Run, looked: Looked) -> tuple:
     spec = run.spec
     options = tuple(pair for pair in zip(spec.options[::2], spec.options[1::2]) if not pair[0].startswith("DATASET."))
     return (spec.trainer, spec.config_file, spec.dataset_config_file, spec.backbone, spec.transforms, spec.head,
-            options, looked.parts and looked.parts.longest)
+            options, looked.parts and looked.parts.names)

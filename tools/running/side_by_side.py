@@ -14,7 +14,7 @@ import torch
 
 from dassl.utils import InputError
 from protocols import Run
-from tools.running.before_run import taken_over, wait_for_ending
+from tools.running.before_run import wait_for_ending
 
 if TYPE_CHECKING:
     from tools.running.execution import Outcome
@@ -167,7 +167,7 @@ def _next_to_make(left: list[Run], outcome: Outcome) -> Run | None:
     the way leave `left`."""
     while (run := next((run for run in left if outcome.ready(run)), None)) is not None:
         try:
-            known = taken_over(run, outcome.results)
+            known = outcome.known(run)
         except InputError as error:
             known = None
             outcome.fail(run, str(error))

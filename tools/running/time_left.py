@@ -2,7 +2,7 @@
 import heapq
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from protocols import Run
@@ -72,15 +72,17 @@ class Estimate:
                 return statistics.median(known) if known else running[kind], rough >= 2
         return None, False
 
-    def left(self, waiting: Iterable[Run], running: Mapping[Run, tuple[float, float | None]]) -> Left | None:
+    def left(self, waiting: Iterable[Run], running: Mapping[Run, tuple[float, float | None]],
+             partly: Container[Run] = ()) -> Left | None:
         """The time that is left for a plan; None where nothing is known.
 
         Args:
             waiting: runs that are still to be made, in their order.
             running: {run: (seconds since it began, seconds left as it says itself, or None)}.
+            partly: those of them that go on from a checkpoint, which say nothing of a whole run.
         """
         foreseen = {kind: since + left for run, (since, left) in running.items() if left is not None
-                    for kind in kinds(run)}
+                    and run not in partly for kind in kinds(run)}
         free, least, rough, known = [0.0] * max(0, self.jobs - len(running)), False, False, False
         for run, (since, left) in running.items():
             if left is None:

@@ -16,6 +16,7 @@ from protocols import Run
 from runs.command_line import mendable
 from runs.run import build_foreign
 from tools.running.estimates import missing_weights, steps_of
+from tools.running.time_left import duration
 from training.prompt_trainer import PromptTrainer
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def time_of(found: Preflight, clips: dict[str, Any], jobs: int = 1, seconds: flo
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else (
         f"{threads} CPU thread{'s' if threads > 1 else ''}")
     at_once = f"; {jobs} at a time: {duration(total / jobs)} at best" if jobs > 1 else ""
-    without = f", without {unknown} runs that are not known" if unknown else ""
+    without = f", without {unknown} run{'s' if unknown > 1 else ''} of unknown length" if unknown else ""
     how = f"a step and a batch of an evaluation, timed {len(timed)} time{'s' if len(timed) > 1 else ''} on {device}"
     return f"about {duration(total)} one after another{at_once}{without}; from {how}"
 
@@ -165,10 +166,3 @@ def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return given, time.monotonic() - started
-
-
-def duration(seconds: float) -> str:
-    """A time in words: 40 s, 12 min, 3.5 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -57,13 +57,13 @@ class Trials:
         self._broken: dict[str, str] = {}  # backbone: why it cannot be loaded
 
     def of(self, cfg: CfgNode, classnames: Sequence[str], n_cls: int) -> Trial:
-        """Build the method of a config for some class names.
+        """Build the method of a config for these class names, or for three others where none are known.
 
         n_cls: how many classes there will be, which the size of a checkpoint may depend on."""
         trainer_class = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
         if not issubclass(trainer_class, PromptTrainer):  # it loads data and its CLIP when it is built
             return Trial()
-        name, names = cfg.MODEL.BACKBONE.NAME, list(classnames or NAMES)[:3]
+        name, names = cfg.MODEL.BACKBONE.NAME, list(classnames or NAMES)
         try:
             with quiet(), isolated_rng(0):
                 model = self._model(name)

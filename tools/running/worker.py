@@ -38,7 +38,8 @@ def work(pipe: Connection) -> None:
         spec = pipe.recv()
         listener = Noticing(lambda point: tell("reached", point), lambda line: tell("noticed", line))
         try:
-            results = train.main(spec, clips=clips, seen=seen, listener=listener)
+            with listener.heard():
+                results = train.main(spec, clips=clips, seen=seen, listener=listener)
             answer: tuple[str, Any] = ("made" if listener.made else "before", results)
         except Exception as error:
             reason = train.mendable(error)
