@@ -91,7 +91,7 @@ def test_a_run_that_changes_meanwhile_is_seen(words, sweep):
     whole = path.read_text()
     protocol.main([*words, "--dry-run"])
     try:
-        path.write_text(whole.replace('"MAX_EPOCH": 40', '"MAX_EPOCH": 41'))
+        path.write_text(whole.replace('"MAX_EPOCH": 20', '"MAX_EPOCH": 21'))
         with pytest.raises(InputError, match="1 of 240 runs would be refused"):
             protocol.main([*words, "--dry-run"])
     finally:
