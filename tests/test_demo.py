@@ -4,8 +4,16 @@ import socket
 import pytest
 from conftest import ROOT
 
+from datasets import shapes
 from prompting import load_clip
 from tools import protocol
+
+
+@pytest.fixture
+def shapes_root(tmp_path, monkeypatch):
+    """A folder for a Shapes with as many classes and fewer pictures; its first run draws it."""
+    monkeypatch.setattr(shapes, "PART_SIZES", {"photo": (16, 4, 12)} | dict.fromkeys(shapes.DOMAINS[1:], (2, 1, 6)))
+    return tmp_path / "data"
 
 
 @pytest.fixture
@@ -26,7 +34,7 @@ def test_compare_on_shapes(shapes_root, tmp_path, capsys):
     table = protocol.main(words(shapes_root, tmp_path, "compare") + list(options))
     rows = {line.split()[0]: line.split()[1:] for line in table.splitlines()[2:]}
     assert set(rows) == {"ZeroshotCLIP", "CoOp", "CoCoOp", "MetaPrompt"}
-    assert all(45 <= float(value) <= 70 for value in rows["ZeroshotCLIP"][:2])
+    assert all(40 <= float(value) <= 80 for value in rows["ZeroshotCLIP"][:2])
     for ending in ("png", "svg"):
         assert (tmp_path / "base2new" / f"shapes_shots_4.{ending}").stat().st_size > 1000
     assert (shapes_root / "shapes" / "photo" / "striped_star" / "000.png").is_file()
