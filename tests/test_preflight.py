@@ -119,7 +119,7 @@ def test_what_a_trainer_in_dassls_style_calls_its_backbone_is_its_affair(words, 
     plugin = str(ROOT / "tests" / "plugins" / "habits.v2.py")
     said = protocol.main(words("fewshot", "--trainer", "Guess", "--seeds", "1", "--plugin", plugin, "--preflight",
                                backbone="resnet18"))
-    assert said.startswith("1 runs, 0 done\n")
+    assert said.startswith("1 run, 0 done\n")
 
 
 def test_a_trainer_that_wants_all_classes_is_given_them(words, monkeypatch):
@@ -312,7 +312,7 @@ def test_a_clip_of_336_pixels_just_runs(words, large_file, tmp_path):
     protocol.main(argv)
     [stored] = (tmp_path / "out").rglob("config.yaml")
     assert yaml.safe_load(stored.read_text())["INPUT"]["SIZE"] == [336, 336] and "/vit_b16/" in str(stored)
-    assert "1 runs, 1 done" in protocol.main([*argv, "--dry-run"])
+    assert "1 run, 1 done" in protocol.main([*argv, "--dry-run"])
 
 
 def size_of(*words):
@@ -374,4 +374,4 @@ def test_the_look_of_a_start_is_silent(words, capsys):
         "fewshot", args.trainer, args.dataset, args.shots)
     assert dry_run.require_ready(runs, args, {}) == {}
     said = capsys.readouterr()
-    assert said.err == "" and re.fullmatch(r"1 runs, 0 done; about \d+ kB to write, \S+ GB free\n", said.out)
+    assert said.err == "" and re.fullmatch(r"1 run, 0 done; about \d+ kB to write, \S+ GB free\n", said.out)
