@@ -137,7 +137,7 @@ def test_a_folder_that_is_no_class_is_an_error(config, folder, one_layout):
 def test_imagenet_without_class_names_says_what_to_do(one_layout):
     root = one_layout("imagenet")
     (root / "imagenet" / "classnames.txt").unlink()
-    with pytest.raises(InputError, match="no file at .*classnames.txt; .*prepare_data.py imagenet"):
+    with pytest.raises(InputError, match="no file at .*classnames.txt; metaprompt data imagenet"):
         load("imagenet", root)
     (root / "imagenet" / "classnames.txt").write_text("n01440764\n")
     with pytest.raises(InputError, match="'folder class name'"):
