@@ -285,7 +285,7 @@ def test_an_image_that_pacs_lists_but_never_had_is_left_out(tmp_path):
 
 
 @pytest.mark.parametrize(("sources", "targets", "message"), [
-    (["photo"], ["scetch"], "no domain 'scetch'; known: art_painting, cartoon, photo, sketch"),
+    (["photo"], ["scetch"], "no domain 'scetch' .did you mean 'sketch'.*; known: art_painting, cartoon, photo, sketch"),
     (["foto"], ["sketch"], "--source-domains"), ([], ["sketch"], "give --source-domains"),
     (["photo"], [], "give --target-domains"),
 ])

@@ -189,7 +189,7 @@ def test_domains_and_their_parts(domains):
         assert counts(dataset) == [8, 4, 10] and dataset.classnames == ["cat", "dog"]
         assert {(i.domain, Path(i.impath).parts[-3]) for i in dataset.train_x} == {(0, "エスキス"), (1, "clip art")}
     assert counts(load("domain_folder", domains, sources=["clip art"], targets=["エスキス"], part="test")) == [4, 2, 4]
-    with pytest.raises(InputError, match="no domain 'Foto'; known: Fotos 2024, clip art, エスキス"):
+    with pytest.raises(InputError, match="no domain 'Foto' .*; known: Fotos 2024, clip art, エスキス"):
         load("domain_folder", domains, sources=["Foto"], targets=["エスキス"])
 
 

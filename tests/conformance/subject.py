@@ -37,6 +37,7 @@ GENERIC = Path(__file__).with_name("tiny.yaml")
 # Pictures per class of the training, validation and test part: enough to draw two shots from.
 PART_SIZES = {"photo": (4, 2, 2)} | dict.fromkeys(shapes.DOMAINS[1:], (1, 1, 1))
 SHOTS, EPOCHS, BATCH = 2, 4, 12
+IN_SO_FEW_STEPS = {"VPT": ("OPTIM.LR", 0.2)}  # what a method needs for its loss to fall by then
 
 
 class Stop(Exception):
@@ -153,7 +154,8 @@ class Subject:
     """
 
     def __init__(self, name, plugins, config, options, data, folder, opened):
-        self.name, self.plugins, self.options = name, plugins, options
+        self.name, self.plugins = name, plugins
+        self.options = (*IN_SO_FEW_STEPS.get(name, ()), *options)
         self.data, self.folder, self.opened = data, folder, opened
         self.cls = TRAINER_REGISTRY.get(name)
         own = ROOT / "configs" / "trainers" / name / "tiny.yaml"
