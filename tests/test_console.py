@@ -407,7 +407,7 @@ def test_a_run_that_goes_on_says_nothing_of_whole_ones(tmp_path, monkeypatch, ca
         assert console.left() == Left(2.0, least=True)
         console.made(runs[0], results())
         assert console.left() is None
-    assert capsys.readouterr().out == "run 1 of 2  CoOp  shapes  seed 1  all   50.0 %     3 s\n"
+    assert capsys.readouterr().out == "run 1 of 2  CoOp  shapes  seed 1  all   50.0 %     3 s; time left not known\n"
 
 
 @pytest.mark.parametrize("line", ["Warning: odd", "WARNING: odd", "** Note: odd", "/x: numbers do not compare with",

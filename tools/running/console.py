@@ -167,7 +167,7 @@ class Lines(Console):
         seconds = self._end(run)
         if not partly:
             self._estimate.made(run, seconds)
-        left = self.left()
+        left = self.left() or ("time left not known" if self.over < len(self.runs) else "")
         self.show(f"{self._number()}  {self._labels.columns(run)}  {percent(results)}  {duration(seconds):>6}"
                   f"{f'; {left}' if left else ''}")
 
