@@ -91,14 +91,15 @@ class Estimate:
             least, known = least or left is None, known or left is not None
             free.append(left or 0.0)
         heapq.heapify(free)  # when each process is free again
-        end = max(free, default=0.0)
+        end, short = max(free, default=0.0), 1.0  # a second is the least that is told,
         for run in waiting:
+            short = 0.0  # and runs that are not begun take that at least
             seconds, other = self.of(run, foreseen)
             rough, least, known = rough or other, least or seconds is None, known or bool(seconds)
             begins = heapq.heappop(free)
             end = max(end, begins + (seconds or 0.0))
             heapq.heappush(free, begins + (seconds or 0.0))
-        return Left(end, least, rough) if known and end >= 1 else None
+        return Left(max(end, 1.0), least, rough) if known and end >= short else None
 
 
 def waiting(runs: Iterable[Run], over: set[str], never: set[str]) -> Iterator[Run]:
