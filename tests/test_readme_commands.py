@@ -56,6 +56,7 @@ def test_readme_has_commands_of_both_kinds():
     assert len(MADE) >= 6 and len(SCRIPTS) >= 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", MADE)
 def test_a_command_that_needs_no_download_runs(line, checkout):
     done = run(line, checkout)
