@@ -81,7 +81,8 @@ def test_a_broken_trainer_fails_the_check_meant_for_it(outcomes, trainer):
 
 def test_a_foreign_trainer_is_checked_for_what_applies(tmp_path):
     outcomes = check(tmp_path, "--trainer", "CoOp", "--plugin", ROOT / "tests" / "plugins" / "coop_style.py",
-                     "--opts", "TRAINER.COOP.INIT.STD", "0.02", "OPTIM.LR", "0.02")
+                     "--opts", "TRAINER.COOP.INIT.STD", "0.02", "--opts", "OPTIM.LR",
+                     "0.02")
     assert len(outcomes["CoOp"]) == CHECKS and "failed" not in outcomes["CoOp"].values()
     assert [name for name, outcome in outcomes["CoOp"].items() if outcome == "skipped"] == [
         "test_the_checkpoint_holds_only_what_is_trained", "test_amp_agrees_with_fp32"]

@@ -292,7 +292,7 @@ def test_a_dry_run_looks_at_the_lists(fault, compared, protocol_refused, tiny_co
 # ---- 21: scripts ----
 @pytest.mark.parametrize(("variable", "line"), [
     ("SEED=5", "SEED='5' is not read by the scripts; give SEEDS instead"), ("SHOT=4", "give SHOTS"),
-    ("JOB=2", "give JOBS"), ("DRYRUN=1", "give DRY_RUN"), ("TARGETTS=pacs", "give TARGETS"),
+    ("JOB=2", "give JOBS"), ("DRYRUN=1", "give DRY_RUN"),
     ("DATASET=pacs", "datasets and methods are words of the command"), ("TRAINER=CoOp", "are words of the command")])
 def test_scripts_refuse_variables_that_are_nearly_theirs(variable, line, tmp_path):
     name, _, value = variable.partition("=")
