@@ -608,7 +608,8 @@ def test_a_table_without_room_keeps_every_number(width):
 
 # ---- the demo ----
 def test_the_demo_is_two_comparisons(tmp_path, shapes_root):
-    done = subprocess.run(["make", "-n", "--no-print-directory", "demo"], capture_output=True, text=True, check=True, cwd=ROOT)
+    done = subprocess.run(["make", "-n", "--no-print-directory", "demo"], capture_output=True, text=True, check=True,
+                          cwd=ROOT)
     assert done.stdout.splitlines()[-1] == "bash scripts/demo.sh"
     done = subprocess.run(["bash", str(ROOT / "scripts" / "demo.sh")], capture_output=True, text=True, check=True,
                           cwd=tmp_path, env={**os.environ, "DRY_RUN": "1", "DATA": str(shapes_root)})
