@@ -153,9 +153,9 @@ def test_runs_that_were_done_before_are_one_line(said):
 
 def test_runs_that_have_the_numbers_of_others_are_one_line(said):
     lines, _ = said("base2new", "--trainer", "ZeroshotCLIP", seeds=("1", "2", "3"))
-    assert lines[-1] == "runs 3 to 6 of 6  have the numbers of another seed's" and len(lines) == 3
+    assert lines[-1] == "runs 3 to 6 of 6  have the numbers of another run" and len(lines) == 3
     lines, _ = said("base2new", "--trainer", "ZeroshotCLIP", seeds=("1", "2", "3", "4"))
-    assert lines == ["runs 1 to 6 of 8  done before", "runs 7 to 8 of 8  have the numbers of another seed's"]
+    assert lines == ["runs 1 to 6 of 8  done before", "runs 7 to 8 of 8  have the numbers of another run"]
 
 
 @pytest.mark.parametrize("jobs", ["1", "2"])
@@ -333,6 +333,8 @@ def test_nothing_is_said_before_something_is_known():
     assert str(estimate.left(runs[1:], {})) == "60 s left"
     assert estimate.left(runs[2:], {runs[1]: (10.0, None)}) == Left(50.0)
     assert estimate.left(runs[2:], {runs[1]: (10.0, 5.0)}) == Left(35.0)
+    estimate.made(a_run(part="short"), 0.2)
+    assert estimate.left([a_run(part="short", seed=2)], {}) == Left(1.0)  # the least that is told of runs to be made
     assert estimate.left([], {runs[1]: (99.0, None)}) is None  # it lasts longer than the other: nothing to go by
 
 

@@ -14,12 +14,13 @@ import drawn
 import packed
 import pytest
 import torchvision.datasets as tv
+from conftest import ROOT
 from packed import link, member, tar, zip_member, zipped
 from torchvision.datasets.imagenet import ARCHIVE_META
 
 from dassl.utils import InputError
 from tools import prepare_data
-from tools.downloads import disk, download, layouts, sources
+from tools.downloads import counting, disk, download, fetching, layouts, sources
 from tools.downloads.sources import DRIVE, GROUPS, SOURCES, File, Source
 
 
@@ -286,7 +287,7 @@ def test_two_runs_at_once_and_what_a_killed_one_left(tmp_path, source):
     source("pacs")
     for left in (tmp_path / ".unfinished-a", tmp_path / "terra_incognita" / ".unfinished-b"):
         left.mkdir(parents=True)
-    with prepare_data.alone(str(tmp_path)), pytest.raises(InputError, match="another prepare_data.py is at work"):
+    with fetching.alone(str(tmp_path)), pytest.raises(InputError, match="another `metaprompt data` is at work"):
         prepare_data.main(["pacs", "--root", str(tmp_path)])
     assert prepare_data.main(["pacs", "--root", str(tmp_path)]) is False
     assert not list(tmp_path.rglob(".*"))
@@ -418,11 +419,11 @@ def test_wrong_words(words, message):
 
 
 def test_groups_name_every_dataset_with_a_config():
-    configs = {path.stem for path in (Path(prepare_data.ROOT) / "configs" / "datasets").glob("*.yaml")}
+    configs = {path.stem for path in (ROOT / "configs" / "datasets").glob("*.yaml")}
     assert set(SOURCES) == configs - {"shapes", "image_folder", "domain_folder"} == set(GROUPS["all"])
     assert len(GROUPS["base2new"]) == 11 and not set(GROUPS["base2new"]) & set(GROUPS["dg"])
     for name in SOURCES:
-        assert prepare_data.dataset_class(name)
+        assert counting.dataset_class(name)
 
 
 def test_checksums_are_torchvisions():

@@ -13,7 +13,7 @@ from packed import plant
 
 from dassl.utils import InputError
 from tools import prepare_data
-from tools.downloads import download, transfer
+from tools.downloads import download, fetching, transfer
 from tools.downloads.drive import download_from_drive
 from tools.downloads.sources import DRIVE, SOURCES, File, Source
 
@@ -378,7 +378,7 @@ def test_a_hostile_server_ends_one_dataset_in_one_line(server, tmp_path, monkeyp
     monkeypatch.setitem(SOURCES, "dtd", Source({"classes": 1, "test": 1}, (File(server.url, {"": "dtd/a"}),)))
     monkeypatch.setitem(SOURCES, "pacs", Source({"classes": 1, "test": 1}, (File(f"{DRIVE}x", {"": "pacs/a"}),)))
     drive = []
-    monkeypatch.setattr(prepare_data, "download_from_drive", lambda *words: drive.append(words) or (
+    monkeypatch.setattr(fetching, "download_from_drive", lambda *words: drive.append(words) or (
         tmp_path / ".downloads" / "drive:x").write_bytes(b"a"))
     assert prepare_data.main(["dtd", "pacs", "--root", str(tmp_path)]) is False
     said = capsys.readouterr().err.splitlines()

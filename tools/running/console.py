@@ -237,11 +237,11 @@ class Lines(Console):
         if not taken:
             return
         [run, results, same], last, total = taken[-1], self.over, len(self.runs)
-        why = "has the numbers of another seed's" if same else "done before"
+        why = "has the numbers of another run" if same else "done before"
         if len(taken) == 1:
             self.show(f"{self._number()}  {self._labels.columns(run)}  {percent(results)}  {why}")
             return
-        why = "have the numbers of another seed's" if same else "done before"
+        why = "have the numbers of another run" if same else "done before"
         self.show(f"runs {last - len(taken) + 1} to {last} of {total}  {why}")
 
 

@@ -48,16 +48,16 @@ def _is_there(run: Run, looks: Looks) -> bool:
 
 def _fetch(name: str, root: str) -> str:
     """Fetch a dataset. Returns why it is not whole after that, with what to do by hand; "" where nothing is missing."""
-    from tools import prepare_data  # the program; as above
+    from tools.downloads import counting, fetching  # as above
     from tools.downloads.sources import SOURCES
 
     said = ""
     try:
-        with prepare_data.alone(root):
-            prepare_data.prepare(name, root)
+        with fetching.alone(root):
+            fetching.prepare(name, root)
     except (InputError, OSError) as error:
         said = f"{mendable(error) or error}"
-    if prepare_data.is_there(name, root):
+    if counting.is_there(name, root):
         return ""
     steps = " ".join(SOURCES[name].by_hand.format(root=root).split())
     return "; ".join(filter(None, [said and f"fetching it failed: {said}", steps and f"by hand: {steps}"]))

@@ -91,15 +91,16 @@ class Estimate:
             least, known = least or left is None, known or left is not None
             free.append(left or 0.0)
         heapq.heapify(free)  # when each process is free again
-        end, short = max(free, default=0.0), 1.0  # a second is the least that is told,
-        for run in waiting:
-            short = 0.0  # and runs that are not begun take that at least
+        end, rest = max(free, default=0.0), list(waiting)
+        for run in rest:
             seconds, other = self.of(run, foreseen)
             rough, least, known = rough or other, least or seconds is None, known or bool(seconds)
             begins = heapq.heappop(free)
             end = max(end, begins + (seconds or 0.0))
             heapq.heappush(free, begins + (seconds or 0.0))
-        return Left(max(end, 1.0), least, rough) if known and end >= short else None
+        if not known or end < 1 and not rest:
+            return None
+        return Left(max(end, 1.0), least, rough)  # the least that is told
 
 
 def waiting(runs: Iterable[Run], over: set[str], never: set[str]) -> Iterator[Run]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dassl.engine import build_trainer
+from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import isolated_rng, quiet, world_size
 from protocols import Run
 from runs.command_line import mendable
@@ -152,8 +152,6 @@ def _step(trainer: Any, workers: int) -> float:
 
 
 def _built(cfg: Any, clips: dict[str, Any]) -> Any:
-    from dassl.engine import TRAINER_REGISTRY
-
     if issubclass(TRAINER_REGISTRY.get(cfg.TRAINER.NAME), PromptTrainer):
         return build_trainer(cfg, clips=clips)
     return build_foreign(cfg)
