@@ -1,7 +1,8 @@
 """PromptTrainer: what every prompt method shares. A method file then reads like its paper."""
+import contextlib
 import random
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,26 +15,25 @@ from yacs.config import CfgNode as CN
 from dassl.engine import TrainerX
 from dassl.engine.checkpointer import Contents, State
 from dassl.engine.identity import note_other_origin
-from dassl.metrics import compute_accuracy
-from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import InputError, NonFiniteError, count_num_param, derive_seed, isolated_rng, load_pretrained_weights
 from dassl.utils.distributed import Ranks
 from prompting.backbone import BackboneFacts, describe_backbone, unpublished_note
 from prompting.precision import GradientOverflow, Precision, all_finite
 from prompting.towers import Towers
 from training.batches import Batch, all_gather_batch, to_device
+from training.method import Method
 from training.options import CLIP_GRAD_NORM, LABEL_SMOOTHING, require_honoured
 from training.towers import build_towers, loaded_clip
 from training.trained_tensors import FOLDER, TrainedTensors
 from training.without_data import DataManagerWithoutData
 
 
-class PromptTrainer(TrainerX):
+class PromptTrainer(Method, TrainerX):
     """A method that learns a little around a frozen CLIP.
 
-    A subclass defines `build_model`, and `compute_loss` (or `training_step`, when one loss and one step are not the
-    method); `extend_cfg` declares its config node, TRAINER.<its name in capitals>, whose PREC says how the frozen
-    towers run. Letters in shapes: B images, n_cls classes.
+    A subclass defines what `Method` lists: `build_model`, and `compute_loss` (or `training_step`, when one loss and one
+    step are not the method); `extend_cfg` declares its config node, TRAINER.<its name in capitals>, whose PREC says how
+    the towers run. Letters in shapes: B images, n_cls classes.
 
     Args:
         cfg: the config.
@@ -42,17 +42,11 @@ class PromptTrainer(TrainerX):
         classnames: build the model for these classes without reading a dataset, to predict with (`load_model`, then
             `model_inference`); nothing can be trained then.
     Attributes, beside those of TrainerX:
-        towers: prompting.Towers, the frozen CLIP; precision: how it runs; ranks: the processes of the run.
+        towers: prompting.Towers that `build_model` was given: the frozen CLIP or, with `trains_towers`, the copy of it
+            that is trained; precision: how they run; ranks: the processes of the run.
         model: what `build_model` gave; trainables: its tensors that are trained.
         optimizers: what `build_optimizers` gave, [] where nothing is trained; optim, sched: the first of them.
     """
-
-    trains = True  # False: training-free, only evaluated
-    # False, said by a training-free class itself: its numbers follow from class names, backbone and test images alone.
-    learns_from_images = True
-    class_tensors: tuple[str, ...] = ()  # prefixes of parameters tied to the training classes
-    min_batch = 1  # images a training batch needs at least
-    sampler: str | None = None  # the registered sampler the method's batches need, when not any will do
 
     backbone_facts: BackboneFacts
     towers: Towers
@@ -76,64 +70,7 @@ class PromptTrainer(TrainerX):
                              "raise DATALOADER.TRAIN_X.BATCH_SIZE")
         super().__init__(cfg)
 
-    # ---- what a method defines ----
-    @staticmethod
-    def extend_cfg(cfg: Any) -> None:
-        """Add `cfg.TRAINER.<NAME>` with the method's defaults."""
-
-    @classmethod
-    def class_bound(cls, cfg: Any) -> bool:
-        """Whether what is learned with this config belongs to the training classes and cannot score new ones."""
-        return False
-
-    def build_model(self, towers: Towers, classnames: list[str]) -> nn.Module:
-        """The method's module.
-
-        Args:
-            towers: the frozen CLIP.
-            classnames: names of the classes, in label order.
-        Returns:
-            module: images (B, 3, H, W) -> logits (B, n_cls); its parameters are what is trained
-            (`prompting.model.PromptedCLIP` is the usual base).
-        """
-        raise NotImplementedError
-
-    def compute_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(loss (), logits (B, n_cls)) of a batch on the device; default: cross-entropy.
-
-        batch: "img" (B, 3, H, W), "label" (B,), "domain" (B,), "impath": list of B files, ..."""
-        logits = self.model(batch["img"])
-        return self.cross_entropy(logits, batch["label"]), logits
-
-    def training_step(self, batch: Batch) -> dict[str, float]:
-        """One batch's update(s); returns the numbers to print. Default: one step down `compute_loss`."""
-        loss, logits = self.compute_loss(batch)
-        self.apply_gradients(self.gradients(loss, self.trainables))
-        return {"loss": loss.item(), "acc": compute_accuracy(logits.detach(), batch["label"])[0].item()}
-
-    def build_optimizers(self) -> list[tuple[Optimizer, LRScheduler]]:
-        """[(optimizer, schedule), ...]; default: one over all that is trained."""
-        optim = build_optimizer(self.trainables, self.cfg.OPTIM)
-        return [(optim, build_lr_scheduler(optim, self.cfg.OPTIM))]
-
-    def finish(self) -> None:
-        """Make of the trained tensors what a training ends with, such as an average over the epochs. A method that has
-        such an end calls this after its last epoch; the engine calls it where TRAIN.PATIENCE ends the training."""
-
-    def extra_state(self) -> dict[str, Any]:
-        """What a checkpoint must keep besides the trained tensors: plain data and tensors by name."""
-        return {}
-
-    def load_extra_state(self, state: dict[str, Any]) -> None:
-        """Restore what `extra_state` gave, in place of what was restored before: a run that looks for a whole
-        checkpoint may call this with the state of one that it then passes over."""
-
     # ---- what a method is given ----
-    @classmethod
-    def node_of(cls, cfg: Any) -> CN:
-        """The method's own config, TRAINER.<name of the class in capitals>, in a config; empty where there is none."""
-        return cfg.TRAINER.get(cls.__name__.upper(), CN())
-
     @property
     def node(self) -> CN:
         return self.node_of(self.cfg)
@@ -286,6 +223,16 @@ class PromptTrainer(TrainerX):
         """Images (B, 3, H, W) -> logits (B, n_cls) float32."""
         with self.precision.autocast():
             return self.model(images).float()
+
+    @contextlib.contextmanager
+    def predicting(self) -> Iterator[None]:
+        """Context of one evaluation, or of one stream of predictions: within it `evaluated_weights` are in place, and
+        what a `stateful` method learns of test images lasts until it ends."""
+        yield
+
+    def logits_of(self, batch: Batch) -> Tensor:
+        """Logits (B, n_cls) float32 of a batch of test images, as every evaluation gives them, by `predict`."""
+        return self.predict(batch)
 
     # ---- gradients ----
     def gradients(self, loss: Tensor, tensors: Sequence[Tensor], create_graph: bool = False,
