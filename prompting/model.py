@@ -52,8 +52,12 @@ class PromptedCLIP(nn.Module):
             self._class_features = self.encode_classes()
         return self._class_features
 
-    def train(self, mode: bool = True) -> Self:
+    def forget_class_features(self) -> None:
+        """Compute the class features again when they are asked for next."""
         self._class_features = None
+
+    def train(self, mode: bool = True) -> Self:
+        self.forget_class_features()
         return super().train(mode)
 
 

@@ -2,7 +2,7 @@
 import contextlib
 import random
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -18,11 +18,13 @@ from dassl.engine.identity import note_other_origin
 from dassl.utils import InputError, NonFiniteError, count_num_param, derive_seed, isolated_rng, load_pretrained_weights
 from dassl.utils.distributed import Ranks
 from prompting.backbone import BackboneFacts, describe_backbone, unpublished_note
+from prompting.model import PromptedCLIP
 from prompting.precision import GradientOverflow, Precision, all_finite
 from prompting.towers import Towers
 from training.batches import Batch, all_gather_batch, to_device
 from training.method import Method
 from training.options import CLIP_GRAD_NORM, LABEL_SMOOTHING, require_honoured
+from training.test_time import TestTime, require_predict
 from training.towers import build_towers, loaded_clip
 from training.trained_tensors import FOLDER, TrainedTensors
 from training.without_data import DataManagerWithoutData
@@ -64,7 +66,9 @@ class PromptTrainer(Method, TrainerX):
         self.predicts_only, self.given_classnames = classnames is not None, list(classnames or ())
         self.honoured: set[str] = set()  # the options that a training step has taken note of
         self.overruled: dict[str, str] = {}  # {key of the method's node that another one keeps from acting: why}
+        self._test_time = TestTime(self)
         self.complete_cfg(cfg)
+        require_predict(type(self))
         if self.trains and cfg.DATALOADER.TRAIN_X.BATCH_SIZE < self.min_batch:
             raise InputError(f"{type(self).__name__} needs batches of at least {self.min_batch} images; "
                              "raise DATALOADER.TRAIN_X.BATCH_SIZE")
@@ -163,6 +167,10 @@ class PromptTrainer(Method, TrainerX):
     def checkpoint_contents(self) -> Contents:
         return TrainedTensors(self)
 
+    def save_model(self, epoch, directory, is_best=False, val_result=None, model_name=""):
+        with self._test_time.suspended():  # a signal may come in an evaluation
+            super().save_model(epoch, directory, is_best, val_result, model_name)
+
     def trained_state(self) -> dict[str, Tensor]:
         """{name: tensor} of what is trained, on the CPU."""
         return {name: p.detach().cpu().clone() for name, p in self.model.named_parameters() if p.requires_grad}
@@ -216,23 +224,44 @@ class PromptTrainer(Method, TrainerX):
 
     @torch.no_grad()
     def test(self, split=None):
-        with self.ranks.no_sync():  # each rank has test images of its own
+        self.set_model_mode("eval")
+        with self.ranks.no_sync(), self.predicting():  # each rank has test images of its own
             return super().test(split)
+
+    @property
+    def divides_evaluation(self) -> bool:
+        return self._test_time.divisible
+
+    def _answer(self, batch: Batch) -> tuple[Any, Any]:
+        self.stop_if_asked()
+        images, labels = self.parse_batch_test(batch)
+        return self.logits_of({**batch, "img": images}), labels
 
     def model_inference(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) -> logits (B, n_cls) float32."""
         with self.precision.autocast():
             return self.model(images).float()
 
-    @contextlib.contextmanager
-    def predicting(self) -> Iterator[None]:
+    def predicting(self) -> contextlib.AbstractContextManager[None]:
         """Context of one evaluation, or of one stream of predictions: within it `evaluated_weights` are in place, and
         what a `stateful` method learns of test images lasts until it ends."""
-        yield
+        return self._test_time.predicting()
 
     def logits_of(self, batch: Batch) -> Tensor:
-        """Logits (B, n_cls) float32 of a batch of test images, as every evaluation gives them, by `predict`."""
-        return self.predict(batch)
+        """Logits (B, n_cls) float32 of a batch of test images, as every evaluation gives them, by `predict`: see
+        `training.test_time.TestTime.logits_of`."""
+        return self._test_time.logits_of(batch)
+
+    def step_in_words(self) -> str:
+        if self._test_time.files is None:
+            return super().step_in_words()
+        return f"at test time, on {', '.join(self._test_time.files) or 'images in memory'}"
+
+    def forget_class_features(self) -> None:
+        """Drop what modules remember of the classes' features, which follow from tensors that have changed."""
+        for module in self.model.modules():
+            if isinstance(module, PromptedCLIP):
+                module.forget_class_features()
 
     # ---- gradients ----
     def gradients(self, loss: Tensor, tensors: Sequence[Tensor], create_graph: bool = False,
