@@ -98,7 +98,7 @@ class TestTime:
         if not weights:
             yield
             return
-        own = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
+        own = trainer.trained_tensors()
         require_evaluable(weights, own, type(trainer).__name__)
         self._aside = [(own[name], own[name].detach().clone()) for name in weights]
         try:
@@ -188,8 +188,14 @@ class TestTime:
         trainer = self.trainer
         modes = [(module, module.training) for module in trainer.model.modules()]
         self.files = list(batch.get("impath", ()))
+        watched = trainer.adapts and not (trainer.trains or trainer.trains_in_turns or trainer.watch.over)
         try:
-            return self._checked(self._until_no_overflow(batch), len(batch["img"]))
+            if watched:
+                trainer.watch.begin(trainer.trained_tensors())
+            logits = self._until_no_overflow(batch)
+            if watched and trainer.watch.used:  # a method may leave out images, the first too
+                trainer.watch.require_all("at test time")
+            return self._checked(logits, len(batch["img"]))
         finally:
             self.files = None
             for module, training in modes:
