@@ -134,8 +134,9 @@ def test_the_average_ends_near_the_epoch_its_gaussian_names(run, tmp_path):
     for name in last:
         torch.testing.assert_close(last[name], second[name])
         assert not torch.allclose(last[name], third[name]) and not torch.allclose(last[name], trained[name])
-    run("PromptSRC", tmp_path / "4", "--eval-only", "--model-dir", tmp_path, "TEST.SAVE_LOGITS", True)
-    run("PromptSRC", tmp_path / "2", "--eval-only", "--model-dir", tmp_path, "--load-epoch", 2, "TEST.SAVE_LOGITS", True)
+    words = ("--eval-only", "--model-dir", tmp_path, "TEST.SAVE_LOGITS", True)
+    run("PromptSRC", tmp_path / "4", *words)
+    run("PromptSRC", tmp_path / "2", *words, "--load-epoch", 2)
     with np.load(tmp_path / "4" / "logits.npz") as end, np.load(tmp_path / "2" / "logits.npz") as in_training:
         np.testing.assert_allclose(end["logits"], in_training["logits"], atol=1e-4)
 

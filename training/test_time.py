@@ -295,7 +295,7 @@ def digest_of(images: Tensor) -> str:
     """The digest of the numbers of images, the same on every device."""
     pixels = images.detach().cpu().contiguous()
     content = hashlib.blake2b(repr((pixels.dtype, tuple(pixels.shape))).encode(), digest_size=16)
-    content.update(memoryview(pixels.view(torch.uint8).numpy()))
+    content.update(pixels.view(torch.uint8).numpy().tobytes())
     return content.hexdigest()
 
 
