@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tiny_clip
 import train
-from conftest import ROOT
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import NonFiniteError, Terminated
 from harness import make_trainer
@@ -96,7 +96,7 @@ def equal(one, other):
 def state(trainer):
     """Everything of a trainer that predictions must leave alone."""
     return copy.deepcopy({
-        "tensors": {name: tensor for name, tensor in trainer.model.state_dict(keep_vars=False).items()},
+        "tensors": trainer.model.state_dict(),
         "grads": [p.grad for p in trainer.trainables], "extra": trainer.extra_state(),
         "scale": trainer.precision.state_dict(), "modes": [module.training for module in trainer.model.modules()],
         "torch": torch.get_rng_state(), "numpy": np.random.get_state()[1].tolist(), "python": random.getstate()})
@@ -190,7 +190,7 @@ def test_what_predict_is_shown(trainer_of, monkeypatch):
         return self.model_inference(batch["img"])
 
     batch = {**images(3), "domain": torch.zeros(3), "index": torch.arange(3), "views": torch.zeros(3, 2, 3, 32, 32)}
-    keys = ["impath", "img", "views"]
+    keys = ["img", "impath", "views"]
     for method, number, grad in (("Entropy", 1, True), ("MeanOfStream", 1, False), ("MeanOfBatch", 3, False)):
         trainer = trainer_of(method)
         monkeypatch.setattr(type(trainer), "predict", predict)
@@ -235,7 +235,8 @@ def test_an_overflow_begins_the_image_again_with_a_lower_scale(method, trainer_o
             found = trainer.logits_of(batch)
         assert same_state(before, state(trainer))
         if scaled:
-            assert len(set(tried)) > 1 and tried[0] == 2.0**16  # it was lowered, and for each image anew unless stateful
+            assert len(set(tried)) > 1 and tried[0] == 2.0**16
+            # It was lowered; for each image anew, but for a stream.
             assert tried.count(2.0**16) == (4 if method == "Entropy" else 1)
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
         expected = found
@@ -376,7 +377,7 @@ def test_the_evaluated_weights_take_part_in_evaluations_only(run, tmp_path, monk
 @pytest.mark.parametrize(("weights", "told"), [
     (lambda self: {"shfit": torch.zeros(64)}, "gives 'shfit', which is not trained; trained are shift"),
     (lambda self: {"mean": torch.zeros(64)}, "gives 'mean', which is not trained"),
-    (lambda self: {"shift": torch.zeros(1)}, r"gives 'shift' with shape (1,); the trained tensor of that name has shape"),
+    (lambda self: {"shift": torch.zeros(1)}, "gives 'shift' with shape (1,); the trained tensor of that name has"),
     (lambda self: {"shift": 1.0}, "gives 'shift' with type float")])
 def test_evaluated_weights_that_do_not_fit(weights, told, run, tmp_path, one_line, monkeypatch):
     monkeypatch.setattr(TRAINER_REGISTRY.get("Averaged"), "evaluated_weights", weights)
@@ -436,7 +437,8 @@ def test_a_stop_of_a_stream_keeps_what_is_trained(run, tmp_path, monkeypatch):
         with pytest.raises(Terminated):
             run("Continual", tmp_path / "cut", *words)
     stored, expected = checkpoint(tmp_path / "cut", "model-interrupted.pth.tar"), checkpoint(tmp_path / "whole")
-    assert equal(stored["state_dict"], expected["state_dict"]) and not torch.equal(asked[0], stored["state_dict"]["shift"])
+    assert equal(stored["state_dict"], expected["state_dict"])
+    assert not torch.equal(asked[0], stored["state_dict"]["shift"])
     assert stored["precision"] == expected["precision"]
     assert run("Continual", tmp_path / "cut", *words)["metrics"] == whole["metrics"]
     assert same_logits(tmp_path / "whole", tmp_path / "cut")
@@ -494,17 +496,17 @@ def test_the_words_near_a_context_are_those_of_what_is_evaluated(run, tmp_path, 
 
 
 # ---- several processes ----
-def test_two_processes_give_the_numbers_of_one(arguments, tmp_path):
+def test_two_processes_give_the_numbers_of_one(run, arguments, tmp_path):
     """They divide the images of a method that forgets them; of a stream, or of whole batches, each computes all."""
-    for method in KINDS:
-        for number in (1, 2):
-            words = arguments(method, tmp_path / method / str(number), "--plugin", PLUGIN, "TEST.SAVE_LOGITS", True,
-                              "DATALOADER.TEST.BATCH_SIZE", 4, "USE_CUDA", False)
-            start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(number)]
-            subprocess.run([*(start if number > 1 else [sys.executable]), "train.py", *words], check=True, cwd=ROOT,
-                           capture_output=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        one, two = (logits_of(tmp_path / method / str(number)) for number in (1, 2))
+    more = ("DATALOADER.TEST.BATCH_SIZE", 4, "TEST.SAVE_LOGITS", True, "USE_CUDA", False)
+    for method in ("Entropy", "Continual", "MeanOfBatch"):
+        words = arguments(method, tmp_path / method / "2", "--plugin", PLUGIN, *more)
+        subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+                        "train.py", *words], check=True, cwd=ROOT, capture_output=True, timeout=300)
+        found = run(method, tmp_path / method / "1", *more)
+        one, two = (logits_of(tmp_path / method / number) for number in ("1", "2"))
         assert list(one) == list(two)
-        np.testing.assert_allclose(np.stack(list(one.values())), np.stack(list(two.values())), atol=1e-5)
-        found = [json.loads((tmp_path / method / str(number) / "results.json").read_text()) for number in (1, 2)]
-        assert found[0]["metrics"] == found[1]["metrics"] and found[1]["processes"] == 2
+        largest = max(1.0, *(np.abs(row).max() for row in one.values()))  # the unit of tests/ranks.py
+        assert all(np.abs(one[path] - two[path]).max() < 1e-5 * largest for path in one)
+        several = json.loads((tmp_path / method / "2" / "results.json").read_text())
+        assert found["metrics"] == several["metrics"] and several["processes"] == 2

@@ -22,7 +22,7 @@ class Shifted(PromptedCLIP):
         return self.start + self.shift
 
     def encode_images(self, images):
-        return self.towers.encode_image(images) - self.mean
+        return self.towers.encode_image(images) - 0.5 * self.mean
 
 
 class OnShifted(PromptTrainer):
@@ -51,7 +51,7 @@ class Entropy(OnShifted):
             return self.model_inference(batch["img"])
 
     def build_test_optimizer(self):
-        return torch.optim.SGD(self.trainables, lr=0.5 / self.factor, momentum=0.9)
+        return torch.optim.SGD(self.trainables, lr=0.1 / self.factor, momentum=0.9)
 
 
 @TRAINER_REGISTRY.register()
@@ -92,7 +92,7 @@ class MeanOfBatch(OnShifted):
 
     def predict(self, batch):
         features = self.towers.encode_image(batch["img"])
-        return self.towers.cosine_logits(features - features.mean(0), self.model.encode_classes()).float()
+        return self.towers.cosine_logits(features - 0.5 * features.mean(0), self.model.encode_classes()).float()
 
 
 @TRAINER_REGISTRY.register()
