@@ -40,6 +40,7 @@ class SimpleTrainer(TrainerBase):
         evaluator: of TEST.EVALUATOR.
         stopped: {"epoch", "best_epoch", "patience"} of a training that TRAIN.PATIENCE has ended, else None.
         time_start: when the training began, seconds since 1970.
+        divides_evaluation: whether several processes may divide the images of an evaluation.
     """
 
     model: Any
@@ -48,6 +49,7 @@ class SimpleTrainer(TrainerBase):
     num_classes: int
     num_source_domains: int
     lab2cname: dict[int, str]
+    divides_evaluation: Any = True
 
     def __init__(self, cfg: Any) -> None:
         require_no_former_hook(type(self))
@@ -208,7 +210,8 @@ class SimpleTrainer(TrainerBase):
         domains = split == "test" and len(self.cfg.DATASET.TARGET_DOMAINS) > 1
         with self._budget.paused():
             results = self._evaluation.over(split, loader, self.evaluator, self._answer, domains,
-                                            functools.partial(self._progress.evaluated, split))
+                                            functools.partial(self._progress.evaluated, split),
+                                            self.divides_evaluation)
         for name, value in results.items():
             self.write_scalar(f"{split}/{name}", value, self.epoch)
         return deciding(results)
