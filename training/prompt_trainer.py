@@ -12,6 +12,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from yacs.config import CfgNode as CN
 
+from dassl.data import DataManager
+from dassl.data.data_manager import require_views
+from dassl.data.views import build_views
 from dassl.engine import TrainerX
 from dassl.engine.checkpointer import Contents, State
 from dassl.engine.identity import note_other_origin
@@ -129,7 +132,11 @@ class PromptTrainer(Method, TrainerX):
         self.dm = DataManagerWithoutData(self.given_classnames, type(self).__name__)
         self.lab2cname, self.num_classes = self.dm.dataset.lab2cname, len(self.given_classnames)
 
+    def build_data_manager(self, **settings: Any) -> DataManager:
+        return super().build_data_manager(**{"test_views": build_views(self, self.cfg), **settings})
+
     def prepare_model(self) -> None:
+        require_views(self)
         cfg, name = self.cfg, self.cfg.MODEL.BACKBONE.NAME
         self.ranks = Ranks.of_this_run()
         self.precision = Precision(self.node.get("PREC", "auto"), self.device, self.ranks)
