@@ -4,7 +4,6 @@ import json
 import random
 import shutil
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -326,7 +325,7 @@ def test_threads_do_not_mix_their_draws_and_the_generators_stay_as_they_were():
             runs.append(list(pool.map(lambda maker, picture: maker(picture), makers, of)))
     finally:
         sys.setswitchinterval(interval)
-    assert states() == before and threading.active_count() >= 1
+    assert states() == before
     assert all(torch.equal(a, b) for found in runs for a, b in zip(found, alone, strict=True))
     assert len({found.numpy().tobytes() for found in alone}) == 12
 
@@ -383,16 +382,16 @@ def test_a_wrapper_may_make_its_views_by_itself(tmp_path):
     cfg = get_cfg_default()
     cfg.DATALOADER.NUM_WORKERS, cfg.SEED = 0, 1
     views = Views(2, Slow(), 1, "Mine")
-    loader = build_data_loader(cfg, data_source=[Datum(str(tmp_path / "a.png"))], tfm=lambda image: torch.zeros(3, 1, 1),
-                               is_train=False, dataset_wrapper=Own, test_views=views)
+    loader = build_data_loader(cfg, data_source=[Datum(str(tmp_path / "a.png"))], tfm=Slow(), is_train=False,
+                               dataset_wrapper=Own, test_views=views)
     assert torch.equal(next(iter(loader))["views"], views(picture)[None])
 
 
 def test_batches_that_take_much_memory_are_noted(method, monkeypatch, capsys):
     monkeypatch.setattr("dassl.data.views.MOST_BYTES", 18 * 5 * 3 * 32 * 32 * 4 - 1)
     method("Averaged", "much")
-    assert ("Note: the views of a test batch take 0.0 GB (18 images, 5 views of each), and each loader worker makes two "
-            "such batches ahead; a lower DATALOADER.TEST.BATCH_SIZE takes less\n") in capsys.readouterr().out
+    assert ("Note: the views of a test batch take 0.0 GB (18 images, 5 views of each), and each loader worker makes "
+            "two such batches ahead; a lower DATALOADER.TEST.BATCH_SIZE takes less\n") in capsys.readouterr().out
     method("Averaged", "less", "DATALOADER.TEST.BATCH_SIZE", "17")
     method("Single", "none")
     assert "Note: the views" not in capsys.readouterr().out
