@@ -43,7 +43,7 @@ class PromptTrainer(Method, TrainerX):
         clip_model: the CLIP to use; by default MODEL.BACKBONE.NAME is loaded.
         clips: {backbone name: loaded CLIP}, filled and shared between runs.
         classnames: build the model for these classes without reading a dataset, to predict with (`load_model`, then
-            `model_inference`); nothing can be trained then.
+            `logits_of`); nothing can be trained then.
     Attributes, beside those of TrainerX:
         towers: prompting.Towers that `build_model` was given: the frozen CLIP or, with `trains_towers`, the copy of it
             that is trained; precision: how they run; ranks: the processes of the run.

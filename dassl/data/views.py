@@ -30,17 +30,22 @@ class Views:
 
     def __call__(self, picture):
         """(number, 3, H, W) of a decoded PIL image. Raises InputError for a transform that gives something else."""
-        content = content_of(picture)
-        views = []
+        content, views = content_of(picture), None
         for number in range(self.number):
             with _DRAWING, isolated_rng(derive_seed("view", self.seed, content, number)):
-                views.append(self.transform(picture))
-        for view in views:
-            if not (torch.is_tensor(view) and view.ndim == 3 and len(view) == 3 and view.shape == views[0].shape):
-                found = tuple(view.shape) if torch.is_tensor(view) else type(view).__name__
-                raise InputError(f"{self.method}.view_transform gives {found}; every view is a tensor (3, H, W), all "
-                                 "of one size")
-        return torch.stack(views)
+                view = self.transform(picture)
+            if not (torch.is_tensor(view) and view.ndim == 3 and len(view) == 3):
+                raise InputError(self._told(view))
+            if views is None:
+                views = view.new_empty(self.number, *view.shape)  # filled in place: many views are large
+            if view.shape != views[0].shape or view.dtype != views.dtype:
+                raise InputError(self._told(view))
+            views[number] = view
+        return views
+
+    def _told(self, view):
+        found = f"{tuple(view.shape)} of {view.dtype}" if torch.is_tensor(view) else type(view).__name__
+        return f"{self.method}.view_transform gives {found}; every view is a tensor (3, H, W), all of one size and type"
 
 
 def content_of(picture):
