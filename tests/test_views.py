@@ -79,6 +79,27 @@ class Together(Averaged):
     shown, batches = {}, []
 
 
+class Counting(Moved):
+    def __init__(self, towers, classnames):
+        super().__init__(towers, classnames)
+        self.register_buffer("seen", torch.ones(()), persistent=False)
+
+
+@TRAINER_REGISTRY.register()
+class Surer(Averaged):
+    """The more images it has seen, the surer it is."""
+
+    trains, stateful = False, True
+    shown, batches = {}, []
+
+    def build_model(self, towers, classnames):
+        return Counting(towers, classnames).requires_grad_(False)
+
+    def predict(self, batch):
+        self.model.seen += 0.1
+        return super().predict(batch) * self.model.seen
+
+
 class Bare:
     """A dataset_wrapper of one's own, without views."""
 
@@ -288,6 +309,25 @@ def test_a_transductive_method_keeps_its_batch_and_the_user_is_told(method, tmp_
     assert cls.batches == [18]
     assert "Note: what Together answers for a picture depends on the pictures that are given with it, 32 at a time" \
         in capsys.readouterr().err
+
+
+def test_what_a_method_learns_lasts_for_a_stream_and_no_longer(method, tmp_path, clips, monkeypatch):
+    _, seen = method("Surer", "run")
+    wanted = torch.tensor(logits_of(tmp_path / "run")["logits"]).softmax(1).sort(descending=True)[0]
+    monkeypatch.setattr(loaded_run, "MOST_VIEWS", 7 * 5 * 3 * 32 * 32 * 4)  # of seven pictures
+    run, files = load_run(tmp_path / "run", clips=clips), list(seen)
+
+    def found(**more):
+        return torch.tensor([[p for _, p in prediction.top] for prediction in run.predict(files, top=6, **more)])
+
+    first = found()
+    torch.testing.assert_close(first, wanted)
+    stream = run.predict_stream(files)
+    next(stream)
+    stream.close()  # one that is not asked for the rest
+    assert torch.equal(found(), first)
+    torch.testing.assert_close(found(batch_size=1), first)
+    assert (torch.tensor([run.predict([file], top=6)[0].top[0][1] for file in files[5:]]) < first[5:, 0]).all()
 
 
 # ---- the views themselves ----

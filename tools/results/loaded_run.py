@@ -22,7 +22,6 @@ from dassl.utils.images import bombs_are_errors, decoded, to_rgb
 from prompting.backbone import unpublished_note
 from runs.run_spec import RunSpec
 from training import PromptTrainer
-from training.batches import to_device
 from training.without_data import NeedsImages
 
 BATCH = 32  # images that are classified together
@@ -168,9 +167,8 @@ class LoadedRun:
     @staticmethod
     def _logits(trainer, kept):
         items = [item for *_, item in kept]
-        batch = {name: to_device(torch.stack([item[name] for item in items]), trainer.device) for name in items[0]}
-        with torch.no_grad():
-            return trainer.logits_of({**batch, "impath": [os.fspath(name) for _, name, _ in kept]})
+        batch = {name: torch.stack([item[name] for item in items]) for name in items[0]}
+        return trainer.logits_of({**batch, "impath": [os.fspath(name) for _, name, _ in kept]})
 
     @staticmethod
     def _ranked(logits, kept, names, top):
