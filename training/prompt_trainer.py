@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from dassl.data import DataManager
+from dassl.data.data_manager import require_views
+from dassl.data.views import build_views
 from dassl.engine import TrainerX
 from dassl.engine.checkpointer import Contents, State
 from dassl.engine.identity import note_other_origin
@@ -41,7 +44,7 @@ class PromptTrainer(Method, TrainerX):
         clip_model: the CLIP to use; by default MODEL.BACKBONE.NAME is loaded.
         clips: {backbone name: loaded CLIP}, filled and shared between runs.
         classnames: build the model for these classes without reading a dataset, to predict with (`load_model`, then
-            `model_inference`); nothing can be trained then.
+            `logits_of`); nothing can be trained then.
     Attributes, beside those of TrainerX:
         towers: prompting.Towers that `build_model` was given: the frozen CLIP or, with `trains_towers`, the copy of it
             that is trained; precision: how they run; ranks: the processes of the run.
@@ -90,7 +93,11 @@ class PromptTrainer(Method, TrainerX):
         self.dm = DataManagerWithoutData(self.given_classnames, type(self).__name__)
         self.lab2cname, self.num_classes = self.dm.dataset.lab2cname, len(self.given_classnames)
 
+    def build_data_manager(self, **settings: Any) -> DataManager:
+        return super().build_data_manager(**{"test_views": build_views(self, self.cfg), **settings})
+
     def prepare_model(self) -> None:
+        require_views(self)
         cfg, name = self.cfg, self.cfg.MODEL.BACKBONE.NAME
         self.ranks = Ranks.of_this_run()
         self.precision = Precision(self.node.get("PREC", "auto"), self.device, self.ranks,
