@@ -1,6 +1,4 @@
 """Break what is promised of test images: that none of them reaches another, and that a test changes nothing."""
-import contextlib
-
 import torch
 
 from dassl.engine import TRAINER_REGISTRY
@@ -24,11 +22,9 @@ class Adapts(Healthy):
 class LeaksBetweenImages(Adapts):
     """Remembers the images before in an attribute, which nobody puts back, for the length of an evaluation."""
 
-    @contextlib.contextmanager
-    def predicting(self):
-        with super().predicting():
-            self.remembered = 0
-            yield
+    def set_model_mode(self, mode="train", names=None):
+        self.remembered = 0
+        super().set_model_mode(mode, names)
 
     def predict(self, batch):
         logits = super().predict(batch)
