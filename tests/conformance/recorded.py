@@ -60,12 +60,13 @@ class Run:
     def trained(self):
         return trained_tensors(self.trainer)
 
-    def watch(self, stop_epoch=None, stop_step=None, cut=None):
+    def watch(self, stop_epoch=None, stop_step=None, cut=None, tests=True):
         """Wrap the hooks of the trainer, which has just been built.
 
         Args:
             stop_epoch, stop_step: end the run after so many epochs, or steps.
             cut: images that are left of each training batch.
+            tests: False: end the run when its test would begin.
         """
         trainer, native = self.trainer, isinstance(self.trainer, PromptTrainer)
         self.start = module_tensors(trainer)
@@ -98,6 +99,8 @@ class Run:
 
         def test(*arguments, **keywords):
             split = keywords.get("split", arguments[0] if arguments else None) or trainer.cfg.TEST.SPLIT
+            if split == "test" and not tests:
+                raise Stop
             self.phase, phase = split, self.phase
             before = state_of(trainer)
             if split == "test":

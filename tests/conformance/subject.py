@@ -6,7 +6,6 @@ on from its first epoch, so that one fault does not show in every check.
 """
 import copy
 import functools
-import re
 import shutil
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,8 +32,8 @@ from .states import FrozenClip
 ROOT = Path(__file__).resolve().parents[2]
 SHAPES = ROOT / "configs" / "datasets" / "shapes.yaml"
 GENERIC = Path(__file__).with_name("tiny.yaml")
-# Pictures per class of the training, validation and test part: enough to draw two shots from.
-PART_SIZES = {"photo": (4, 2, 2)} | dict.fromkeys(shapes.DOMAINS[1:], (1, 1, 1))
+# Pictures per class of the training, validation and test part: enough to draw two shots from, and not more to test.
+PART_SIZES = {"photo": (4, 2, 1)} | dict.fromkeys(shapes.DOMAINS[1:], (1, 1, 1))
 SHOTS, EPOCHS, BATCH = 2, 4, 12
 IN_SO_FEW_STEPS = {"VPT": ("OPTIM.LR", 0.2)}  # what a method needs for its loss to fall by then
 
@@ -83,7 +82,7 @@ class Subject:
 
     def says(self, statement):
         """What a statement of `Method` is for this trainer; nothing is said by one in Dassl's style."""
-        return getattr(self.cls, statement) if self.native else False
+        return getattr(self.plain.trainer, statement) if self.native else False
 
     @property
     def batch(self):
@@ -101,7 +100,7 @@ class Subject:
             pytest.skip(f"{self.name}: {reason}")
 
     # ---- runs ----
-    def run(self, label, *words, options=(), seed=1, stop_epoch=None, stop_step=None, cut=None):
+    def run(self, label, *words, options=(), seed=1, stop_epoch=None, stop_step=None, cut=None, tests=True):
         """Make a run. Where the plain run fails, no other is made.
 
         Args:
@@ -109,6 +108,7 @@ class Subject:
             words: flags of train.py; options: config words.
             stop_epoch, stop_step: end it after so many epochs, or steps.
             cut: images that are left of each training batch.
+            tests: False: end it when its test would begin.
         """
         if label != "plain":
             _ = self.plain
@@ -121,14 +121,14 @@ class Subject:
                  "DATALOADER.TRAIN_X.BATCH_SIZE", self.batch, "DATALOADER.NUM_WORKERS", 0, "USE_CUDA", False,
                  "VERBOSE", False, "TRAIN.PRINT_FREQ", 0, "TRAIN.CHECKPOINT_FREQ", 1,
                  *(self.precision("fp32") or ()), *self.options, *options]
-        with self.watched(run, stop_epoch, stop_step, cut), suppress(Stop):
+        with self.watched(run, stop_epoch, stop_step, cut, tests), suppress(Stop):
             run.results = train.main([str(word) for word in argv])
         end_workers(run.trainer)
         return run
 
     @contextmanager
-    def watched(self, run, stop_epoch, stop_step, cut):
-        """While it lasts, `run` is filled with what happens, and Shapes is small."""
+    def watched(self, run, *limits):
+        """While it lasts, `run` is filled with what happens, and Shapes is small. limits: as of `Run.watch`."""
         encode, begin_folder, told = SimpleTokenizer.encode, one_run.begin_folder, one_run.settings_without_effect
         frozen = None
 
@@ -154,7 +154,7 @@ class Subject:
             with mock.patch.object(self.cls, "build_model", recording_build):
                 run.trainer = build_trainer(cfg, **context)
             frozen = frozen or FrozenClip(None, run.trainer, pristine_clip("tiny"))
-            run.watch(stop_epoch, stop_step, cut)
+            run.watch(*limits)
             return run.trainer
 
         def opening(path):
@@ -198,36 +198,37 @@ class Subject:
 
     @functools.cached_property
     def untrained(self):
-        return self.once("untrained", lambda: self.run("untrained", "--no-train"))
+        """As it is when its first epoch begins."""
+        return self.once("untrained", lambda: self.run("untrained", stop_epoch=0))
 
     @functools.cached_property
     def reloaded(self):
         """The plain run's checkpoint in a trainer of its own."""
-        return self.once("reloaded", lambda: self.run("reloaded", "--eval-only", "--model-dir", self.plain.folder))
+        return self.once("reloaded", lambda: self.run("reloaded", "--eval-only", "--model-dir", self.plain.folder,
+                                                      tests=False))
 
     @functools.cached_property
     def resumed(self):
         return self.once("resumed", lambda: self.go_on("resumed"))
 
-    def go_on(self, label, *options, epoch=1):
+    def go_on(self, label, *options, epoch=1, tests=True):
         """The plain run from the end of one of its epochs (from 1)."""
         for checkpoint in sorted(self.plain.folder.glob(f"*/model.pth.tar-{epoch}")):
             folder = self.folder / label / checkpoint.parent.name
             folder.mkdir(parents=True)
             shutil.copy(checkpoint, folder)
             (folder / "checkpoint").write_text(f"model.pth.tar-{epoch}\n")
-        return self.run(label, options=options)
+        return self.run(label, options=options, tests=tests)
 
     # ---- pictures ----
     @functools.cached_property
     def test_numbers(self):
-        """The numbers of a test image of each base class."""
-        items = self.plain.trainer.dm.dataset.test
-        return [number for number, item in enumerate(items) if re.search(r"[02468]\.png$", item.impath)]
+        """The numbers of the test images, one of each base class."""
+        return list(range(len(self.plain.trainer.test_loader.dataset)))
 
     @functools.cached_property
     def test_batch(self):
-        """A test image of each base class, as the plain run's test takes them."""
+        """These images, as the plain run's test takes them."""
         return drawn(self.plain.trainer.test_loader, self.test_numbers)
 
     @functools.cached_property

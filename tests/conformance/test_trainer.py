@@ -116,7 +116,7 @@ def test_new_classes(subject):
 
 
 def test_the_same_seed_gives_the_same_result(subject):
-    again = subject.run("again", stop_epoch=1)
+    again = subject.run("again", stop_epoch=1, tests=False)
     if subject.trains:
         first, second = subject.plain.epochs[0], again.epochs[0]
         assert not (wrong := differing(first, second)), f"after one epoch these differ: {listed(wrong)}"
@@ -129,7 +129,7 @@ def test_the_same_seed_gives_the_same_result(subject):
 def test_another_seed_gives_another_result(subject):
     drawn = subject.plain.files["train"] & {item.impath for item in subject.plain.trainer.dm.dataset.train_x}
     subject.need(subject.trains or drawn, "neither trains nor reads training images: nothing is random")
-    other = subject.run("other", seed=2, stop_epoch=1)
+    other = subject.run("other", seed=2, stop_epoch=1, tests=False)
     if subject.trains:
         assert differing(subject.plain.epochs[0], other.epochs[0]), "seeds 1 and 2 gave the same tensors"
     else:
@@ -173,7 +173,7 @@ def test_amp_agrees_with_fp32(subject):
     subject.need(precision, "has no PREC of this project's")
     # The last epoch only: during the warm-up, a difference from the frozen CLIP that a loss is made of can be below
     # what half precision tells apart, and its gradient's direction be anything.
-    run = subject.go_on("amp", *precision, epoch=EPOCHS - 1)
+    run = subject.go_on("amp", *precision, epoch=EPOCHS - 1, tests=False)
     assert run.trainer.precision.name == "amp"
     assert all(p.dtype == torch.float32 for p in run.trainer.trainables), "what is trained must be float32"
     full, half = (logits(r.trainer, subject.test_batch) for r in (subject.resumed, run))

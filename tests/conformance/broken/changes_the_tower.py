@@ -39,10 +39,12 @@ class Residual(nn.Module):
 
 @TRAINER_REGISTRY.register()
 class RewiresTheTower(Healthy):
-    def build_model(self, towers, classnames):
-        mlp = towers.model.visual.transformer.resblocks[-1].mlp
+    """Once it is built; before, it would be refused."""
+
+    def before_train(self):
+        super().before_train()
+        mlp = self.towers.model.visual.transformer.resblocks[-1].mlp
         mlp.c_fc = Residual(mlp.c_fc)
-        return super().build_model(towers, classnames)
 
 
 @TRAINER_REGISTRY.register()

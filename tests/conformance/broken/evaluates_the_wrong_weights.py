@@ -49,11 +49,3 @@ class ForgetsItsAverage(Healthy):
 
     def evaluated_weights(self):
         return {"shift.ctx": self.mean}
-
-
-@TRAINER_REGISTRY.register()
-class EvaluatesAnother(Healthy):
-    """Names in `evaluated_weights` what nobody trains."""
-
-    def evaluated_weights(self):
-        return {"shift.average": self.average}
