@@ -13,7 +13,8 @@ import train
 
 ROOT = Path(__file__).resolve().parents[1]
 BROKEN = ROOT / "tests" / "conformance" / "broken"
-HEALTHY = ROOT / "tests" / "conformance" / "healthy"
+HEALTHY = [file for folder in ("conformance/healthy", "plugins/kinds")
+           for file in (ROOT / "tests" / folder).glob("*.py")]
 NOTHING_ELSE = "test_training_changes_what_the_method_says"
 FAILS = {
     "Healthy": [],
@@ -55,6 +56,17 @@ STOPS = {
                       "trains_towers = True",
     "GetsNoGradient": "GetsNoGradient: no gradient reaches unused.ctx in the first step",
 }
+# One method of each kind passes; what its statements leave out is skipped.
+UNTRAINED = ["test_the_loss_falls", NOTHING_ELSE, "test_the_checkpoint_holds_only_what_is_trained",
+             "test_the_checkpoint_gives_the_same_logits", "test_another_seed_gives_another_result",
+             "test_the_smallest_batch", "test_an_odd_last_batch", "test_what_is_evaluated_is_what_the_method_says",
+             "test_a_resumed_run_ends_the_same"]
+PASSES = {
+    "LoRAParametrized": [], "LoRAWrapped": [], "LayerNormTuning": [], "FineTunedAverage": [], "PatchAttention": [],
+    "EntropyOverViews": UNTRAINED,
+    "BatchPrototypes": [*UNTRAINED, "test_the_test_batch_changes_nothing"],
+    "LearnsAlongTheWay": ["test_the_order_of_test_images_changes_nothing"],
+}
 CHECKS = 19
 
 
@@ -93,15 +105,16 @@ def plugin_words(files):
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
     """Two processes share the files."""
-    files = sorted(BROKEN.glob("*.py"), key=lambda file: -file.read_text().count("TRAINER_REGISTRY.register"))
+    files = sorted([*BROKEN.glob("*.py"), *HEALTHY], key=lambda file: (
+        -file.read_text().count("TRAINER_REGISTRY.register"), file.name))
     shares = [plugin_words(share) for share in (files[::4] + files[3::4], files[1::4] + files[2::4])]
     with ThreadPoolExecutor(2) as pool:
         found = pool.map(lambda share: check(tmp_path_factory.mktemp("broken"), *share), shares)
         return {name: outcome for outcomes in found for name, outcome in outcomes.items()}
 
 
-def test_every_broken_trainer_is_known(outcomes):
-    assert set(outcomes) == {*FAILS, *STOPS}
+def test_every_trainer_is_known(outcomes):
+    assert set(outcomes) == {*FAILS, *STOPS, *PASSES}
 
 
 @pytest.mark.parametrize("trainer", FAILS)
@@ -118,10 +131,11 @@ def test_a_run_that_is_stopped_says_why_in_every_check(outcomes, trainer):
         assert outcome == "failed" and STOPS[trainer] in message.splitlines()[0]
 
 
-def test_a_method_that_learns_along_the_way_is_checked_for_what_it_promises(tmp_path):
-    found = check(tmp_path, "--plugin", HEALTHY / "stateful.py")["LearnsAlongTheWay"]
-    assert len(found) == CHECKS and not with_outcome(found, "failed")
-    assert with_outcome(found, "skipped") == ["test_the_order_of_test_images_changes_nothing"]
+@pytest.mark.parametrize("trainer", PASSES)
+def test_each_kind_of_method_passes(outcomes, trainer):
+    assert len(outcomes[trainer]) == CHECKS
+    assert not with_outcome(outcomes[trainer], "failed")
+    assert sorted(with_outcome(outcomes[trainer], "skipped")) == sorted(PASSES[trainer])
 
 
 def test_a_foreign_trainer_is_checked_for_what_applies(tmp_path):
