@@ -5,18 +5,23 @@ features that both towers share.
 """
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from yacs.config import CfgNode as CN
 
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
+from dassl.utils import InputError, derive_seed
 from prompting.towers import Towers
 from training.batches import Batch
+from training.options import LABEL_SMOOTHING
 
 
 class Method:
@@ -51,15 +56,6 @@ class Method:
     transductive = False  # True: the answer for an image depends on the other images of its test batch
     test_views = 0  # augmented views of each test image that `predict` is shown beside the image itself
 
-    # ---- what a method is given; PromptTrainer says what ----
-    cfg: Any
-    model: Any
-    trainables: list[nn.Parameter]
-    cross_entropy: Callable[..., Tensor]
-    gradients: Callable[..., list[Tensor]]
-    apply_gradients: Callable[..., None]
-    model_inference: Callable[[Tensor], Tensor]
-
     # ---- what a method defines ----
     @staticmethod
     def extend_cfg(cfg: Any) -> None:
@@ -69,11 +65,6 @@ class Method:
     def class_bound(cls, cfg: Any) -> bool:
         """Whether what is learned with this config belongs to the training classes and cannot score new ones."""
         return False
-
-    @classmethod
-    def node_of(cls, cfg: Any) -> CN:
-        """The method's own config, TRAINER.<name of the class in capitals>, in a config; empty where there is none."""
-        return cfg.TRAINER.get(cls.__name__.upper(), CN())
 
     def build_model(self, towers: Towers, classnames: list[str]) -> nn.Module:
         """The method's module. Gradients are off: what is computed here is a value.
@@ -147,3 +138,63 @@ class Method:
         """The optimizer of updates at test time, as new for each image (`stateful`: for each evaluation);
         `apply_gradients` takes it by itself. Default: OPTIM, at its full rate."""
         return build_optimizer(self.trainables, self.cfg.OPTIM)
+
+    # ---- what a method is given ----
+    cfg: Any
+    epoch: int  # from 0
+    batch_idx: int
+    model: Any  # what `build_model` gave
+    trainables: list[nn.Parameter]  # its tensors that are trained
+    predicts_only: bool
+    honoured: set[str]
+    overruled: dict[str, str]
+    templates_taken = False  # whether the method has asked for DATASET.TEMPLATES
+    gradients: Callable[..., list[Tensor]]
+    apply_gradients: Callable[..., None]
+    model_inference: Callable[[Tensor], Tensor]
+
+    @classmethod
+    def node_of(cls, cfg: Any) -> CN:
+        """The method's own config, TRAINER.<name of the class in capitals>, in a config; empty where there is none."""
+        return cfg.TRAINER.get(cls.__name__.upper(), CN())
+
+    @property
+    def node(self) -> CN:
+        return self.node_of(self.cfg)
+
+    def cross_entropy(self, logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
+        """The cross-entropy of logits (B, n_cls) with labels (B,), smoothed by OPTIM.LABEL_SMOOTHING."""
+        self.honoured.add(LABEL_SMOOTHING)
+        return F.cross_entropy(logits, labels, reduction=reduction, label_smoothing=self.cfg.OPTIM.LABEL_SMOOTHING)
+
+    def note(self, line: str) -> None:
+        """Print a line for the log of the run; nothing where the trainer only predicts."""
+        if not self.predicts_only:
+            print(line)
+
+    def initial_context(self, towers: Towers) -> Tensor:
+        """The start of a context of text prompts, (n_ctx, W): the vectors of the words CTX_INIT of the method's config,
+        else N_CTX vectors from N(0, 0.02^2). W is the width of the text tower."""
+        node, key = self.node, f"TRAINER.{type(self).__name__.upper()}.N_CTX"
+        if node.get("CTX_INIT", ""):
+            words = towers.text.embed_words(node.CTX_INIT)
+            if node.N_CTX != len(words):
+                self.overruled[key] = f"the {len(words)} tokens of CTX_INIT are the context"
+            return words
+        if node.N_CTX < 1:
+            raise InputError(f"{key} must be at least 1, not {node.N_CTX}")
+        return torch.randn(node.N_CTX, towers.text.width) * 0.02
+
+    def own_templates(self) -> list[str]:
+        """DATASET.TEMPLATES, a list that may be empty. For a method that never asks, the run notes that they do
+        nothing."""
+        self.templates_taken = True
+        return list(self.cfg.DATASET.TEMPLATES)
+
+    def frozen_templates(self, *published: str) -> list[str]:
+        """The templates of a method's frozen prompts: DATASET.TEMPLATES if given, else the `published` ones."""
+        return self.own_templates() or list(published)
+
+    def step_rng(self, purpose: str) -> random.Random:
+        """A generator that is a function of (SEED, epoch, batch, purpose)."""
+        return random.Random(derive_seed(purpose, self.cfg.SEED, self.epoch, self.batch_idx))

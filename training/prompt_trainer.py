@@ -1,16 +1,14 @@
 """PromptTrainer: what every prompt method shares. A method file then reads like its paper."""
 import contextlib
-import random
+import functools
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from yacs.config import CfgNode as CN
 
 from dassl.engine import TrainerX
 from dassl.engine.checkpointer import Contents, State
@@ -18,12 +16,14 @@ from dassl.engine.identity import note_other_origin
 from dassl.utils import InputError, NonFiniteError, count_num_param, derive_seed, isolated_rng, load_pretrained_weights
 from dassl.utils.distributed import Ranks
 from prompting.backbone import BackboneFacts, describe_backbone, unpublished_note
+from prompting.model import PromptedCLIP
 from prompting.precision import GradientOverflow, Precision, all_finite
 from prompting.towers import Towers
 from training.batches import Batch, all_gather_batch, to_device
+from training.gradient_watch import GradientWatch
 from training.method import Method
-from training.options import CLIP_GRAD_NORM, LABEL_SMOOTHING, require_honoured
-from training.towers import build_towers, loaded_clip
+from training.options import CLIP_GRAD_NORM, require_honoured
+from training.towers import build_towers, loaded_clip, modules_of, require_own_tensors
 from training.trained_tensors import FOLDER, TrainedTensors
 from training.without_data import DataManagerWithoutData
 
@@ -56,7 +56,6 @@ class PromptTrainer(Method, TrainerX):
     optimizers: list[tuple[Optimizer, LRScheduler]]
     optim: Any
     sched: Any
-    templates_taken = False  # whether the method has asked for DATASET.TEMPLATES
 
     def __init__(self, cfg: Any, clip_model: Any = None, clips: dict[str, Any] | None = None,
                  classnames: Sequence[str] | None = None) -> None:
@@ -64,53 +63,12 @@ class PromptTrainer(Method, TrainerX):
         self.predicts_only, self.given_classnames = classnames is not None, list(classnames or ())
         self.honoured: set[str] = set()  # the options that a training step has taken note of
         self.overruled: dict[str, str] = {}  # {key of the method's node that another one keeps from acting: why}
+        self.watch = GradientWatch(type(self).__name__)
         self.complete_cfg(cfg)
         if self.trains and cfg.DATALOADER.TRAIN_X.BATCH_SIZE < self.min_batch:
             raise InputError(f"{type(self).__name__} needs batches of at least {self.min_batch} images; "
                              "raise DATALOADER.TRAIN_X.BATCH_SIZE")
         super().__init__(cfg)
-
-    # ---- what a method is given ----
-    @property
-    def node(self) -> CN:
-        return self.node_of(self.cfg)
-
-    def cross_entropy(self, logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
-        """The cross-entropy of logits (B, n_cls) with labels (B,), smoothed by OPTIM.LABEL_SMOOTHING."""
-        self.honoured.add(LABEL_SMOOTHING)
-        return F.cross_entropy(logits, labels, reduction=reduction, label_smoothing=self.cfg.OPTIM.LABEL_SMOOTHING)
-
-    def note(self, line: str) -> None:
-        """Print a line for the log of the run; nothing where the trainer only predicts."""
-        if not self.predicts_only:
-            print(line)
-
-    def initial_context(self, towers: Towers) -> Tensor:
-        """The start of a context of text prompts, (n_ctx, W): the vectors of the words CTX_INIT of the method's config,
-        else N_CTX vectors from N(0, 0.02^2). W is the width of the text tower."""
-        node, key = self.node, f"TRAINER.{type(self).__name__.upper()}.N_CTX"
-        if node.get("CTX_INIT", ""):
-            words = towers.text.embed_words(node.CTX_INIT)
-            if node.N_CTX != len(words):
-                self.overruled[key] = f"the {len(words)} tokens of CTX_INIT are the context"
-            return words
-        if node.N_CTX < 1:
-            raise InputError(f"{key} must be at least 1, not {node.N_CTX}")
-        return torch.randn(node.N_CTX, towers.text.width) * 0.02
-
-    def own_templates(self) -> list[str]:
-        """DATASET.TEMPLATES, a list that may be empty. For a method that never asks, the run notes that they do
-        nothing."""
-        self.templates_taken = True
-        return list(self.cfg.DATASET.TEMPLATES)
-
-    def frozen_templates(self, *published: str) -> list[str]:
-        """The templates of a method's frozen prompts: DATASET.TEMPLATES if given, else the `published` ones."""
-        return self.own_templates() or list(published)
-
-    def step_rng(self, purpose: str) -> random.Random:
-        """A generator that is a function of (SEED, epoch, batch, purpose)."""
-        return random.Random(derive_seed(purpose, self.cfg.SEED, self.epoch, self.batch_idx))
 
     # ---- setting up ----
     @classmethod
@@ -132,19 +90,28 @@ class PromptTrainer(Method, TrainerX):
     def prepare_model(self) -> None:
         cfg, name = self.cfg, self.cfg.MODEL.BACKBONE.NAME
         self.ranks = Ranks.of_this_run()
-        self.precision = Precision(self.node.get("PREC", "auto"), self.device, self.ranks)
+        self.precision = Precision(self.node.get("PREC", "auto"), self.device, self.ranks,
+                                   keeps_casts=not self.trains_towers)
+        if self.precision.half and self.trains_towers:
+            raise InputError(f"TRAINER.{type(self).__name__.upper()}.PREC fp16 keeps the towers in half precision, and "
+                             f"{type(self).__name__} trains them; use amp")
         if cfg.VERBOSE:
             print(f"Backbone: {name or 'as given'}, precision {self.precision.name}, on {self.device}")
-        clip_model = loaded_clip(name, self.clips) if self.clip_model is None else self.clip_model
-        self.backbone_facts = describe_backbone(clip_model, name)
+        if self.clip_model is None:
+            self.clip_model = loaded_clip(name, self.clips)
+        self.backbone_facts = describe_backbone(self.clip_model, name)
         if note := unpublished_note(self.backbone_facts):
             self.note(note)
-        self.towers = build_towers(clip_model, cfg, self.device, self.precision, self.ranks)
+        self.towers = build_towers(self.clip_model, cfg, self.device, self.precision, self.ranks, self.trains_towers)
+        if self.image_tokens:
+            self.towers.promptable_image(type(self).__name__)
         self._budget.passes = self.towers.passes
         if self.train_loader_x is not None:
             self.train_loader_x.batch_sampler.divide(self.ranks.rank, self.ranks.world_size)
-        with isolated_rng(derive_seed("init", cfg.SEED)):
+        modules = modules_of(self.towers.model)
+        with isolated_rng(derive_seed("init", cfg.SEED)), torch.no_grad():
             self.model = self.build_model(self.towers, self.dm.dataset.classnames).to(self.device)
+        require_own_tensors(self, modules)
         if cfg.DATASET.TEMPLATES and not self.templates_taken:
             self.note(f"Note: DATASET.TEMPLATES changes nothing here: {type(self).__name__} has no frozen prompts that "
                       "are made of the dataset's template")
@@ -159,13 +126,41 @@ class PromptTrainer(Method, TrainerX):
         self.optim, self.sched = self.optimizers[0] if trained else (None, None)
         self.register_model(FOLDER, self.model, self.optim, self.sched)
 
+    @functools.cached_property
+    def frozen_towers(self) -> Towers:
+        """The towers of the CLIP as it was loaded, also where a copy of it is trained."""
+        if not self.trains_towers:
+            return self.towers
+        return build_towers(self.clip_model, self.cfg, self.device, self.precision, self.ranks,
+                            passes=self.towers.passes)
+
+    def forget_class_features(self) -> None:
+        """Let the class features that an evaluation keeps be computed anew. Everything that changes what they depend on
+        calls this: an update, a checkpoint that is loaded."""
+        for module in self.model.modules():
+            if isinstance(module, PromptedCLIP):
+                module.forget_class_features()
+
+    def set_model_mode(self, mode="train", names=None):
+        """As in Dassl. BatchNorm of towers that are trained keeps CLIP's statistics: those of few images are no better,
+        and no checkpoint holds them."""
+        super().set_model_mode(mode, names)
+        if self.trains_towers:
+            for module in self.towers.model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+
     # ---- checkpoints ----
     def checkpoint_contents(self) -> Contents:
         return TrainedTensors(self)
 
     def trained_state(self) -> dict[str, Tensor]:
         """{name: tensor} of what is trained, on the CPU."""
-        return {name: p.detach().cpu().clone() for name, p in self.model.named_parameters() if p.requires_grad}
+        return {name: p.detach().cpu().clone() for name, p in self.trained_tensors().items()}
+
+    def trained_tensors(self) -> dict[str, nn.Parameter]:
+        """{name: tensor} of what is trained, as it is."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def load_model(self, directory, epoch=None):
         """As `TrainedTensors.load`; nothing without a folder, or where nothing is trained."""
@@ -198,10 +193,14 @@ class PromptTrainer(Method, TrainerX):
 
     def forward_backward(self, batch: Batch) -> dict[str, float]:
         batch = self.batch = self.all_gather_batch({key: to_device(value, self.device) for key, value in batch.items()})
+        if not self.watch.over:
+            self.watch.begin(self.trained_tensors())
         try:
             with self.precision.autocast():
                 summary = self.training_step(batch)
             require_honoured(self.cfg, self.honoured, type(self).__name__)
+            if not self.trains_in_turns or self.batch_idx + 1 == self.num_batches:
+                self.watch.require_all("in the first epoch" if self.trains_in_turns else "in the first step")
         except GradientOverflow:
             summary = {"overflow": 1}
         if self.batch_idx + 1 == self.num_batches:
@@ -240,6 +239,7 @@ class PromptTrainer(Method, TrainerX):
         """d loss / d tensors in float32. Raises NonFiniteError for a loss that is not finite; GradientOverflow, which
         ends the batch, for a scaled gradient that is not."""
         self.detect_anomaly(loss)
+        self.watch.asked(tensors)
         return self.precision.gradients(loss, tensors, create_graph, retain_graph)
 
     def apply_gradients(self, gradients: Sequence[Tensor], tensors: Iterable[Tensor] | None = None,
@@ -254,12 +254,14 @@ class PromptTrainer(Method, TrainerX):
             NonFiniteError: a gradient is not finite.
         """
         tensors = self.trainables if tensors is None else list(tensors)
+        self.watch.given(tensors)
         if not all_finite(gradients):
             raise NonFiniteError(f"a gradient is not finite {self.step_in_words()}; lower OPTIM.LR or use PREC fp32")
         for tensor, gradient in zip(tensors, self.clipped(gradients)):
             tensor.grad = gradient
         (optimizer or self.optim).step()
         torch.clear_autocast_cache()  # which holds half-precision copies of what has just changed
+        self.forget_class_features()
         self.precision.good_step()
         for tensor in tensors:
             tensor.grad = None
@@ -280,6 +282,7 @@ class PromptTrainer(Method, TrainerX):
         for tensor, gradient in zip(tensors, self.clipped([t.grad for t in tensors if t.grad is not None])):
             tensor.grad = gradient
         super().model_update(names)
+        self.forget_class_features()
 
     def model_backward(self, loss):
         """For methods that are written with `loss.backward()`: what it leaves is the mean over the ranks."""
