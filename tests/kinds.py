@@ -38,12 +38,12 @@ class Kind(NamedTuple):
 
 KINDS = {
     "LoRAParametrized": Kind("lora_parametrized.py", ("OPTIM.LR", 0.02), 0),
-    "LoRAWrapped": Kind("lora_wrapped.py", ("OPTIM.LR", 0.02), 0),
-    "LayerNormTuning": Kind("layer_norm.py", ("OPTIM.LR", 0.02), 0),
-    "FineTunedAverage": Kind("fine_tuned.py", ("OPTIM.LR", 0.002), 0),
+    "LoRAWrapped": Kind("lora_wrapped.py", ("OPTIM.LR", 0.05), 0),
+    "LayerNormTuning": Kind("layer_norm.py", ("OPTIM.LR", 0.5), 0),
+    "FineTunedAverage": Kind("fine_tuned.py", ("OPTIM.LR", 0.02), 0),
     "EntropyOverViews": Kind("entropy.py", (), 0, trains=False),
     "BatchPrototypes": Kind("batch_prototypes.py", (), 0, trains=False),
-    "PatchAttention": Kind("patch_tokens.py", ("OPTIM.LR", 0.2), 0),
+    "PatchAttention": Kind("patch_tokens.py", ("OPTIM.LR", 0.5), 0),
 }
 
 

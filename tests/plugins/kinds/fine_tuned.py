@@ -6,19 +6,9 @@ average moves by 1 - DECAY towards what is trained; it starts where the training
 from yacs.config import CfgNode as CN
 
 from dassl.engine import TRAINER_REGISTRY
-from prompting import readable
-from prompting.model import PromptedCLIP
+from prompting.model import FrozenCLIP
 from prompting.templates import template_of
 from training import PromptTrainer
-
-
-class FineTunedCLIP(PromptedCLIP):
-    def __init__(self, towers, classnames, templates):
-        super().__init__(towers)
-        self.text = towers.encode_classnames([readable(name) for name in classnames], templates)  # (n_cls, E)
-
-    def encode_classes(self):
-        return self.text
 
 
 @TRAINER_REGISTRY.register()
@@ -35,7 +25,7 @@ class FineTunedAverage(PromptTrainer):
     def build_model(self, towers, classnames):
         towers.model.visual.requires_grad_(True)
         self.average = {}
-        return FineTunedCLIP(towers, classnames, self.frozen_templates(template_of(self.cfg.DATASET.NAME)))
+        return FrozenCLIP(towers, classnames, self.frozen_templates(template_of(self.cfg.DATASET.NAME)))
 
     def training_step(self, batch):
         trained = {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}

@@ -35,7 +35,7 @@ class LoRAWrapped(PromptTrainer):
         cfg.TRAINER.LORAWRAPPED = CN()
         cfg.TRAINER.LORAWRAPPED.BLOCKS = 2  # how many blocks of each tower, from the last one back
         cfg.TRAINER.LORAWRAPPED.RANK = 4  # width of the path
-        cfg.TRAINER.LORAWRAPPED.ALPHA = 16.0  # times 1 / RANK: how far an update reaches
+        cfg.TRAINER.LORAWRAPPED.ALPHA = 64.0  # times 1 / RANK: how far an update reaches
         cfg.TRAINER.LORAWRAPPED.PREC = "auto"  # fp32, amp or auto
 
     def build_model(self, towers, classnames):
