@@ -6,6 +6,7 @@ or in several.
 import sys
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import numpy as np
 import ranks
@@ -17,19 +18,18 @@ from datasets import shapes
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "tests" / "conformance" / "tiny.yaml"
-# Pictures per class: eight shots, and 200 test pictures of base classes.
-PART_SIZES = {"photo": (8, 1, 10)} | dict.fromkeys(shapes.DOMAINS[1:], (1, 1, 1))
-EPOCHS = 4
+SHOTS, EPOCHS = 8, 3
 
 
 class Kind(NamedTuple):
     """file: in tests/plugins/kinds; options: of its run; gain: points of accuracy that it must be above zero-shot CLIP
-    on the test pictures; trains: whether it has a training."""
+    on the test pictures; trains: whether it has a training; tested: how many test pictures per class it is run on."""
 
     file: str
     options: tuple
     gain: float
     trains: bool = True
+    tested: int = 10
 
     @property
     def path(self):
@@ -41,22 +41,30 @@ KINDS = {
     "LoRAWrapped": Kind("lora_wrapped.py", ("OPTIM.LR", 0.05), 0),
     "LayerNormTuning": Kind("layer_norm.py", ("OPTIM.LR", 0.5), 0),
     "FineTunedAverage": Kind("fine_tuned.py", ("OPTIM.LR", 0.02), 0),
-    "EntropyOverViews": Kind("entropy.py", (), 0, trains=False),
+    "EntropyOverViews": Kind("entropy.py", ("DATALOADER.TEST.BATCH_SIZE", 10), 0, trains=False, tested=2),
     "BatchPrototypes": Kind("batch_prototypes.py", (), 0, trains=False),
     "PatchAttention": Kind("patch_tokens.py", ("OPTIM.LR", 0.5), 0),
 }
 
 
-def words(name, root, folder, *options):
-    """The words of a run on the base classes; `name` may be a trainer of the project, too."""
-    kind = KINDS.get(name)
-    return [str(word) for word in (
-        "--root", root, "--seed", 1, "--trainer", name, "--dataset-config-file",
+def run(name, root, folder, clips, *options, tested=None):
+    """The results of a run on the base classes.
+
+    Args:
+        name: one of KINDS or another registered trainer.
+        tested: test pictures per class; default the kind's.
+    """
+    kind = KINDS.get(name, Kind("", (), 0))
+    sizes = {"photo": (SHOTS, 1, tested or kind.tested)} | dict.fromkeys(shapes.DOMAINS[1:], (1, 1, 1))
+    words = (
+        "--root", root / str(tested or kind.tested), "--seed", 1, "--trainer", name, "--dataset-config-file",
         ROOT / "configs" / "datasets" / "shapes.yaml", "--config-file", CONFIG, "--output-dir", folder,
-        *(("--plugin", kind.path) if kind else ()), "DATASET.NUM_SHOTS", 8, "DATASET.SUBSAMPLE_CLASSES", "base",
-        "OPTIM.MAX_EPOCH", EPOCHS, "DATALOADER.TRAIN_X.BATCH_SIZE", 32, "DATALOADER.TEST.BATCH_SIZE", 100,
+        *(("--plugin", kind.path) if kind.file else ()), "DATASET.NUM_SHOTS", SHOTS, "DATASET.SUBSAMPLE_CLASSES",
+        "base", "OPTIM.MAX_EPOCH", EPOCHS, "DATALOADER.TRAIN_X.BATCH_SIZE", 32, "DATALOADER.TEST.BATCH_SIZE", 100,
         "DATALOADER.NUM_WORKERS", 0, "USE_CUDA", False, "VERBOSE", False, "TRAIN.PRINT_FREQ", 0,
-        "TEST.SAVE_LOGITS", True, *(kind.options if kind else ()), *options)]
+        "TRAIN.CHECKPOINT_FREQ", 1, "TEST.SAVE_LOGITS", True, *kind.options, *options)
+    with mock.patch.object(shapes, "PART_SIZES", sizes):
+        return train.main([str(word) for word in words], clips=clips)
 
 
 def logits_in(folder):
