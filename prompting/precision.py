@@ -39,7 +39,8 @@ class Precision:
     Args:
         name, device, ranks.
         keeps_casts: whether autocast may keep the half-precision copy of a tensor for later passes. One that is made
-            where gradients are off has none: not for towers that are trained, which may run in both ways.
+            where gradients are off has none: not for towers that are trained, or used while a method learns of a test
+            image, which may run in both ways.
     """
 
     def __init__(self, name: str, device: torch.device, ranks: Collectives | None = None,

@@ -30,6 +30,11 @@ class GradientWatch:
         self._asked: set[str] = set()
         self._hooks: list[RemovableHandle] = []
 
+    @property
+    def used(self) -> bool:
+        """Whether any gradient was computed or asked for since the watch began."""
+        return bool(self._reached or self._asked)
+
     def begin(self, named: Mapping[str, Tensor]) -> None:
         """Watch {name: trained tensor}; nothing where the watch has begun or is over."""
         if self._names or self.over:

@@ -2,7 +2,7 @@
 import contextlib
 import functools
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from dassl.data import DataManager
+from dassl.data.data_manager import require_views
+from dassl.data.views import build_views
 from dassl.engine import TrainerX
 from dassl.engine.checkpointer import Contents, State
 from dassl.engine.identity import note_other_origin
@@ -23,6 +26,7 @@ from training.batches import Batch, all_gather_batch, to_device
 from training.gradient_watch import GradientWatch
 from training.method import Method
 from training.options import CLIP_GRAD_NORM, require_honoured
+from training.test_time import TestTime, require_predict
 from training.towers import build_towers, loaded_clip, modules_of, require_own_tensors
 from training.trained_tensors import FOLDER, TrainedTensors
 from training.without_data import DataManagerWithoutData
@@ -40,7 +44,7 @@ class PromptTrainer(Method, TrainerX):
         clip_model: the CLIP to use; by default MODEL.BACKBONE.NAME is loaded.
         clips: {backbone name: loaded CLIP}, filled and shared between runs.
         classnames: build the model for these classes without reading a dataset, to predict with (`load_model`, then
-            `model_inference`); nothing can be trained then.
+            `logits_of`); nothing can be trained then.
     Attributes, beside those of TrainerX:
         towers: prompting.Towers that `build_model` was given: the frozen CLIP or, with `trains_towers`, the copy of it
             that is trained; precision: how they run; ranks: the processes of the run.
@@ -64,7 +68,9 @@ class PromptTrainer(Method, TrainerX):
         self.honoured: set[str] = set()  # the options that a training step has taken note of
         self.overruled: dict[str, str] = {}  # {key of the method's node that another one keeps from acting: why}
         self.watch = GradientWatch(type(self).__name__)
+        self._test_time = TestTime(self)
         self.complete_cfg(cfg)
+        require_predict(type(self))
         if self.trains and cfg.DATALOADER.TRAIN_X.BATCH_SIZE < self.min_batch:
             raise InputError(f"{type(self).__name__} needs batches of at least {self.min_batch} images; "
                              "raise DATALOADER.TRAIN_X.BATCH_SIZE")
@@ -87,11 +93,15 @@ class PromptTrainer(Method, TrainerX):
         self.dm = DataManagerWithoutData(self.given_classnames, type(self).__name__)
         self.lab2cname, self.num_classes = self.dm.dataset.lab2cname, len(self.given_classnames)
 
+    def build_data_manager(self, **settings: Any) -> DataManager:
+        return super().build_data_manager(**{"test_views": build_views(self, self.cfg), **settings})
+
     def prepare_model(self) -> None:
+        require_views(self)
         cfg, name = self.cfg, self.cfg.MODEL.BACKBONE.NAME
         self.ranks = Ranks.of_this_run()
         self.precision = Precision(self.node.get("PREC", "auto"), self.device, self.ranks,
-                                   keeps_casts=not self.trains_towers)
+                                   keeps_casts=not (self.trains_towers or self.adapts))
         if self.precision.half and self.trains_towers:
             raise InputError(f"TRAINER.{type(self).__name__.upper()}.PREC fp16 keeps the towers in half precision, and "
                              f"{type(self).__name__} trains them; use amp")
@@ -154,6 +164,10 @@ class PromptTrainer(Method, TrainerX):
     def checkpoint_contents(self) -> Contents:
         return TrainedTensors(self)
 
+    def save_model(self, epoch, directory, is_best=False, val_result=None, model_name=""):
+        with self._test_time.suspended():  # a signal may come in an evaluation
+            super().save_model(epoch, directory, is_best, val_result, model_name)
+
     def trained_state(self) -> dict[str, Tensor]:
         """{name: tensor} of what is trained, on the CPU."""
         return {name: p.detach().cpu().clone() for name, p in self.trained_tensors().items()}
@@ -215,23 +229,38 @@ class PromptTrainer(Method, TrainerX):
 
     @torch.no_grad()
     def test(self, split=None):
-        with self.ranks.no_sync():  # each rank has test images of its own
+        self.set_model_mode("eval")
+        with self.ranks.no_sync(), self.predicting():  # each rank has test images of its own
             return super().test(split)
+
+    @property
+    def divides_evaluation(self) -> bool:
+        return self._test_time.divisible
+
+    def _answer(self, batch: Batch) -> tuple[Any, Any]:
+        self.stop_if_asked()
+        images, labels = self.parse_batch_test(batch)
+        return self.logits_of({**batch, "img": images}), labels
 
     def model_inference(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) -> logits (B, n_cls) float32."""
         with self.precision.autocast():
             return self.model(images).float()
 
-    @contextlib.contextmanager
-    def predicting(self) -> Iterator[None]:
+    def predicting(self) -> contextlib.AbstractContextManager[None]:
         """Context of one evaluation, or of one stream of predictions: within it `evaluated_weights` are in place, and
         what a `stateful` method learns of test images lasts until it ends."""
-        yield
+        return self._test_time.predicting()
 
     def logits_of(self, batch: Batch) -> Tensor:
-        """Logits (B, n_cls) float32 of a batch of test images, as every evaluation gives them, by `predict`."""
-        return self.predict(batch)
+        """Logits (B, n_cls) float32 of a batch of test images, as every evaluation gives them, by `predict`: see
+        `training.test_time.TestTime.logits_of`."""
+        return self._test_time.logits_of(batch)
+
+    def step_in_words(self) -> str:
+        if self._test_time.files is None:
+            return super().step_in_words()
+        return f"at test time, on {', '.join(self._test_time.files) or 'images in memory'}"
 
     # ---- gradients ----
     def gradients(self, loss: Tensor, tensors: Sequence[Tensor], create_graph: bool = False,
