@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from dassl.data import DataManager
+from dassl.data.data_manager import require_views
+from dassl.data.views import build_views
 from dassl.engine import TrainerX
 from dassl.engine.checkpointer import Contents, State
 from dassl.engine.identity import note_other_origin
@@ -18,7 +21,7 @@ from dassl.utils.distributed import Ranks
 from prompting.backbone import BackboneFacts, describe_backbone, unpublished_note
 from prompting.model import PromptedCLIP
 from prompting.precision import GradientOverflow, Precision, all_finite
-from prompting.towers import Towers
+from prompting.towers import READS_TOKENS, Towers
 from training.batches import Batch, all_gather_batch, to_device
 from training.gradient_watch import GradientWatch
 from training.method import Method
@@ -41,7 +44,7 @@ class PromptTrainer(Method, TrainerX):
         clip_model: the CLIP to use; by default MODEL.BACKBONE.NAME is loaded.
         clips: {backbone name: loaded CLIP}, filled and shared between runs.
         classnames: build the model for these classes without reading a dataset, to predict with (`load_model`, then
-            `model_inference`); nothing can be trained then.
+            `logits_of`); nothing can be trained then.
     Attributes, beside those of TrainerX:
         towers: prompting.Towers that `build_model` was given: the frozen CLIP or, with `trains_towers`, the copy of it
             that is trained; precision: how they run; ranks: the processes of the run.
@@ -90,7 +93,11 @@ class PromptTrainer(Method, TrainerX):
         self.dm = DataManagerWithoutData(self.given_classnames, type(self).__name__)
         self.lab2cname, self.num_classes = self.dm.dataset.lab2cname, len(self.given_classnames)
 
+    def build_data_manager(self, **settings: Any) -> DataManager:
+        return super().build_data_manager(**{"test_views": build_views(self, self.cfg), **settings})
+
     def prepare_model(self) -> None:
+        require_views(self)
         cfg, name = self.cfg, self.cfg.MODEL.BACKBONE.NAME
         self.ranks = Ranks.of_this_run()
         self.precision = Precision(self.node.get("PREC", "auto"), self.device, self.ranks,
@@ -107,7 +114,7 @@ class PromptTrainer(Method, TrainerX):
             self.note(note)
         self.towers = build_towers(self.clip_model, cfg, self.device, self.precision, self.ranks, self.trains_towers)
         if self.image_tokens:
-            self.towers.promptable_image(type(self).__name__)
+            self.towers.promptable_image(type(self).__name__, READS_TOKENS)
         self._budget.passes = self.towers.passes
         if self.train_loader_x is not None:
             self.train_loader_x.batch_sampler.divide(self.ranks.rank, self.ranks.world_size)

@@ -75,11 +75,16 @@ class SimpleTrainer(TrainerBase):
         """Raise for a config the method cannot run with."""
 
     def build_data_loader(self):
-        dm = main_process_first(lambda: DataManager(self.cfg))
+        dm = main_process_first(self.build_data_manager)
         self.train_loader_x, self.train_loader_u = dm.train_loader_x, dm.train_loader_u
         self.val_loader, self.test_loader = dm.val_loader, dm.test_loader
         self.num_classes, self.num_source_domains = dm.num_classes, dm.num_source_domains
         self.lab2cname, self.dm = dm.lab2cname, dm
+
+    def build_data_manager(self, **settings: Any) -> DataManager:
+        """The dataset and its loaders. A trainer whose loaders are to be others overrides this, or calls it with
+        settings of DataManager (`dataset_wrapper`, ...) in a `build_data_loader` of its own."""
+        return DataManager(self.cfg, **settings)
 
     def prepare_model(self) -> None:
         """Called once the data is there; a kind of trainer whose `build_model` takes arguments overrides it."""
