@@ -212,6 +212,23 @@ def one_line(capsys, tmp_path):
     return one_line
 
 
+@pytest.fixture(scope="session")
+def copied_scripts(tmp_path_factory):
+    """The folder of the scripts with a python that prints its words (scripted.py)."""
+    from scripted import copy_of_scripts
+
+    return copy_of_scripts(tmp_path_factory.mktemp("copy") / "home")
+
+
+@pytest.fixture
+def scripts(copied_scripts, monkeypatch, capsys):
+    """(script, *words, cwd=, **variables) -> what the script prints and returns; Python's part is done in this process.
+    """
+    from scripted import Scripts
+
+    return Scripts(copied_scripts, monkeypatch, capsys)
+
+
 @pytest.fixture
 def own_registries(monkeypatch):
     """What the test registers is forgotten after it."""

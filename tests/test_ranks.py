@@ -91,6 +91,7 @@ def test_a_script_makes_its_runs_in_several_processes(shapes_root, tmp_path):
     done = script("2")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("base to new") == 1  # one of the two prints
+    assert re.findall("run . of 2", done.stdout) == ["run 1 of 2", "run 2 of 2"] and "=> result" not in done.stdout
     stored = [json.loads(path.read_text()) for path in tmp_path.rglob("results.json")]
     assert [results["processes"] for results in stored] == [2, 2]  # base and new classes
     for number, word in (("two", "RANKS"), ("2", "--launcher slurm submits runs of one process")):
