@@ -4,8 +4,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -383,9 +381,3 @@ def test_scripts_submit(words, slurm, tmp_path, scripts, shapes_root):
     done = scripts(*words, *SLURM, "OPTIM.MAX_EPOCH", "1", cwd=tmp_path, **variables)
     assert done.returncode == 0 and "Submitted 2 tasks" in done.stdout, done.stdout + done.stderr
     assert slurm.jobs() == ["1_0", "1_1"] and len(status.read_record(str(tmp_path / "out"))) == 4
-
-
-def test_submitit_is_imported_only_where_it_is_used():
-    code = "import sys; sys.path.insert(0, sys.argv[1]); import tools.protocol; print('submitit' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code, str(ROOT)], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"

@@ -170,11 +170,14 @@ def test_meanings_of_a_class_that_another_is_made_from_count_where_it_says_none(
     assert declared(len) == {}  # Python has no source of it
 
 
-def test_keys_are_listed_without_data_or_method_one_line_each_to_a_pipe(tmp_path):
-    done = subprocess.run([sys.executable, ROOT / "train.py", "--config-keys"], cwd=tmp_path, capture_output=True,
-                          text=True, env={**os.environ, "COLUMNS": "60"}, check=False)
-    assert done.returncode == 0 and not done.stderr and not list(tmp_path.iterdir())
-    assert len(done.stdout.splitlines()) == 1 + len(all_keys())
+def test_keys_are_listed_without_data_or_method_one_line_each_to_a_pipe(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(sys, "argv", ["train.py", "--config-keys"])
+    assert train.program() == 0
+    told = capsys.readouterr()
+    assert not told.err and not list(tmp_path.iterdir())
+    assert len(told.out.splitlines()) == 1 + len(all_keys())
 
 
 def test_in_a_terminal_the_list_fits_its_width(monkeypatch):
