@@ -3,6 +3,10 @@
 Published prompt-learning code runs the whole block over every token. Here the same weights have more uses: the prompts
 of many classes of different lengths behind one shared prefix, layers with outputs that nobody reads, and a last block
 that computes only the token which is read out.
+
+For this a block reads the weights of its attention and of its two large linear layers. It does so only where these are
+what CLIP has (`is_plain`; parametrised weights are, too). A linear layer of another kind is called. A block that is
+another one, or whose attention or MLP is, is `whole`: it is called with all tokens of a sequence, as CLIP calls it.
 """
 from __future__ import annotations
 
@@ -10,12 +14,14 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from prompting.errors import PromptingError
+
 if TYPE_CHECKING:
-    from clip.model import ResidualAttentionBlock
+    from clip.model import ResidualAttentionBlock, Transformer
 
 ACTIVATION = "QuickGELU"  # what the blocks compute
 SLOPE = 1.702  # of CLIP's QuickGELU
@@ -28,15 +34,46 @@ def differentiable_attention() -> AbstractContextManager[None]:
     return sdpa_kernel(SDPBackend.MATH)
 
 
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether calling the module computes what `kind` does, from its weights and nothing else: neither its class nor
+    the module has a forward of its own, and there are no hooks."""
+    return (isinstance(module, kind) and type(module).forward is kind.forward and "forward" not in vars(module)
+            and not has_hooks(module))
+
+
+def has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+                or module._backward_pre_hooks)
+
+
 class Block:
     """Adapter of OpenAI's `ResidualAttentionBlock`; tokens are batch-first, (..., T, W).
 
-    Calling a block is `finish(x, attend(query(x), key, value))`, with key and value from `key_value(x)`.
+    Calling a block is `finish(x, attend(query(x), key, value))`, with key and value from `key_value(x)`. None of these
+    can be asked of a block that is whole; it is called with `run_whole`.
+
+    Attributes:
+        whole: whether the block has a part that must see whole sequences.
     """
 
     def __init__(self, block: ResidualAttentionBlock) -> None:
+        from clip.model import QuickGELU, ResidualAttentionBlock  # slow to import
+
+        self.module = block
+        self.whole = not (is_plain(block, ResidualAttentionBlock) and _is_plain_attention(block.attn)
+                          and is_plain(block.mlp, nn.Sequential)
+                          and [name for name, _ in block.mlp.named_children()] == ["c_fc", "gelu", "c_proj"])
+        if self.whole:
+            return
         self.ln_1, self.ln_2, self.attn, self.mlp = block.ln_1, block.ln_2, block.attn, block.mlp
         self.heads: int = block.attn.num_heads
+        self._plain_mlp = (is_plain(self.mlp.gelu, QuickGELU)
+                           and all(is_plain(layer, nn.Linear) for layer in (self.mlp.c_fc, self.mlp.c_proj)))
+
+    def run_whole(self, x: Tensor) -> Tensor:
+        """The block as CLIP calls it: whole sequences (B, T, W) -> (B, T, W)."""
+        tokens: Tensor = self.module(x.transpose(0, 1))
+        return tokens.transpose(0, 1)
 
     def _project(self, x: Tensor, first: int, last: int) -> Tensor:
         """Rows `first` to `last` (in units of the width) of the stacked query, key, value projection."""
@@ -74,8 +111,11 @@ class Block:
     def _feed_forward(self, x: Tensor) -> Tensor:
         """CLIP's MLP with QuickGELU(h) = h sigmoid(1.702 h) = silu(1.702 h) / 1.702.
 
-        The two factors are part of the matrix products. So the hidden layer, the largest tensor of a block, is kept
-        once for the backward pass; the formula as written keeps it four times."""
+        Where its layers are plain, the two factors are part of the matrix products. So the hidden layer, the largest
+        tensor of a block, is kept once for the backward pass; the formula as written keeps it four times."""
+        if not self._plain_mlp:
+            called: Tensor = self.mlp(x)
+            return called
         up, down = self.mlp.c_fc, self.mlp.c_proj
         h = torch.addmm(up.bias, x.flatten(0, -2), up.weight.t(), beta=SLOPE, alpha=SLOPE)
         h = F.silu(h, inplace=not h.requires_grad)
@@ -85,3 +125,38 @@ class Block:
         """All tokens (..., T, W) -> (..., T, W)."""
         q, k, v = self.query_key_value(x).chunk(3, dim=-1)
         return self.finish(x, self.attend(q, k, v))
+
+
+def _is_plain_attention(attn: nn.Module) -> bool:
+    """Whether a module is the attention that every CLIP block has."""
+    return (is_plain(attn, nn.MultiheadAttention) and attn.in_proj_weight is not None and attn.in_proj_bias is not None
+            and attn.bias_k is None and not attn.add_zero_attn and not attn.dropout and not attn.batch_first)
+
+
+class Blocks:
+    """The blocks of a transformer.
+
+    Args:
+        transformer: the transformer of a tower.
+        changing: whether its modules may be replaced at any time. Then each pass looks at them anew.
+        above: the module that would call it.
+    """
+
+    def __init__(self, transformer: Transformer, changing: bool, above: nn.Module) -> None:
+        self.transformer, self.changing, self.above = transformer, changing, above
+        self._kept = self._look()
+
+    def now(self) -> list[Block]:
+        """The blocks as they are. Raises PromptingError where a forward or a hook would be passed over: of the modules
+        that hold the blocks none is called."""
+        return self._look() if self.changing else self._kept
+
+    def _look(self) -> list[Block]:
+        from clip.model import Transformer  # slow to import
+
+        for module in (self.above, self.transformer, self.transformer.resblocks):
+            if has_hooks(module) or module is self.transformer and not is_plain(module, Transformer):
+                raise PromptingError(f"a {type(module).__name__} of the CLIP has hooks or a forward of its own, which "
+                                     "would never be called; put them on the blocks, transformer.resblocks[i], or on "
+                                     "the modules in them")
+        return [Block(block) for block in self.transformer.resblocks]

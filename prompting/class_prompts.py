@@ -77,12 +77,21 @@ class ClassPrompts:
             start = 1 + self.before + split
             places.append(list(range(start, start + behind)))
         length = max(len(row) for row in rows)
-        tokens = torch.tensor([row + [0] * (length - len(row)) for row in rows])
-        with torch.no_grad():
-            self.embedded = tower.embed_tokens(tokens)  # (C, T, W); vectors in the context's places are not used
-            self.positions = tower.positions(0, length)
+        self.tokens = torch.tensor([row + [0] * (length - len(row)) for row in rows], device=tower.device)
+        # (vectors of all tokens, of all positions) of a frozen tower
+        self._kept = None if tower.trainable else (self.embedded, self.positions)
         self.eot = torch.tensor([len(row) - 1 for row in rows], device=tower.device)
         self.places = torch.tensor(places, dtype=torch.long, device=tower.device).view(len(rows), behind)
+
+    @property
+    def embedded(self) -> Tensor:
+        """The vectors of all tokens, (C, T, W). Those in the context's places are not used."""
+        return self.tower.embed_tokens(self.tokens)
+
+    @property
+    def positions(self) -> Tensor:
+        """The vectors of the positions, (T, W)."""
+        return self.tower.positions(0, self.tokens.shape[1])
 
     def __call__(self, ctx: Tensor, classes: Tensor | None = None) -> Prompts:
         """Put the context in.
@@ -93,7 +102,8 @@ class ClassPrompts:
         Returns:
             Prompts of the C' classes.
         """
-        embedded, eot, places = self.embedded, self.eot, self.places
+        embedded, positions = self._kept or (self.embedded, self.positions)
+        eot, places = self.eot, self.places
         if classes is not None:
             embedded, eot, places = embedded[classes], eot[classes], places[classes]
         own = ctx.dim() == 4
@@ -105,7 +115,7 @@ class ClassPrompts:
             in_prefix = self.before
         groups, shared = ctx.shape[0], 1 + in_prefix
         start = embedded[:1, :1].expand(groups, -1, -1)
-        prefix = torch.cat([start, ctx[:, 0, :in_prefix]], dim=1) + self.positions[:shared]
+        prefix = torch.cat([start, ctx[:, 0, :in_prefix]], dim=1) + positions[:shared]
 
         suffix = embedded[None, :, shared:]
         if in_prefix < self.n_ctx:
@@ -115,4 +125,4 @@ class ClassPrompts:
             index = index.view(1, n_cls, -1, 1).expand(groups, -1, -1, width)
             learned = ctx[:, :, in_prefix:].expand(-1, n_cls, -1, -1)
             suffix = suffix.expand(groups, -1, -1, -1).scatter(2, index, learned.to(suffix.dtype))
-        return Prompts(prefix, suffix + self.positions[shared:], eot)
+        return Prompts(prefix, suffix + positions[shared:], eot)

@@ -16,16 +16,23 @@ if TYPE_CHECKING:
 
 
 class PromptedCLIP(nn.Module):
-    """A frozen CLIP with something learned around it.
+    """A CLIP with something learned around it or, with trainable towers, within it.
 
     Subclasses define `encode_classes()`, and `encode_images`, `logits` or `forward` where theirs differ. `forward` is
     what the method predicts.
+
+    Attributes:
+        clip: the CLIP of trainable towers; those of its parameters that want gradients are trained. Frozen towers are
+            no part of this module.
     """
 
     def __init__(self, towers: Towers) -> None:
         super().__init__()
         self.towers = towers
+        if towers.trainable:
+            self.clip = towers.model
         self._class_features: Tensor | None = None
+        self._computed_from = 0
 
     def encode_images(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> image features (B, E)."""
@@ -44,27 +51,36 @@ class PromptedCLIP(nn.Module):
         return self.logits(self.encode_images(images), self.class_features())
 
     def class_features(self) -> Tensor:
-        """`encode_classes()`; without gradients, in evaluation, it is computed once and kept until `train()` or
-        `eval()` is called."""
+        """`encode_classes()`; without gradients, in evaluation, it is computed once and kept until it is forgotten or a
+        tensor of this module changes in place."""
         if self.training or torch.is_grad_enabled():
             return self.encode_classes()
-        if self._class_features is None:
-            self._class_features = self.encode_classes()
+        changes = sum(t._version for tensors in (self.parameters(), self.buffers()) for t in tensors)
+        if self._class_features is None or changes != self._computed_from:
+            self._class_features, self._computed_from = self.encode_classes(), changes
         return self._class_features
 
-    def train(self, mode: bool = True) -> Self:
+    def forget_class_features(self) -> None:
+        """Compute the class features anew when they are next asked for: something that they depend on has changed."""
         self._class_features = None
+
+    def train(self, mode: bool = True) -> Self:
+        self.forget_class_features()
         return super().train(mode)
 
 
 class FrozenCLIP(PromptedCLIP):
-    """Zero-shot CLIP: classes described by `templates`, nothing learned."""
+    """Zero-shot CLIP: classes described by `templates`. Their features are frozen, but for a text tower that is
+    trained: that encodes them anew."""
 
     def __init__(self, towers: Towers, classnames: Sequence[str], templates: Sequence[str]) -> None:
         super().__init__(towers)
-        self.frozen_text_features = towers.encode_classnames([readable(name) for name in classnames], templates)
+        self.classnames, self.templates = [readable(name) for name in classnames], list(templates)
+        self.frozen_text_features = towers.encode_classnames(self.classnames, self.templates).detach()
 
     def encode_classes(self) -> Tensor:
+        if self.towers.text.trained:
+            return self.towers.encode_classnames(self.classnames, self.templates)
         return self.frozen_text_features
 
 

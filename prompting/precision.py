@@ -35,14 +35,22 @@ class Precision:
     loss scaling); auto: amp on CUDA, fp32 on the CPU. What is trained is float32 in all of them.
 
     The scale of the loss starts at 2^16, is halved when a gradient overflows, and doubled after 2,000 good updates.
+
+    Args:
+        name, device, ranks.
+        keeps_casts: whether autocast may keep the half-precision copy of a tensor for later passes. One that is made
+            where gradients are off has none: not for towers that are trained, or used while a method learns of a test
+            image, which may run in both ways.
     """
 
-    def __init__(self, name: str, device: torch.device, ranks: Collectives | None = None) -> None:
+    def __init__(self, name: str, device: torch.device, ranks: Collectives | None = None,
+                 keeps_casts: bool = True) -> None:
         if name not in PRECISIONS:
             raise PromptingError(f"PREC is one of {', '.join(PRECISIONS)}, not '{name}'{meant(name, PRECISIONS)}")
         if name == "auto":
             name = "amp" if device.type == "cuda" else "fp32"
         self.name, self.device, self.ranks = name, device, ranks or SingleProcess()
+        self.keeps_casts = keeps_casts
         self.half = name == "fp16"
         scaled = self.half or (name == "amp" and device.type == "cuda")
         self.scale, self.good_steps = (2.0 ** 16 if scaled else 1.0), 0
@@ -57,7 +65,9 @@ class Precision:
 
     def autocast(self) -> AbstractContextManager[None]:
         """Context in which the towers run."""
-        return torch.autocast(self.device.type, self.dtype) if self.name == "amp" else nullcontext()
+        if self.name != "amp":
+            return nullcontext()
+        return torch.autocast(self.device.type, self.dtype, cache_enabled=self.keeps_casts)
 
     def gradients(self, loss: Tensor, tensors: Sequence[Tensor], create_graph: bool = False,
                   retain_graph: bool | None = None) -> list[Tensor]:

@@ -6,6 +6,7 @@ computed once (the prefix), not once per class. A prompt has 77 tokens, a class 
 """
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from prompting.blocks import Block
+from prompting.blocks import Block, Blocks
 from prompting.class_prompts import EOS, SOS, ClassPrompts, Prompts, readable
 from prompting.errors import PromptingError
 from prompting.openai import tokenizer
@@ -30,6 +31,7 @@ __all__ = ["ClassPrompts", "TextTower", "readable", "tokenizer"]
 # What a layer keeps for the backward pass, in vectors of the tower's width: so many per token, and so many more per key
 # of a class (its own tokens and a copy of the prefix).
 KEPT_PER_TOKEN = 10
+KEPT_PER_TOKEN_TRAINED = 18  # where its weights want gradients, which keep the inputs of the linear layers, too
 KEPT_PER_KEY = 2
 PADDING_ON_GPU = 512  # padding tokens that one piece may have
 # Tokens that a rank must be spared for a pass to be divided: fewer take less time than exchanging the features. A GPU
@@ -54,9 +56,10 @@ class Bucket:
 
 
 class TextTower:
-    """CLIP's text tower over `Prompts`; its weights stay as they are.
+    """CLIP's text tower over `Prompts`.
 
     Attributes: width W, embed_dim E, layers, context_length (77 tokens);
+        trainable: whether its modules and weights may change and want gradients;
         activation_bytes: how much a pass may keep for its backward pass. A pass that would need more runs its classes
         in chunks, and computes them again in the backward pass. None: no limit. Chunks change rounding, so set it once
         per run;
@@ -65,15 +68,29 @@ class TextTower:
         passes: the counter of prompts.
     """
 
-    def __init__(self, clip_model: CLIP, ranks: Collectives | None = None, passes: Passes | None = None) -> None:
+    def __init__(self, clip_model: CLIP, ranks: Collectives | None = None, passes: Passes | None = None,
+                 trainable: bool = False) -> None:
         self.model, self.ranks, self.passes = clip_model, ranks or SingleProcess(), passes or Passes()
-        self.blocks = [Block(block) for block in clip_model.transformer.resblocks]
+        self.trainable, self.dtype = trainable, clip_model.text_projection.dtype
+        self.stack = Blocks(clip_model.transformer, trainable, clip_model)
         self.layers = len(self.blocks)
-        self.width: int = clip_model.ln_final.weight.shape[0]
-        self.embed_dim: int = clip_model.text_projection.shape[1]
+        self.width, self.embed_dim = clip_model.text_projection.shape
         self.context_length: int = clip_model.context_length
         self.activation_bytes: int | None = None
         self.padding = PADDING_ON_GPU if self.device.type == "cuda" else 0
+
+    @property
+    def blocks(self) -> list[Block]:
+        return self.stack.now()
+
+    @property
+    def trained(self) -> bool:
+        """Whether a weight of the tower wants a gradient."""
+        model = self.model
+        return self.trainable and (
+            model.positional_embedding.requires_grad or model.text_projection.requires_grad
+            or any(p.requires_grad for module in (model.transformer, model.token_embedding, model.ln_final)
+                   for p in module.parameters()))
 
     @property
     def device(self) -> torch.device:
@@ -152,14 +169,16 @@ class TextTower:
         """`encode` on this rank; `lengths`: how many tokens of its own each class has."""
         groups, shared = prompts.prefix.shape[:2]
         order = sorted(range(len(lengths)), key=lengths.__getitem__)
+        whole = any(block.whole for block in self.blocks)
+        if whole:
+            lengths, shared = [self.context_length] * len(order), 0
         features = []
         for chunk in self._chunks(order, lengths, groups, shared):
-            buckets = self._buckets(chunk, lengths)
-            if len(chunk) < len(order):
-                features.append(checkpoint(self._encode_chunk, prompts.prefix, prompts.suffix, buckets, deep,
-                                           use_reentrant=False, preserve_rng_state=False))
-            else:
-                features.append(self._encode_chunk(prompts.prefix, prompts.suffix, buckets, deep))
+            run = functools.partial(self._encode_whole, prompts, chunk, deep) if whole else functools.partial(
+                self._encode_chunk, prompts.prefix, prompts.suffix, self._buckets(chunk, lengths), deep)
+            # A tower that is trained may have dropout.
+            features.append(run() if len(chunk) == len(order) else
+                            checkpoint(run, use_reentrant=False, preserve_rng_state=self.trainable))
         places = torch.empty(len(order), dtype=torch.long)
         places[order] = torch.arange(len(order))
         return torch.cat(features, dim=1)[:, places.to(self.device)]
@@ -168,12 +187,13 @@ class TextTower:
         """The sorted classes in as few pieces as `activation_bytes` allows; one piece where nothing is kept."""
         if self.activation_bytes is None or not torch.is_grad_enabled():
             return [order]
-        vector = self.width * self.layers * self.model.text_projection.element_size() * groups
-        room = self.activation_bytes // vector - (KEPT_PER_TOKEN + KEPT_PER_KEY) * shared
+        vector = self.width * self.layers * self.dtype.itemsize * groups
+        per_token = KEPT_PER_TOKEN_TRAINED if self.trainable else KEPT_PER_TOKEN
+        room = self.activation_bytes // vector - (per_token + KEPT_PER_KEY) * shared
         chunks: list[list[int]] = [[]]
         used = 0
         for index in order:
-            kept = KEPT_PER_TOKEN * lengths[index] + KEPT_PER_KEY * (shared + lengths[index])
+            kept = per_token * lengths[index] + KEPT_PER_KEY * (shared + lengths[index])
             if chunks[-1] and used + kept > room:
                 chunks.append([])
                 used = 0
@@ -206,7 +226,7 @@ class TextTower:
 
         The tokens of the prefix and the own tokens of all classes are concatenated to one row (G, N, W), without
         padding; only attention takes them apart."""
-        dtype, groups, shared = self.model.dtype, *prefix.shape[:2]
+        dtype, groups, shared = self.dtype, *prefix.shape[:2]
         suffix = suffix.to(dtype).expand(groups, -1, -1, -1)
         own = [suffix[:, bucket.classes, :bucket.length] for bucket in buckets]
         x = torch.cat([prefix.to(dtype), *(part.flatten(1, 2) for part in own)], dim=1)
@@ -217,6 +237,33 @@ class TextTower:
                 x = self._block(block, x, shared, buckets)
         return self._read_out(block, x, shared, buckets)
 
+    def _encode_whole(self, prompts: Prompts, classes: list[int], deep: Mapping[int, Tensor] | None) -> Tensor:
+        """-> (G, C', E), some classes in sequences as CLIP has them: all of the context's tokens, nothing shared. So
+        that blocks can be called which may be anything."""
+        place = torch.tensor(classes, device=self.device)
+        groups, shared = prompts.prefix.shape[:2]
+        own = prompts.suffix.expand(groups, -1, -1, -1)[:, place]  # (G, C', S, W)
+        start = prompts.prefix[:, None].expand(-1, len(classes), -1, -1)
+        length = shared + own.shape[2]
+        padding = self.embed_tokens(torch.zeros(self.context_length - length, dtype=torch.long))
+        padding = padding + self.positions(length, len(padding))
+        x = torch.cat([start, own, padding.expand(groups, len(classes), -1, -1)], dim=2).flatten(0, 1).to(self.dtype)
+        for layer, block in enumerate(self.blocks):
+            if deep and layer in deep:
+                vectors = deep[layer].to(self.dtype)
+                _require_room(vectors, shared)
+                vectors = vectors.expand(len(x), -1, -1) if vectors.dim() == 2 else vectors[place].repeat(groups, 1, 1)
+                x = torch.cat([x[:, :1], vectors, x[:, 1 + vectors.shape[1]:]], dim=1)
+            x = block.run_whole(x)
+        return self._project(x[torch.arange(len(x), device=x.device), prompts.eot[place].repeat(groups)]).view(
+            groups, len(classes), -1)
+
+    def _project(self, tokens: Tensor) -> Tensor:
+        """The final norm and the projection: (..., W) -> (..., E)."""
+        features: Tensor = self.model.ln_final(tokens)
+        projection: Tensor = self.model.text_projection
+        return features.to(projection.dtype) @ projection
+
     def _take_apart(self, tokens: Tensor, shared: int, buckets: list[Bucket]) -> tuple[Tensor, list[Tensor]]:
         """(G, N, W) -> the tokens of the prefix (G, P, W), and those of each bucket (G, C', S, W)."""
         parts = tokens.split_with_sizes([shared, *(len(b) * b.length for b in buckets)], dim=1)
@@ -224,10 +271,8 @@ class TextTower:
 
     def _replace(self, x: Tensor, shared: int, buckets: list[Bucket], deep: Tensor) -> Tensor:
         """Put deep prompts, (n, W) or (C, n, W), at the positions 1..n of the sequence."""
+        _require_room(deep, shared)
         if deep.dim() == 2:
-            if len(deep) >= shared:
-                raise PromptingError(f"{len(deep)} deep prompts of all classes need as many context vectors in front "
-                                     f"of the class names; there are {shared - 1}")
             return torch.cat([x[:, :1], deep.expand(len(x), -1, -1), x[:, 1 + len(deep):]], dim=1)
         first, own = self._take_apart(x, shared, buckets)  # per class, in the suffix
         n = deep.shape[1]
@@ -264,21 +309,19 @@ class TextTower:
                 mask = torch.arange(keys.shape[2], device=x.device) <= shared + bucket.ends[:, None]
                 mask = mask.repeat(len(x), 1)[:, None, None]
             seen.append(block.attend(query[:, :, None], keys, values, mask=mask)[:, :, 0])
-        features: Tensor = self.model.ln_final(block.finish(last, torch.cat(seen, dim=1)))
-        projection: Tensor = self.model.text_projection
-        return features.to(projection.dtype) @ projection
+        return self._project(block.finish(last, torch.cat(seen, dim=1)))
 
-    @torch.no_grad()
     def encode_texts(self, texts: Sequence[str], chunk: int = 256) -> Tensor:
-        """Plain sentences -> (len(texts), E) float32, not normalised.
+        """Plain sentences -> (len(texts), E) float32, not normalised; with gradients where the tower is trained.
 
         Raises PromptingError for a sentence longer than CLIP's context."""
         features = []
-        for start in range(0, len(texts), chunk):
-            tokens = self.tokenize(texts[start:start + chunk])
-            eot = tokens.argmax(dim=1)
-            x = self.embed_tokens(tokens) + self.positions(0, tokens.shape[1])
-            features.append(self._encode(Prompts(x[:1, :1], x[None, :, 1:], eot))[0].float())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trained):
+            for start in range(0, len(texts), chunk):
+                tokens = self.tokenize(texts[start:start + chunk])
+                eot = tokens.argmax(dim=1)
+                x = self.embed_tokens(tokens) + self.positions(0, tokens.shape[1])
+                features.append(self._encode(Prompts(x[:1, :1], x[None, :, 1:], eot))[0].float())
         return torch.cat(features)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
@@ -290,6 +333,13 @@ class TextTower:
             raise PromptingError(f"'{texts[longest][:80]}' has {length} tokens, more than the {self.context_length} "
                                  "that CLIP reads; shorten the class name or the template")
         return torch.tensor([row + [0] * (length - len(row)) for row in rows], device=self.device)
+
+
+def _require_room(deep: Tensor, shared: int) -> None:
+    """Raise PromptingError where deep prompts of all classes, (n, W), are more than the prefix has context vectors."""
+    if deep.dim() == 2 and len(deep) >= shared:
+        raise PromptingError(f"{len(deep)} deep prompts of all classes need as many context vectors in front of the "
+                             f"class names; there are {shared - 1}")
 
 
 def _behind(shared: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:

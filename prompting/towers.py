@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from prompting.blocks import ACTIVATION
+from prompting.blocks import ACTIVATION, is_plain
 from prompting.errors import PromptingError
 from prompting.image import ImageTower
 from prompting.parallel import Collectives, SingleProcess
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from clip.model import CLIP
 
 
+READS_TOKENS = "reads patch tokens"  # what a method does that has `image_tokens`
+
+
 class Towers:
     """What a method sees of a CLIP: promptable towers, the logit scale, frozen features.
 
@@ -27,61 +30,83 @@ class Towers:
     right type. Nothing here is a registered submodule, so the parameters and the state dict of a method's module are
     what the method learns and nothing else.
 
+    Trainable towers have a copy of their own, `model`, that may be changed at any time: its weights may want gradients
+    (none does at first), its modules may be replaced or parametrised. The features follow.
+
     Args:
         model: `clip.model.CLIP`.
         device: where to run.
         half: frozen weights in float16 (PREC fp16).
         ranks: the processes that divide the towers' work; by default this one alone.
+        trainable: whether weights or modules are to be changed.
+        passes: the counter; by default a new one.
     Raises:
-        PromptingError: a block has another activation than QuickGELU.
+        PromptingError: a block has another activation than QuickGELU; what is trainable is to be in half precision.
     Attributes:
+        model: the CLIP; trainable;
         text: TextTower; image: ImageTower, or None for a ResNet; resolution (pixels per side), embed_dim E;
-        logit_scale: float; passes: Passes, how much went through both towers.
+        passes: Passes, how much went through both towers.
     """
 
     def __init__(self, model: CLIP, device: str | torch.device = "cpu", half: bool = False,
-                 ranks: Collectives | None = None) -> None:
+                 ranks: Collectives | None = None, trainable: bool = False, passes: Passes | None = None) -> None:
         _require_known_activation(model)
+        if half and trainable:
+            raise PromptingError("towers that are trained cannot be in half precision; use PREC amp or fp32")
         device, self.ranks = torch.device(device), ranks or SingleProcess()
         wanted = torch.float16 if half else torch.float32
         weight = model.text_projection
-        if (weight.device.type != device.type or weight.dtype != wanted or model.training
+        if (trainable or weight.device.type != device.type or weight.dtype != wanted or model.training
                 or any(p.requires_grad for p in model.parameters())):
             model = copy.deepcopy(model).requires_grad_(False).float().eval().to(device)
             if half:
                 from clip.model import convert_weights
 
                 convert_weights(model)
-        self.model, self.device = model, device
-        self.passes = Passes()
-        self.text = TextTower(model, self.ranks, self.passes)
-        self.image = ImageTower(model, self.ranks, self.passes) if hasattr(model.visual, "transformer") else None
+        self.model, self.device, self.trainable = model, device, trainable
+        self.passes = Passes() if passes is None else passes
+        self.text = TextTower(model, self.ranks, self.passes, trainable)
+        self.image = (ImageTower(model, self.ranks, self.passes, trainable) if hasattr(model.visual, "transformer")
+                      else None)
         self.resolution: int = model.visual.input_resolution
         self.embed_dim = self.text.embed_dim
-        self.logit_scale: float = model.logit_scale.exp().item()
+        self._logit_scale: float = model.logit_scale.exp().item()
 
-    def promptable_image(self, method: str) -> ImageTower:
-        """The ImageTower. Raises PromptingError, which names the method, for a ResNet: it has no tokens to prompt."""
+    @property
+    def logit_scale(self) -> float | Tensor:
+        """The factor of the cosines in the logits; a tensor () where it may be trained."""
+        return self.model.logit_scale.exp() if self.trainable else self._logit_scale
+
+    def promptable_image(self, method: str, does: str = "prompts the image tower") -> ImageTower:
+        """The ImageTower. Raises PromptingError, which names the method and what it does, for a ResNet: it has no
+        tokens."""
         if self.image is None:
-            raise PromptingError(f"{method} prompts the image tower and needs a ViT backbone (ViT-B/16, ViT-B/32, "
-                                 "ViT-L/14), not a ResNet")
+            raise PromptingError(f"{method} {does} and needs a ViT backbone (ViT-B/16, ViT-B/32, ViT-L/14), not a "
+                                 "ResNet")
         return self.image
 
+    def encode_image_tokens(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W') -> features of the class token and of all patches, (B, 1 + patches, E), not normalised.
+
+        Raises PromptingError for a ResNet, which has no such tokens."""
+        image = self.promptable_image("encode_image_tokens", READS_TOKENS)
+        return image.encode_tokens(image.embed(images))
+
     def encode_image(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W') -> frozen features (B, E), not normalised."""
+        """Images (B, 3, H, W') -> features (B, E), not normalised; frozen ones where the towers are."""
         if self.image is not None:
             return self.image.encode_unprompted(images)
 
         def share(rows: slice) -> Tensor:
-            features: Tensor = self.model.visual(images[rows].to(self.model.dtype))
+            features: Tensor = self.model.visual(images[rows].to(self.text.dtype))
             return features
 
         self.passes.add(images=len(images))
         return self.ranks.divide(len(images), share)
 
-    @torch.no_grad()
     def encode_classnames(self, classnames: Sequence[str], templates: Sequence[str]) -> Tensor:
-        """Frozen text features of classes (len(classnames), E), float32, of length 1.
+        """Text features of classes (len(classnames), E), float32, of length 1; with gradients where the text tower is
+        trained.
 
         The feature of each template is normalised, and their mean is normalised again (CLIP, section 3.1.4).
 
@@ -113,7 +138,9 @@ def normalize(features: Tensor) -> Tensor:
 def _require_known_activation(model: CLIP) -> None:
     for tower in (model, model.visual):
         for block in getattr(getattr(tower, "transformer", None), "resblocks", ()):
-            name = type(block.mlp[1]).__name__
-            if name != ACTIVATION:
+            if not hasattr(block, "mlp"):
+                continue  # another kind of block is called, whatever it computes
+            name = type(getattr(block.mlp, "gelu", None)).__name__
+            if is_plain(block.mlp, nn.Sequential) and name != ACTIVATION:
                 raise PromptingError(f"the CLIP that was handed in has {name} in its blocks, which are computed with "
                                      f"{ACTIVATION} here: its numbers would be wrong; hand in OpenAI's kind of CLIP")

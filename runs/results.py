@@ -20,6 +20,7 @@ from dassl.utils import InputError, is_class_bound
 from prompting.backbone import weights_digest
 from runs.build_config import CONFIGS
 from runs.run_spec import RunSpec, stem
+from training.test_time import facts_of
 
 
 def results_of(spec: RunSpec, trainer: Any, stored: CfgNode, overlap: dict[str, Any] | None, evaluation: dict[str, Any],
@@ -49,6 +50,8 @@ def results_of(spec: RunSpec, trainer: Any, stored: CfgNode, overlap: dict[str, 
     }
     if silent:
         results["without_effect"] = list(silent)
+    if test_time := facts_of(trainer):
+        results["test_time"] = test_time
     if cfg.MODEL.INIT_WEIGHTS:
         results["init_weights"] = weights_digest(cfg.MODEL.INIT_WEIGHTS)
     if cfg.DATASET.SKIP_BAD_IMAGES:

@@ -78,11 +78,7 @@ def replay(path, clip_model, folder, device="cpu"):
     evaluation = tiny_clip.batch("eval", 0, 16, classes)["img"].to(trainer.device)
 
     def logits():
-        trainer.set_model_mode("eval")
-        with torch.no_grad():
-            values = trainer.model_inference(evaluation)
-        trainer.set_model_mode("train")
-        return values
+        return trainer.logits_of({"img": evaluation})
 
     found = []
 
@@ -105,8 +101,9 @@ def replay(path, clip_model, folder, device="cpu"):
         compare(held_out, record["held_out_loss"], LOSS, "held-out losses")
     if "logits_after" in record:
         compare(logits(), record["logits_after"], LOGITS, "logits after training")
-    for name in starts:
-        compare(parameters[name], record[f"final/{name}"], case.tensors_within, f"final {name}")
+    with trainer.predicting():  # the authors put what is evaluated in the place of what was trained
+        for name in starts:
+            compare(parameters[name], record[f"final/{name}"], case.tensors_within, f"final {name}")
     for what, ours, theirs in case.extras(trainer):
         compare(ours, theirs, LOGITS, what)
     if "extra/text_features" in record:

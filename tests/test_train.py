@@ -556,16 +556,23 @@ def test_patience_that_does_not_run_out(run, tmp_path, monkeypatch):
 def test_an_averaged_method_that_is_ended_early_averages_what_was_trained(run, tmp_path, monkeypatch):
     words = ("TRAINER.PROMPTSRC.GPA_MEAN", 3.0, "TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT", 2,
              "TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION", 2)
-    trained, after = [], TRAINER_REGISTRY.get("PromptSRC").after_epoch
+    trained, after, evaluated = [], TRAINER_REGISTRY.get("PromptSRC").after_epoch, []
+    infer = PromptTrainer.model_inference
 
     def keep(self):
         trained.append(self.trained_state())
         after(self)
 
+    def look(self, images):
+        evaluated.append({name: p.detach().clone() for name, p in self.model.named_parameters()})
+        return infer(self, images)
+
     monkeypatch.setattr(TRAINER_REGISTRY.get("PromptSRC"), "after_epoch", keep)
+    monkeypatch.setattr(PromptTrainer, "model_inference", look)
     end_with(run, tmp_path / "a", monkeypatch, SCORES, *words, method="PromptSRC")
     weights = torch.softmax(-0.5 * (torch.arange(1, 5, dtype=torch.float64) - 3.0) ** 2, dim=0).tolist()
-    for name, tensor in prompts(tmp_path / "a", 4).items():
+    assert same(prompts(tmp_path / "a", 4), trained[-1]) and not same(evaluated[-1], trained[-1])
+    for name, tensor in evaluated[-1].items():
         torch.testing.assert_close(tensor, sum(w * epoch[name] for w, epoch in zip(weights, trained)))
 
 

@@ -2,6 +2,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from test_prompting import plain_image, plain_text, same
@@ -127,10 +128,17 @@ def test_the_average_ends_near_the_epoch_its_gaussian_names(run, tmp_path):
     """A narrow Gaussian around one epoch deploys that epoch's prompts."""
     run("PromptSRC", tmp_path, "OPTIM.MAX_EPOCH", 4, "TRAIN.CHECKPOINT_FREQ", 1, "TRAINER.PROMPTSRC.GPA_MEAN", 2,
         "TRAINER.PROMPTSRC.GPA_STD", 0.1)
-    second, third, last = (checkpoint(tmp_path, epoch)["state_dict"] for epoch in (2, 3, 4))
+    second, third, trained = (checkpoint(tmp_path, epoch)["state_dict"] for epoch in (2, 3, 4))
+    last = checkpoint(tmp_path, 4)["extra"]["average"]
+    assert last.keys() == trained.keys()
     for name in last:
         torch.testing.assert_close(last[name], second[name])
-        assert not torch.allclose(last[name], third[name])
+        assert not torch.allclose(last[name], third[name]) and not torch.allclose(last[name], trained[name])
+    words = ("--eval-only", "--model-dir", tmp_path, "TEST.SAVE_LOGITS", True)
+    run("PromptSRC", tmp_path / "4", *words)
+    run("PromptSRC", tmp_path / "2", *words, "--load-epoch", 2)
+    with np.load(tmp_path / "4" / "logits.npz") as end, np.load(tmp_path / "2" / "logits.npz") as in_training:
+        np.testing.assert_allclose(end["logits"], in_training["logits"], atol=1e-4)
 
 
 def test_epoch_weights_sum_to_one_even_when_the_mean_is_far_away(clip_model):

@@ -116,6 +116,9 @@ def predictions(argv=None):
         run = load_run(args.model_dir, args.load_epoch, args.backbone, args.plugin, exif=not args.no_exif)
         # what is wrong with the run or the classes, before any image
         trainer = run.trainer_for(run.classes if classes is None else classes)
+    if trainer.transductive:
+        print(f"Note: what {type(trainer).__name__} answers for a picture depends on the pictures that are given with "
+              f"it, {BATCH} at a time in this order", file=sys.stderr)
     if turned := sum(found[1] for file in files if (found := size_of(file, run.exif))):
         print(f"Note: {turned} of {len(files)} pictures are turned upright as their EXIF says; --no-exif takes them as "
               "they are stored" + ("" if run.cfg.INPUT.EXIF else ", as this run took its own"), file=sys.stderr)

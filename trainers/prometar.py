@@ -52,6 +52,7 @@ class GradientGate(nn.Module):
 class ProMetaR(IVLP):
     model: IndependentCLIP
     min_batch = 2  # a query and a support image
+    trains_in_turns = True  # a batch of one class trains the prompts only
     templates_taken = True  # in training
 
     @staticmethod

@@ -67,10 +67,13 @@ class PromptSRC(IVLP):
                 + node.IMAGE_LOSS_WEIGHT * image + divergence)
         return loss, logits
 
-    # ---- the average over the epochs ----
+    # ---- the average over the epochs, which is evaluated when the training has ended ----
     average: dict[str, Tensor] | None = None  # {name: tensor}, the weighted sum so far
     averaged_for: int | None = None  # over how many epochs its weights sum to 1
-    last: dict[str, Tensor] | None = None  # {name: tensor}, at the end of a training: the last epoch's prompts
+    done: int | None = None  # how many epochs are in it; None where a checkpoint of an earlier release does not say
+    ended = False  # whether the training has ended
+    # At the end of a training by an earlier release: the last epoch's prompts, which the average had replaced.
+    last: dict[str, Tensor] | None = None
 
     def epoch_weight(self, epoch: int, epochs: int | None = None) -> float:
         """The Gaussian weight of `epoch` (from 1); those of all epochs (default OPTIM.MAX_EPOCH) sum to 1."""
@@ -82,31 +85,44 @@ class PromptSRC(IVLP):
     def before_train(self):
         super().before_train()
         done = self.start_epoch
-        if self.average and self.averaged_for not in (None, self.max_epoch) and done < self.max_epoch:
-            # The weights sum to 1 over another number of epochs.
-            now, then = self.epoch_weight(done), self.epoch_weight(done, self.averaged_for)
+        if self.average and self.done is None:
+            self.done = done or None
+        if done == self.max_epoch:
+            return
+        self.ended = False
+        if self.average and self.averaged_for not in (None, self.max_epoch):
+            # The weights sum to 1 over another number of epochs. A checkpoint within the first epoch's validation has
+            # that epoch in its average.
+            epoch = done or 1
+            now, then = self.epoch_weight(epoch), self.epoch_weight(epoch, self.averaged_for)
             self.average = {name: tensor * (now / then) for name, tensor in self.average.items()}
-        if self.went_on_from_finished and done < self.max_epoch and self.last:
-            self.put(self.last)  # which the average had replaced
+        if self.went_on_from_finished and self.last:
+            self.put(self.last)
 
     @torch.no_grad()
     def after_epoch(self):
-        """Add the prompts of this epoch to the average; after the last epoch the average replaces them."""
-        weight, now = self.epoch_weight(self.epoch + 1), self.trained_state()
-        before = self.average or {name: torch.zeros_like(tensor) for name, tensor in now.items()}
-        self.average = {name: before[name] + weight * tensor for name, tensor in now.items()}
-        self.last, self.averaged_for = None, self.max_epoch
+        """Add the prompts of this epoch to the average, which is evaluated from the last epoch on."""
+        if self.done != self.epoch + 1:  # else the run was stopped in this epoch's validation
+            weight, now = self.epoch_weight(self.epoch + 1), self.trained_state()
+            before = self.average or {name: torch.zeros_like(tensor) for name, tensor in now.items()}
+            self.average = {name: before[name] + weight * tensor for name, tensor in now.items()}
+        self.last, self.averaged_for, self.done = None, self.max_epoch, self.epoch + 1
         if self.epoch + 1 == self.max_epoch:
             self.finish()
         super().after_epoch()
 
     def finish(self) -> None:
-        """The average replaces the prompts; after fewer epochs than planned it is the average over those."""
-        assert self.average is not None  # an epoch has ended
-        self.last = self.trained_state()
-        done = self.epoch + 1
-        whole = 1 if done == self.max_epoch else sum(self.epoch_weight(epoch + 1) for epoch in range(done))
-        self.put(self.average if whole == 1 else {name: tensor / whole for name, tensor in self.average.items()})
+        self.ended = True
+
+    def evaluated_weights(self) -> dict[str, Tensor] | None:
+        """The average, once the training has ended; after fewer epochs than planned it is the average over those."""
+        if not self.ended:
+            return None
+        assert self.average is not None and self.done is not None  # an epoch has ended
+        if self.done == self.averaged_for:
+            return self.average
+        whole = sum(self.epoch_weight(epoch + 1, self.averaged_for) for epoch in range(self.done))
+        return {name: tensor / whole for name, tensor in self.average.items()}
 
     @torch.no_grad()
     def put(self, trained: dict[str, Tensor]) -> None:
@@ -118,13 +134,18 @@ class PromptSRC(IVLP):
         if not self.average:
             return {}
         last = {"last": self.last} if self.last else {}
-        return {"average": self.average, "epochs": self.averaged_for, **last}
+        return {"average": self.average, "epochs": self.averaged_for, "done": self.done, "ended": self.ended, **last}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         for name in ("average", "last"):
             if state.get(name) is not None:
                 require_like(state[name], self.trained_state(), f"its {name} over the epochs")
-        epochs = state.get("epochs")
-        if not (epochs is None or type(epochs) is int and epochs > 0):
-            raise InputError(f"its average is over {epochs} epochs")
-        self.average, self.averaged_for, self.last = state.get("average"), state.get("epochs"), state.get("last")
+        epochs, done, ended = state.get("epochs"), state.get("done"), state.get("ended", False)
+        for number in (epochs, done):
+            if not (number is None or type(number) is int and number > 0):
+                raise InputError(f"its average is over {number} epochs")
+        if type(ended) is not bool or ended and (state.get("average") is None or not epochs or not done
+                                                 or done > epochs):
+            raise InputError(f"its training has ended ({ended}) with an average over {done} of {epochs} epochs")
+        self.average, self.averaged_for, self.last = state.get("average"), epochs, state.get("last")
+        self.done, self.ended = done, ended

@@ -1,58 +1,56 @@
 """PromptTrainer: what every prompt method shares. A method file then reads like its paper."""
-import random
+import contextlib
+import functools
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from yacs.config import CfgNode as CN
 
+from dassl.data import DataManager
+from dassl.data.data_manager import require_views
+from dassl.data.views import build_views
 from dassl.engine import TrainerX
 from dassl.engine.checkpointer import Contents, State
 from dassl.engine.identity import note_other_origin
-from dassl.metrics import compute_accuracy
-from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import InputError, NonFiniteError, count_num_param, derive_seed, isolated_rng, load_pretrained_weights
 from dassl.utils.distributed import Ranks
 from prompting.backbone import BackboneFacts, describe_backbone, unpublished_note
+from prompting.model import PromptedCLIP
 from prompting.precision import GradientOverflow, Precision, all_finite
-from prompting.towers import Towers
+from prompting.towers import READS_TOKENS, Towers
 from training.batches import Batch, all_gather_batch, to_device
-from training.options import CLIP_GRAD_NORM, LABEL_SMOOTHING, require_honoured
-from training.towers import build_towers, loaded_clip
+from training.gradient_watch import GradientWatch
+from training.method import Method
+from training.options import CLIP_GRAD_NORM, require_honoured
+from training.test_time import TestTime, require_predict
+from training.towers import build_towers, loaded_clip, modules_of, require_own_tensors
 from training.trained_tensors import FOLDER, TrainedTensors
 from training.without_data import DataManagerWithoutData
 
 
-class PromptTrainer(TrainerX):
+class PromptTrainer(Method, TrainerX):
     """A method that learns a little around a frozen CLIP.
 
-    A subclass defines `build_model`, and `compute_loss` (or `training_step`, when one loss and one step are not the
-    method); `extend_cfg` declares its config node, TRAINER.<its name in capitals>, whose PREC says how the frozen
-    towers run. Letters in shapes: B images, n_cls classes.
+    A subclass defines what `Method` lists: `build_model`, and `compute_loss` (or `training_step`, when one loss and one
+    step are not the method); `extend_cfg` declares its config node, TRAINER.<its name in capitals>, whose PREC says how
+    the towers run. Letters in shapes: B images, n_cls classes.
 
     Args:
         cfg: the config.
         clip_model: the CLIP to use; by default MODEL.BACKBONE.NAME is loaded.
         clips: {backbone name: loaded CLIP}, filled and shared between runs.
         classnames: build the model for these classes without reading a dataset, to predict with (`load_model`, then
-            `model_inference`); nothing can be trained then.
+            `logits_of`); nothing can be trained then.
     Attributes, beside those of TrainerX:
-        towers: prompting.Towers, the frozen CLIP; precision: how it runs; ranks: the processes of the run.
+        towers: prompting.Towers that `build_model` was given: the frozen CLIP or, with `trains_towers`, the copy of it
+            that is trained; precision: how they run; ranks: the processes of the run.
         model: what `build_model` gave; trainables: its tensors that are trained.
         optimizers: what `build_optimizers` gave, [] where nothing is trained; optim, sched: the first of them.
     """
-
-    trains = True  # False: training-free, only evaluated
-    # False, said by a training-free class itself: its numbers follow from class names, backbone and test images alone.
-    learns_from_images = True
-    class_tensors: tuple[str, ...] = ()  # prefixes of parameters tied to the training classes
-    min_batch = 1  # images a training batch needs at least
-    sampler: str | None = None  # the registered sampler the method's batches need, when not any will do
 
     backbone_facts: BackboneFacts
     towers: Towers
@@ -62,7 +60,6 @@ class PromptTrainer(TrainerX):
     optimizers: list[tuple[Optimizer, LRScheduler]]
     optim: Any
     sched: Any
-    templates_taken = False  # whether the method has asked for DATASET.TEMPLATES
 
     def __init__(self, cfg: Any, clip_model: Any = None, clips: dict[str, Any] | None = None,
                  classnames: Sequence[str] | None = None) -> None:
@@ -70,110 +67,14 @@ class PromptTrainer(TrainerX):
         self.predicts_only, self.given_classnames = classnames is not None, list(classnames or ())
         self.honoured: set[str] = set()  # the options that a training step has taken note of
         self.overruled: dict[str, str] = {}  # {key of the method's node that another one keeps from acting: why}
+        self.watch = GradientWatch(type(self).__name__)
+        self._test_time = TestTime(self)
         self.complete_cfg(cfg)
+        require_predict(type(self))
         if self.trains and cfg.DATALOADER.TRAIN_X.BATCH_SIZE < self.min_batch:
             raise InputError(f"{type(self).__name__} needs batches of at least {self.min_batch} images; "
                              "raise DATALOADER.TRAIN_X.BATCH_SIZE")
         super().__init__(cfg)
-
-    # ---- what a method defines ----
-    @staticmethod
-    def extend_cfg(cfg: Any) -> None:
-        """Add `cfg.TRAINER.<NAME>` with the method's defaults."""
-
-    @classmethod
-    def class_bound(cls, cfg: Any) -> bool:
-        """Whether what is learned with this config belongs to the training classes and cannot score new ones."""
-        return False
-
-    def build_model(self, towers: Towers, classnames: list[str]) -> nn.Module:
-        """The method's module.
-
-        Args:
-            towers: the frozen CLIP.
-            classnames: names of the classes, in label order.
-        Returns:
-            module: images (B, 3, H, W) -> logits (B, n_cls); its parameters are what is trained
-            (`prompting.model.PromptedCLIP` is the usual base).
-        """
-        raise NotImplementedError
-
-    def compute_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(loss (), logits (B, n_cls)) of a batch on the device; default: cross-entropy.
-
-        batch: "img" (B, 3, H, W), "label" (B,), "domain" (B,), "impath": list of B files, ..."""
-        logits = self.model(batch["img"])
-        return self.cross_entropy(logits, batch["label"]), logits
-
-    def training_step(self, batch: Batch) -> dict[str, float]:
-        """One batch's update(s); returns the numbers to print. Default: one step down `compute_loss`."""
-        loss, logits = self.compute_loss(batch)
-        self.apply_gradients(self.gradients(loss, self.trainables))
-        return {"loss": loss.item(), "acc": compute_accuracy(logits.detach(), batch["label"])[0].item()}
-
-    def build_optimizers(self) -> list[tuple[Optimizer, LRScheduler]]:
-        """[(optimizer, schedule), ...]; default: one over all that is trained."""
-        optim = build_optimizer(self.trainables, self.cfg.OPTIM)
-        return [(optim, build_lr_scheduler(optim, self.cfg.OPTIM))]
-
-    def finish(self) -> None:
-        """Make of the trained tensors what a training ends with, such as an average over the epochs. A method that has
-        such an end calls this after its last epoch; the engine calls it where TRAIN.PATIENCE ends the training."""
-
-    def extra_state(self) -> dict[str, Any]:
-        """What a checkpoint must keep besides the trained tensors: plain data and tensors by name."""
-        return {}
-
-    def load_extra_state(self, state: dict[str, Any]) -> None:
-        """Restore what `extra_state` gave, in place of what was restored before: a run that looks for a whole
-        checkpoint may call this with the state of one that it then passes over."""
-
-    # ---- what a method is given ----
-    @classmethod
-    def node_of(cls, cfg: Any) -> CN:
-        """The method's own config, TRAINER.<name of the class in capitals>, in a config; empty where there is none."""
-        return cfg.TRAINER.get(cls.__name__.upper(), CN())
-
-    @property
-    def node(self) -> CN:
-        return self.node_of(self.cfg)
-
-    def cross_entropy(self, logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
-        """The cross-entropy of logits (B, n_cls) with labels (B,), smoothed by OPTIM.LABEL_SMOOTHING."""
-        self.honoured.add(LABEL_SMOOTHING)
-        return F.cross_entropy(logits, labels, reduction=reduction, label_smoothing=self.cfg.OPTIM.LABEL_SMOOTHING)
-
-    def note(self, line: str) -> None:
-        """Print a line for the log of the run; nothing where the trainer only predicts."""
-        if not self.predicts_only:
-            print(line)
-
-    def initial_context(self, towers: Towers) -> Tensor:
-        """The start of a context of text prompts, (n_ctx, W): the vectors of the words CTX_INIT of the method's config,
-        else N_CTX vectors from N(0, 0.02^2). W is the width of the text tower."""
-        node, key = self.node, f"TRAINER.{type(self).__name__.upper()}.N_CTX"
-        if node.get("CTX_INIT", ""):
-            words = towers.text.embed_words(node.CTX_INIT)
-            if node.N_CTX != len(words):
-                self.overruled[key] = f"the {len(words)} tokens of CTX_INIT are the context"
-            return words
-        if node.N_CTX < 1:
-            raise InputError(f"{key} must be at least 1, not {node.N_CTX}")
-        return torch.randn(node.N_CTX, towers.text.width) * 0.02
-
-    def own_templates(self) -> list[str]:
-        """DATASET.TEMPLATES, a list that may be empty. For a method that never asks, the run notes that they do
-        nothing."""
-        self.templates_taken = True
-        return list(self.cfg.DATASET.TEMPLATES)
-
-    def frozen_templates(self, *published: str) -> list[str]:
-        """The templates of a method's frozen prompts: DATASET.TEMPLATES if given, else the `published` ones."""
-        return self.own_templates() or list(published)
-
-    def step_rng(self, purpose: str) -> random.Random:
-        """A generator that is a function of (SEED, epoch, batch, purpose)."""
-        return random.Random(derive_seed(purpose, self.cfg.SEED, self.epoch, self.batch_idx))
 
     # ---- setting up ----
     @classmethod
@@ -192,22 +93,35 @@ class PromptTrainer(TrainerX):
         self.dm = DataManagerWithoutData(self.given_classnames, type(self).__name__)
         self.lab2cname, self.num_classes = self.dm.dataset.lab2cname, len(self.given_classnames)
 
+    def build_data_manager(self, **settings: Any) -> DataManager:
+        return super().build_data_manager(**{"test_views": build_views(self, self.cfg), **settings})
+
     def prepare_model(self) -> None:
+        require_views(self)
         cfg, name = self.cfg, self.cfg.MODEL.BACKBONE.NAME
         self.ranks = Ranks.of_this_run()
-        self.precision = Precision(self.node.get("PREC", "auto"), self.device, self.ranks)
+        self.precision = Precision(self.node.get("PREC", "auto"), self.device, self.ranks,
+                                   keeps_casts=not (self.trains_towers or self.adapts))
+        if self.precision.half and self.trains_towers:
+            raise InputError(f"TRAINER.{type(self).__name__.upper()}.PREC fp16 keeps the towers in half precision, and "
+                             f"{type(self).__name__} trains them; use amp")
         if cfg.VERBOSE:
             print(f"Backbone: {name or 'as given'}, precision {self.precision.name}, on {self.device}")
-        clip_model = loaded_clip(name, self.clips) if self.clip_model is None else self.clip_model
-        self.backbone_facts = describe_backbone(clip_model, name)
+        if self.clip_model is None:
+            self.clip_model = loaded_clip(name, self.clips)
+        self.backbone_facts = describe_backbone(self.clip_model, name)
         if note := unpublished_note(self.backbone_facts):
             self.note(note)
-        self.towers = build_towers(clip_model, cfg, self.device, self.precision, self.ranks)
+        self.towers = build_towers(self.clip_model, cfg, self.device, self.precision, self.ranks, self.trains_towers)
+        if self.image_tokens:
+            self.towers.promptable_image(type(self).__name__, READS_TOKENS)
         self._budget.passes = self.towers.passes
         if self.train_loader_x is not None:
             self.train_loader_x.batch_sampler.divide(self.ranks.rank, self.ranks.world_size)
-        with isolated_rng(derive_seed("init", cfg.SEED)):
+        modules = modules_of(self.towers.model)
+        with isolated_rng(derive_seed("init", cfg.SEED)), torch.no_grad():
             self.model = self.build_model(self.towers, self.dm.dataset.classnames).to(self.device)
+        require_own_tensors(self, modules)
         if cfg.DATASET.TEMPLATES and not self.templates_taken:
             self.note(f"Note: DATASET.TEMPLATES changes nothing here: {type(self).__name__} has no frozen prompts that "
                       "are made of the dataset's template")
@@ -222,13 +136,45 @@ class PromptTrainer(TrainerX):
         self.optim, self.sched = self.optimizers[0] if trained else (None, None)
         self.register_model(FOLDER, self.model, self.optim, self.sched)
 
+    @functools.cached_property
+    def frozen_towers(self) -> Towers:
+        """The towers of the CLIP as it was loaded, also where a copy of it is trained."""
+        if not self.trains_towers:
+            return self.towers
+        return build_towers(self.clip_model, self.cfg, self.device, self.precision, self.ranks,
+                            passes=self.towers.passes)
+
+    def forget_class_features(self) -> None:
+        """Let the class features that an evaluation keeps be computed anew. Everything that changes what they depend on
+        calls this: an update, a checkpoint that is loaded."""
+        for module in self.model.modules():
+            if isinstance(module, PromptedCLIP):
+                module.forget_class_features()
+
+    def set_model_mode(self, mode="train", names=None):
+        """As in Dassl. BatchNorm of towers that are trained keeps CLIP's statistics: those of few images are no better,
+        and no checkpoint holds them."""
+        super().set_model_mode(mode, names)
+        if self.trains_towers:
+            for module in self.towers.model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+
     # ---- checkpoints ----
     def checkpoint_contents(self) -> Contents:
         return TrainedTensors(self)
 
+    def save_model(self, epoch, directory, is_best=False, val_result=None, model_name=""):
+        with self._test_time.suspended():  # a signal may come in an evaluation
+            super().save_model(epoch, directory, is_best, val_result, model_name)
+
     def trained_state(self) -> dict[str, Tensor]:
         """{name: tensor} of what is trained, on the CPU."""
-        return {name: p.detach().cpu().clone() for name, p in self.model.named_parameters() if p.requires_grad}
+        return {name: p.detach().cpu().clone() for name, p in self.trained_tensors().items()}
+
+    def trained_tensors(self) -> dict[str, nn.Parameter]:
+        """{name: tensor} of what is trained, as it is."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def load_model(self, directory, epoch=None):
         """As `TrainedTensors.load`; nothing without a folder, or where nothing is trained."""
@@ -261,10 +207,14 @@ class PromptTrainer(TrainerX):
 
     def forward_backward(self, batch: Batch) -> dict[str, float]:
         batch = self.batch = self.all_gather_batch({key: to_device(value, self.device) for key, value in batch.items()})
+        if not self.watch.over:
+            self.watch.begin(self.trained_tensors())
         try:
             with self.precision.autocast():
                 summary = self.training_step(batch)
             require_honoured(self.cfg, self.honoured, type(self).__name__)
+            if not self.trains_in_turns or self.batch_idx + 1 == self.num_batches:
+                self.watch.require_all("in the first epoch" if self.trains_in_turns else "in the first step")
         except GradientOverflow:
             summary = {"overflow": 1}
         if self.batch_idx + 1 == self.num_batches:
@@ -279,13 +229,38 @@ class PromptTrainer(TrainerX):
 
     @torch.no_grad()
     def test(self, split=None):
-        with self.ranks.no_sync():  # each rank has test images of its own
+        self.set_model_mode("eval")
+        with self.ranks.no_sync(), self.predicting():  # each rank has test images of its own
             return super().test(split)
+
+    @property
+    def divides_evaluation(self) -> bool:
+        return self._test_time.divisible
+
+    def _answer(self, batch: Batch) -> tuple[Any, Any]:
+        self.stop_if_asked()
+        images, labels = self.parse_batch_test(batch)
+        return self.logits_of({**batch, "img": images}), labels
 
     def model_inference(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) -> logits (B, n_cls) float32."""
         with self.precision.autocast():
             return self.model(images).float()
+
+    def predicting(self) -> contextlib.AbstractContextManager[None]:
+        """Context of one evaluation, or of one stream of predictions: within it `evaluated_weights` are in place, and
+        what a `stateful` method learns of test images lasts until it ends."""
+        return self._test_time.predicting()
+
+    def logits_of(self, batch: Batch) -> Tensor:
+        """Logits (B, n_cls) float32 of a batch of test images, as every evaluation gives them, by `predict`: see
+        `training.test_time.TestTime.logits_of`."""
+        return self._test_time.logits_of(batch)
+
+    def step_in_words(self) -> str:
+        if self._test_time.files is None:
+            return super().step_in_words()
+        return f"at test time, on {', '.join(self._test_time.files) or 'images in memory'}"
 
     # ---- gradients ----
     def gradients(self, loss: Tensor, tensors: Sequence[Tensor], create_graph: bool = False,
@@ -293,6 +268,7 @@ class PromptTrainer(TrainerX):
         """d loss / d tensors in float32. Raises NonFiniteError for a loss that is not finite; GradientOverflow, which
         ends the batch, for a scaled gradient that is not."""
         self.detect_anomaly(loss)
+        self.watch.asked(tensors)
         return self.precision.gradients(loss, tensors, create_graph, retain_graph)
 
     def apply_gradients(self, gradients: Sequence[Tensor], tensors: Iterable[Tensor] | None = None,
@@ -307,12 +283,14 @@ class PromptTrainer(TrainerX):
             NonFiniteError: a gradient is not finite.
         """
         tensors = self.trainables if tensors is None else list(tensors)
+        self.watch.given(tensors)
         if not all_finite(gradients):
             raise NonFiniteError(f"a gradient is not finite {self.step_in_words()}; lower OPTIM.LR or use PREC fp32")
         for tensor, gradient in zip(tensors, self.clipped(gradients)):
             tensor.grad = gradient
         (optimizer or self.optim).step()
         torch.clear_autocast_cache()  # which holds half-precision copies of what has just changed
+        self.forget_class_features()
         self.precision.good_step()
         for tensor in tensors:
             tensor.grad = None
@@ -333,6 +311,7 @@ class PromptTrainer(TrainerX):
         for tensor, gradient in zip(tensors, self.clipped([t.grad for t in tensors if t.grad is not None])):
             tensor.grad = gradient
         super().model_update(names)
+        self.forget_class_features()
 
     def model_backward(self, loss):
         """For methods that are written with `loss.backward()`: what it leaves is the mean over the ranks."""

@@ -1,5 +1,7 @@
-"""The frozen CLIP of a run, loaded once and set up for its device and memory."""
-from typing import Any
+"""The CLIP of a run, loaded once, its towers set up for device and memory, and what a method may do with them."""
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -7,8 +9,12 @@ from dassl.utils import InputError, isolated_rng, local_world_size, main_process
 from dassl.utils.distributed import Ranks
 from prompting.backbone import load_clip, weights_digest
 from prompting.memory import activation_budget
+from prompting.passes import Passes
 from prompting.precision import Precision
 from prompting.towers import Towers
+
+if TYPE_CHECKING:
+    from training.prompt_trainer import PromptTrainer
 
 
 def loaded_clip(name: str, clips: dict[str, Any]) -> Any:
@@ -20,12 +26,43 @@ def loaded_clip(name: str, clips: dict[str, Any]) -> Any:
     return clips[name]
 
 
-def build_towers(clip_model: Any, cfg: Any, device: torch.device, precision: Precision, ranks: Ranks) -> Towers:
-    """The promptable towers of a CLIP. Raises InputError where they take images of another size than INPUT.SIZE."""
-    towers = Towers(clip_model, device, half=precision.half, ranks=ranks)
+def build_towers(clip_model: Any, cfg: Any, device: torch.device, precision: Precision, ranks: Ranks,
+                 trainable: bool = False, passes: Passes | None = None) -> Towers:
+    """The promptable towers of a CLIP, over a copy of it where they are trainable.
+
+    Raises InputError where they take images of another size than INPUT.SIZE."""
+    towers = Towers(clip_model, device, half=precision.half, ranks=ranks, trainable=trainable, passes=passes)
     towers.text.activation_bytes = cfg.TRAIN.TEXT_MEMORY_MB * 2**20 or activation_budget(device, local_world_size())
     size = towers.resolution
     if tuple(cfg.INPUT.SIZE) != (size, size):
         raise InputError(f"INPUT.SIZE is {tuple(cfg.INPUT.SIZE)}, but the backbone {cfg.MODEL.BACKBONE.NAME} takes "
                          f"images of {size} x {size}; set INPUT.SIZE \"({size},{size})\", or leave it out")
     return towers
+
+
+def modules_of(clip_model: torch.nn.Module) -> dict[str, tuple[int, type]]:
+    """{name: which module it is, and its class, another one where it is parametrised}."""
+    return {name: (id(module), type(module)) for name, module in clip_model.named_modules()}
+
+
+def require_own_tensors(trainer: PromptTrainer, modules: dict[str, tuple[int, type]]) -> None:
+    """Raise InputError where a method would train the CLIP of all runs, or a copy of it in part only.
+
+    modules: `modules_of` the trainer's towers before its model was built."""
+    clip, method = trainer.towers.model, type(trainer).__name__
+    wanting = {name: p for name, p in clip.named_parameters() if p.requires_grad}
+    if trainer.trains_towers:
+        trained = set(map(id, trainer.model.parameters()))
+        missing = [name for name, p in wanting.items() if id(p) not in trained]
+        if missing:
+            raise InputError(f"{method}: {missing[0]} of the CLIP wants to be trained and is no parameter of the "
+                             "module that build_model returns; register towers.model in it, as PromptedCLIP does")
+        return
+    now = modules_of(clip)
+    changed = [*wanting, *sorted(name for name in {*modules, *now} if modules.get(name) != now.get(name))]
+    if not changed:
+        return
+    for name in [name for name, known in trainer.clips.items() if known is trainer.clip_model or known is clip]:
+        del trainer.clips[name]  # other runs must not get it
+    raise InputError(f"{method} changes {changed[0]} of the CLIP that all runs share; with trains_towers = True "
+                     "build_model gets towers over a copy that it may change")

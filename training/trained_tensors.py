@@ -39,9 +39,6 @@ class TrainedTensors(Contents["PromptTrainer"]):
     def folders(self) -> list[str]:
         return [FOLDER] if self.trainer.trains else []
 
-    def _trained(self) -> dict[str, torch.nn.Parameter]:
-        return {name: p for name, p in self.trainer.model.named_parameters() if p.requires_grad}
-
     def state(self, folder: str) -> State:
         trainer = self.trainer
         return {
@@ -139,6 +136,7 @@ class TrainedTensors(Contents["PromptTrainer"]):
             own[name].data.copy_(tensor)
         with refusing(path, "{path} is damaged: {error}; train again"):
             trainer.load_extra_state(state.get("extra", {}))
+        trainer.forget_class_features()
         return answer
 
     # ---- stored tensors and parameters ----
@@ -148,7 +146,7 @@ class TrainedTensors(Contents["PromptTrainer"]):
         Raises InputError where their names or shapes differ, or a stored value cannot be one of the parameter."""
         trainer, method = self.trainer, type(self.trainer).__name__
         tensors: Tensors = _named_tensors(path, state)
-        own: Tensors = dict(self._trained())
+        own: Tensors = dict(trainer.trained_tensors())
         if trainer.class_tensors and list(state.get("classnames", ())) != list(trainer.dm.dataset.classnames):
             own, tensors = ({n: t for n, t in named.items() if not n.startswith(trainer.class_tensors)}
                             for named in (own, tensors))

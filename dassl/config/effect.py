@@ -53,6 +53,11 @@ class RunFacts:
         return not self.eval_only and self.learned
 
     @property
+    def optimizes(self):
+        """Whether an optimizer of OPTIM makes updates: in a training, or of a method that learns of test images."""
+        return self.trains or self.tests and bool(getattr(self.trainer, "adapts", False))
+
+    @property
     def tests(self):
         return self.eval_only or not self.cfg.TEST.NO_TEST
 
@@ -144,7 +149,7 @@ def _transform(*names):
 
 
 def _optimizer(*names):
-    return "of another optimizer than OPTIM.NAME", lambda run: run.trains and run.cfg.OPTIM.NAME in names
+    return "of another optimizer than OPTIM.NAME", lambda run: run.optimizes and run.cfg.OPTIM.NAME in names
 
 
 def _warm_up(kind):
@@ -164,6 +169,7 @@ def _own_u(argument=None):
 
 ACTS = ("", _always)
 TRAINING = ("nothing is trained", _trained)
+UPDATES = ("nothing is trained", lambda run: run.optimizes)
 TESTING = ("nothing is tested", _tested)
 NOTHING = ("read by nothing", lambda run: False)
 NO_HEAD = ("methods here have no such head", lambda run: False)
@@ -219,7 +225,7 @@ EFFECTS = {
     "MODEL.BACKBONE.PRETRAINED": ("a CLIP is always used with its weights", lambda run: False),
     **dict.fromkeys((f"MODEL.HEAD.{part}" for part in ("NAME", "HIDDEN_LAYERS", "ACTIVATION", "BN", "DROPOUT")),
                     NO_HEAD),
-    "OPTIM.NAME": TRAINING, "OPTIM.LR": TRAINING, "OPTIM.WEIGHT_DECAY": TRAINING,
+    "OPTIM.NAME": UPDATES, "OPTIM.LR": UPDATES, "OPTIM.WEIGHT_DECAY": UPDATES,
     "OPTIM.MOMENTUM": _optimizer("sgd", "rmsprop"),
     "OPTIM.SGD_DAMPNING": _optimizer("sgd"), "OPTIM.SGD_NESTEROV": _optimizer("sgd"),
     "OPTIM.RMSPROP_ALPHA": _optimizer("rmsprop"),
@@ -229,7 +235,7 @@ EFFECTS = {
         "without OPTIM.STAGED_LR on named layers",
         lambda run: run.staged and run.cfg.OPTIM.STAGED_LR)),
     "OPTIM.LR_SCHEDULER": SCHEDULE, "OPTIM.STEPSIZE": STEPS, "OPTIM.GAMMA": STEPS, "OPTIM.MAX_EPOCH": TRAINING,
-    "OPTIM.LABEL_SMOOTHING": TRAINING, "OPTIM.CLIP_GRAD_NORM": TRAINING,
+    "OPTIM.LABEL_SMOOTHING": TRAINING, "OPTIM.CLIP_GRAD_NORM": UPDATES,
     "OPTIM.WARMUP_EPOCH": SCHEDULE,
     "OPTIM.WARMUP_TYPE": ("without a warm-up", lambda run: run.warms_up),
     "OPTIM.WARMUP_RECOUNT": ("without a warm-up", lambda run: run.warms_up),

@@ -10,6 +10,7 @@ from dassl.data.image_cache import ImageCache
 from dassl.data.loader import EpochLoader, possible_workers
 from dassl.data.pictures import leave_out_unreadable
 from dassl.data.samplers import EpochBatchSampler, build_sampler
+from dassl.data.views import note_large_batches
 from dassl.utils import (
     InputError,
     derive_seed,
@@ -20,11 +21,15 @@ from dassl.utils import (
 
 
 def build_data_loader(cfg, sampler_type="SequentialSampler", data_source=None, batch_size=64, n_domain=0, n_ins=2,
-                      tfm=None, is_train=True, dataset_wrapper=None):
+                      tfm=None, is_train=True, dataset_wrapper=None, test_views=None):
     """A DataLoader over a list of Datum whose batches are a function of (SEED, epoch), whatever NUM_WORKERS is.
 
     Before an epoch, `loader.batch_sampler.set_epoch(epoch)` chooses its order and augmentations. A training loader
-    leaves out the last batch if it is not full, unless the whole set is smaller than a batch.
+    leaves out the last batch if it is not full, unless the whole set is smaller than a batch. With `test_views` (a
+    `dassl.data.views.Views`) the items have "views" (V, 3, H, W).
+
+    Raises:
+        InputError: DATALOADER.NUM_WORKERS is negative, or the dataset_wrapper has items of its own without "views".
     """
     sampler = build_sampler(sampler_type, cfg=cfg, data_source=data_source, batch_size=batch_size, n_domain=n_domain,
                             n_ins=n_ins, is_train=is_train)
@@ -39,6 +44,8 @@ def build_data_loader(cfg, sampler_type="SequentialSampler", data_source=None, b
     generator = torch.Generator()
     generator.manual_seed(0)  # the loader draws from it at each pass; the global generator stays untouched
     dataset = (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train)
+    if test_views is not None:
+        _give_views(dataset, test_views)
     return EpochLoader(
         SeededDataset(dataset, cfg.SEED),
         batch_sampler=batches,
@@ -47,6 +54,29 @@ def build_data_loader(cfg, sampler_type="SequentialSampler", data_source=None, b
         pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
         generator=generator,
     )
+
+
+def _give_views(dataset, views):
+    dataset.test_views = views
+    if getattr(type(dataset), "__getitem__", None) is DatasetWrapper.__getitem__ or not len(dataset):
+        return
+    with isolated_rng(0):  # what a plugin's wrapper makes of it is told before the training, not after
+        item = dataset[0]
+    if not (isinstance(item, dict) and "views" in item):
+        raise InputError(f"{views.method} is shown {views.number} views of each test image (test_views), and the items "
+                         f"of its dataset_wrapper {type(dataset).__name__} have none; derive it from "
+                         "dassl.data.DatasetWrapper and add to the items of that, or put self.test_views(picture) into "
+                         "its own as \"views\"")
+
+
+def require_views(trainer):
+    """Raise InputError for a trainer with `test_views` whose own loaders of test images do not make them."""
+    for loader in (trainer.val_loader, trainer.test_loader) if trainer.test_views else ():
+        dataset = getattr(loader, "dataset", None)
+        if isinstance(dataset, SeededDataset) and getattr(dataset, "test_views", None) is None:
+            raise InputError(f"{type(trainer).__name__} is shown {trainer.test_views} views of each test image "
+                             "(test_views), and its own build_data_loader makes none; take "
+                             "self.build_data_manager(...) there in place of DataManager(self.cfg, ...)")
 
 
 class SeededDataset(TorchDataset):
@@ -76,10 +106,13 @@ class DatasetWrapper(TorchDataset):
     - label, domain, index: numbers; impath: the file;
     - img: (3, H, W) float tensor; with DATALOADER.K_TRANSFORMS = k > 1 a list of k views; with a list of transforms
       img, img2, ...: a view (or list of views) each;
-    - img0 with DATALOADER.RETURN_IMG0: the picture resized and normalised only.
+    - img0 with DATALOADER.RETURN_IMG0: the picture resized and normalised only;
+    - views with `test_views`: (V, 3, H, W), the views that a method is shown of a test image.
 
     Training pictures are decoded once and kept, up to DATALOADER.CACHE_MB.
     """
+
+    test_views = None  # dassl.data.views.Views, in a loader of test images
 
     def __init__(self, cfg, data_source, transform=None, is_train=False):
         self.cfg, self.data_source = cfg, data_source
@@ -113,6 +146,8 @@ class DatasetWrapper(TorchDataset):
             output["img"] = image
         try:
             self._add_views(output, image)
+            if self.test_views is not None:
+                output["views"] = self.test_views(image)
         except MemoryError:
             raise InputError(f"no memory to transform the {image.width} x {image.height} pixels of {item.impath}; "
                              "take it out of the split, lower INPUT.SIZE, or look at custom transforms") from None
@@ -142,9 +177,11 @@ def build_plain_transform(cfg):
 class DataManager:
     """The dataset of a config and its loaders: train_loader_x, train_loader_u, val_loader, test_loader (None where
     the dataset has no such part). `skipped_images` is {path: fault} of what DATASET.SKIP_BAD_IMAGES left out, and
-    `listed_digest` {part: digest} of the lists before that."""
+    `listed_digest` {part: digest} of the lists before that.
 
-    def __init__(self, cfg, custom_tfm_train=None, custom_tfm_test=None, dataset_wrapper=None):
+    test_views: the Views that loaders of test images (val_loader, test_loader, plain_train_loader) make."""
+
+    def __init__(self, cfg, custom_tfm_train=None, custom_tfm_test=None, dataset_wrapper=None, test_views=None):
         dataset = build_dataset(cfg)
         self.listed_digest = dataset_digest(dataset, cfg.DATASET.ROOT)
         if cfg.INPUT.EXIF:
@@ -164,13 +201,15 @@ class DataManager:
         def test_loader(source):
             return build_data_loader(cfg, sampler_type=cfg.DATALOADER.TEST.SAMPLER, data_source=source,
                                      batch_size=cfg.DATALOADER.TEST.BATCH_SIZE, tfm=tfm_test, is_train=False,
-                                     dataset_wrapper=dataset_wrapper)
+                                     dataset_wrapper=dataset_wrapper, test_views=test_views)
 
         node_u = cfg.DATALOADER.TRAIN_X if cfg.DATALOADER.TRAIN_U.SAME_AS_X else cfg.DATALOADER.TRAIN_U
         self.train_loader_x = train_loader(cfg.DATALOADER.TRAIN_X, dataset.train_x)
         self.train_loader_u = train_loader(node_u, dataset.train_u) if dataset.train_u else None
         self.val_loader = test_loader(dataset.val) if dataset.val else None
         self.test_loader = test_loader(dataset.test)
+        if test_views is not None:
+            note_large_batches(test_views, cfg, len(dataset.test))
         self._as_test_images = test_loader
         self.dataset = dataset
         self.num_classes = dataset.num_classes

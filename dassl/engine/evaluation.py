@@ -25,7 +25,7 @@ class Evaluation:
         self.results: OrderedDict[str, dict[str, Any]] = OrderedDict()
 
     def over(self, part: str, loader: Any, evaluator: Any, answer: Answer, domains: bool = False,
-             reached: Callable[[int, int], None] = lambda done, batches: None) -> dict[str, Any]:
+             reached: Callable[[int, int], None] = lambda done, batches: None, divide: bool = True) -> dict[str, Any]:
         """Evaluate on a part of the data.
 
         Args:
@@ -34,6 +34,7 @@ class Evaluation:
                 `process` takes them, the images' files (`impath`) and domains.
             domains: whether domains are to be told apart.
             reached: is called with the number of batches done before each batch, and the number of all.
+            divide: whether several processes divide the images; False: each computes all of them, in their order.
         Returns:
             {name: number}; the first decides.
         Raises:
@@ -42,7 +43,7 @@ class Evaluation:
         known = {"impath", "domain"} if domains else {"impath"}
         wanted = known & set(inspect.signature(evaluator.process).parameters)  # a foreign one takes logits and labels
         print(f"Evaluate on the *{part}* set")
-        with divided(loader) as size_of:
+        with divided(loader, divide) as size_of:
             for number, batch in enumerate(tqdm(loader, desc=part, leave=False, disable=True if rank() else None)):
                 reached(number, len(loader))
                 output, label = answer(batch)

@@ -25,12 +25,12 @@ def end_workers(loader: Any) -> None:
 
 
 @contextlib.contextmanager
-def divided(loader: Any) -> Iterator[SizeOf]:
+def divided(loader: Any, divide: bool = True) -> Iterator[SizeOf]:
     """Within it a rank's pass over a loader for evaluation gives it batches of its own, of the loader's size; yields
-    number of such a step -> how many images all ranks have in it. A loader with batches of another kind gives all of
-    them to every rank."""
+    number of such a step -> how many images all ranks have in it. A loader with batches of another kind, or with
+    `divide` False, gives all of them to every rank."""
     batches = loader.batch_sampler
-    if world_size() == 1 or not isinstance(batches, EpochBatchSampler):
+    if world_size() == 1 or not divide or not isinstance(batches, EpochBatchSampler):
         yield lambda number: None
         return
     size = batches.batch_size

@@ -40,6 +40,7 @@ class SimpleTrainer(TrainerBase):
         evaluator: of TEST.EVALUATOR.
         stopped: {"epoch", "best_epoch", "patience"} of a training that TRAIN.PATIENCE has ended, else None.
         time_start: when the training began, seconds since 1970.
+        divides_evaluation: whether several processes may divide the images of an evaluation.
     """
 
     model: Any
@@ -48,6 +49,7 @@ class SimpleTrainer(TrainerBase):
     num_classes: int
     num_source_domains: int
     lab2cname: dict[int, str]
+    divides_evaluation: Any = True
 
     def __init__(self, cfg: Any) -> None:
         require_no_former_hook(type(self))
@@ -73,11 +75,16 @@ class SimpleTrainer(TrainerBase):
         """Raise for a config the method cannot run with."""
 
     def build_data_loader(self):
-        dm = main_process_first(lambda: DataManager(self.cfg))
+        dm = main_process_first(self.build_data_manager)
         self.train_loader_x, self.train_loader_u = dm.train_loader_x, dm.train_loader_u
         self.val_loader, self.test_loader = dm.val_loader, dm.test_loader
         self.num_classes, self.num_source_domains = dm.num_classes, dm.num_source_domains
         self.lab2cname, self.dm = dm.lab2cname, dm
+
+    def build_data_manager(self, **settings: Any) -> DataManager:
+        """The dataset and its loaders. A trainer whose loaders are to be others overrides this, or calls it with
+        settings of DataManager (`dataset_wrapper`, ...) in a `build_data_loader` of its own."""
+        return DataManager(self.cfg, **settings)
 
     def prepare_model(self) -> None:
         """Called once the data is there; a kind of trainer whose `build_model` takes arguments overrides it."""
@@ -208,7 +215,8 @@ class SimpleTrainer(TrainerBase):
         domains = split == "test" and len(self.cfg.DATASET.TARGET_DOMAINS) > 1
         with self._budget.paused():
             results = self._evaluation.over(split, loader, self.evaluator, self._answer, domains,
-                                            functools.partial(self._progress.evaluated, split))
+                                            functools.partial(self._progress.evaluated, split),
+                                            self.divides_evaluation)
         for name, value in results.items():
             self.write_scalar(f"{split}/{name}", value, self.epoch)
         return deciding(results)

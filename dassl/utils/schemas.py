@@ -125,6 +125,16 @@ class RunIdentity(EvaluatedRun, total=False):
     model: EvaluatedRun | None
 
 
+class TestTime(TypedDict):
+    """Of a method that learns of test images, or is shown several views of them."""
+
+    adapts: bool
+    stateful: bool
+    transductive: bool
+    views: Count
+    batch_size: NotRequired[Positive]
+
+
 class Results(TypedDict):
     config: Config
     metrics: dict[str, dict[str, Finite | None]]
@@ -146,6 +156,7 @@ class Results(TypedDict):
     backbone: NotRequired[BackboneName | None]
     budget: NotRequired[dict[str, Count | None] | None]
     trained_parameters: NotRequired[Count]
+    test_time: NotRequired[TestTime]
     without_effect: NotRequired[list[str]]
     init_weights: NotRequired[str | None]
     skipped_images: NotRequired[dict[str, JsonValue] | None]

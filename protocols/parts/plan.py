@@ -14,7 +14,7 @@ from dassl.utils.registry import nearest
 from protocols.parts.place import Place
 from runs.configs import Configs
 from runs.run_spec import RunSpec, stem
-from training.prompt_trainer import PromptTrainer
+from training.method import Method
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -126,7 +126,7 @@ def class_bound(run: Run) -> bool:
     """Whether the method of a run belongs to its training classes with this config, and so cannot score new ones."""
     trainer = TRAINER_REGISTRY.get(run.place.trainer)
     says = next((vars(each)["class_bound"] for each in trainer.__mro__ if "class_bound" in vars(each)), False)
-    if says is vars(PromptTrainer)["class_bound"]:  # the method does not say anything of its own
+    if says is vars(Method)["class_bound"]:  # the method does not say anything of its own
         return False
     return is_class_bound(trainer, None if isinstance(says, bool) else run.check())
 

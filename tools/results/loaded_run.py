@@ -1,4 +1,5 @@
 """A finished run, loaded to classify images, also among classes that it was never trained on (metaprompt predict)."""
+import functools
 import os
 import sys
 import unicodedata
@@ -12,6 +13,7 @@ from PIL import Image
 
 import train
 from dassl.data.transforms import build_transform
+from dassl.data.views import build_views, bytes_of_views
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.run_folder import read_results
 from dassl.metrics import require_finite
@@ -23,6 +25,7 @@ from training import PromptTrainer
 from training.without_data import NeedsImages
 
 BATCH = 32  # images that are classified together
+MOST_VIEWS = 2**28  # bytes of the views of a batch of images
 READERS = 4  # threads that read them
 
 
@@ -116,6 +119,9 @@ class LoadedRun:
     def predict_stream(self, images, classes=None, top=5, batch_size=BATCH, files=(), on_fault=None):
         """Classify any number of images: a generator of what `predict` returns, in memory for two batches.
 
+        A method with `test_views` takes smaller batches where its views need the memory, unless it is `transductive`:
+        then the batch is part of the question. What a `stateful` method learns lasts for the stream.
+
         Args, beyond those of `predict`:
             images: any iterable of paths or PIL images. A batch is read by a few threads while the device computes the
                 one before.
@@ -126,19 +132,23 @@ class LoadedRun:
         trainer = self.trainer_for(self.classes if classes is None else list(classes))
         names, before = told_apart(trainer.dm.dataset.classnames), None
         images, files = iter(images), iter(files)
-        with ThreadPoolExecutor(min(READERS, os.cpu_count() or 1)) as pool:
+        views = build_views(trainer, self.cfg)
+        if views is not None and not trainer.transductive:
+            batch_size = max(1, min(batch_size, MOST_VIEWS // bytes_of_views(views, self.cfg.INPUT.SIZE)))
+        read_one = functools.partial(self._read, views=views)
+        with ThreadPoolExecutor(min(READERS, os.cpu_count() or 1)) as pool, trainer.predicting():
             while part := list(islice(images, batch_size)):
                 called = list(islice(files, len(part))) or [named(image) for image in part]
                 with bombs_are_errors():
                     in_memory = any(isinstance(image, Image.Image) for image in part)  # one may be given twice
-                    read = list((map if in_memory else pool.map)(self._read, part))
+                    read = list((map if in_memory else pool.map)(read_one, part))
                 for image, (_, error) in zip(part, read):
                     if error is not None and on_fault is None:
                         raise error
                     if error is not None:
                         on_fault(image, error)
-                kept = [(image, name, tensor) for image, name, (tensor, _) in zip(part, called, read, strict=True)
-                        if tensor is not None]
+                kept = [(image, name, item) for image, name, (item, _) in zip(part, called, read, strict=True)
+                        if item is not None]
                 logits = self._logits(trainer, kept) if kept else None
                 if before is not None:
                     yield from self._ranked(*before, names, top)
@@ -146,17 +156,19 @@ class LoadedRun:
             if before is not None:
                 yield from self._ranked(*before, names, top)
 
-    def _read(self, image):
-        """(its tensor, None), or (None, the InputError)."""
+    def _read(self, image, views):
+        """(its tensors by name, None), or (None, the InputError)."""
         try:
-            return self.transform(self._picture(image)), None
+            picture = self._picture(image)
+            return {"img": self.transform(picture), **({} if views is None else {"views": views(picture)})}, None
         except InputError as error:
             return None, error
 
     @staticmethod
     def _logits(trainer, kept):
-        with torch.no_grad():
-            return trainer.model_inference(torch.stack([tensor for *_, tensor in kept]).to(trainer.device))
+        items = [item for *_, item in kept]
+        batch = {name: torch.stack([item[name] for item in items]) for name in items[0]}
+        return trainer.logits_of({**batch, "impath": [os.fspath(name) for _, name, _ in kept]})
 
     @staticmethod
     def _ranked(logits, kept, names, top):

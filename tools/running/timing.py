@@ -2,6 +2,7 @@
 made and timed, on the real data and on this machine."""
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import time
 from collections.abc import Callable
@@ -130,12 +131,22 @@ def time_run(run: Run, clips: dict[str, Any]) -> Timed:
             step = _step(trainer, workers)
         trainer.set_model_mode("eval")
         batch, reading = _timed(lambda: next(iter(trainer.test_loader)))
-        with torch.no_grad():
-            images = trainer.parse_batch_test(batch)[0]
-            _, first = _timed(lambda: trainer.model_inference(images))  # with the features of the classes
-            _, again = _timed(lambda: trainer.model_inference(images))
+        first, again = _answer(trainer, batch)
         evaluation = max(again, reading / workers) if workers else again + reading
         return Timed(build + max(0.0, first - again), step, evaluation, len(batch["label"]))
+
+
+def _answer(trainer: Any, batch: dict[str, Any]) -> tuple[float, float]:
+    """Seconds of a batch of an evaluation, the first time, with the features of the classes, and then. Of a method that
+    learns from test images, and is shown one at a time, one is timed and counted for all."""
+    ours = isinstance(trainer, PromptTrainer)
+    alone = ours and (trainer.adapts or trainer.stateful) and not trainer.transductive
+    shown = {key: value[:1] for key, value in batch.items()} if alone else batch
+    more = len(batch["label"]) - 1 if alone else 0
+    with torch.no_grad(), trainer.predicting() if ours else contextlib.nullcontext():
+        _, first = _timed(lambda: trainer._answer(shown))
+        _, again = _timed(lambda: trainer._answer(shown))
+    return first + more * again, again + more * again
 
 
 def _step(trainer: Any, workers: int) -> float:
