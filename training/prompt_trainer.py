@@ -213,8 +213,7 @@ class PromptTrainer(Method, TrainerX):
             with self.precision.autocast():
                 summary = self.training_step(batch)
             require_honoured(self.cfg, self.honoured, type(self).__name__)
-            if not self.trains_in_turns or self.batch_idx + 1 == self.num_batches:
-                self.watch.require_all("in the first epoch" if self.trains_in_turns else "in the first step")
+            self.watch.step_made(self.batch_idx, self.num_batches, self.trains_in_turns)
         except GradientOverflow:
             summary = {"overflow": 1}
         if self.batch_idx + 1 == self.num_batches:
