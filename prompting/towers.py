@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from clip.model import CLIP
 
 
+READS_TOKENS = "reads patch tokens"  # what a method does that has `image_tokens`
+
+
 class Towers:
     """What a method sees of a CLIP: promptable towers, the logit scale, frozen features.
 
@@ -74,18 +77,19 @@ class Towers:
         """The factor of the cosines in the logits; a tensor () where it may be trained."""
         return self.model.logit_scale.exp() if self.trainable else self._logit_scale
 
-    def promptable_image(self, method: str) -> ImageTower:
-        """The ImageTower. Raises PromptingError, which names the method, for a ResNet: it has no tokens to prompt."""
+    def promptable_image(self, method: str, does: str = "prompts the image tower") -> ImageTower:
+        """The ImageTower. Raises PromptingError, which names the method and what it does, for a ResNet: it has no
+        tokens."""
         if self.image is None:
-            raise PromptingError(f"{method} prompts the image tower and needs a ViT backbone (ViT-B/16, ViT-B/32, "
-                                 "ViT-L/14), not a ResNet")
+            raise PromptingError(f"{method} {does} and needs a ViT backbone (ViT-B/16, ViT-B/32, ViT-L/14), not a "
+                                 "ResNet")
         return self.image
 
     def encode_image_tokens(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W') -> features of the class token and of all patches, (B, 1 + patches, E), not normalised.
 
         Raises PromptingError for a ResNet, which has no such tokens."""
-        image = self.promptable_image("encode_image_tokens")
+        image = self.promptable_image("encode_image_tokens", READS_TOKENS)
         return image.encode_tokens(image.embed(images))
 
     def encode_image(self, images: Tensor) -> Tensor:

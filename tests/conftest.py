@@ -1,4 +1,5 @@
 """Shared fixtures: the tiny CLIP of the golden records, a drawn toy dataset, real images where TEST_DATA names them."""
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -161,11 +162,15 @@ def drawn_root(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def shapes_root(tmp_path_factory):
-    """A data folder into which Shapes is drawn once."""
+    """A data folder into which Shapes is drawn once, for all processes of `pytest -n`."""
     from datasets.shapes import write_shapes
 
-    root = tmp_path_factory.mktemp("shapes_data")
-    write_shapes(str(root / "shapes"))
+    own = tmp_path_factory.getbasetemp()
+    root = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shapes_data"
+    root.mkdir(exist_ok=True)
+    with open(root / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # the others wait, and find it there
+        write_shapes(str(root / "shapes"))
     return root
 
 
@@ -210,6 +215,23 @@ def one_line(capsys, tmp_path):
         return lines[0]
 
     return one_line
+
+
+@pytest.fixture(scope="session")
+def copied_scripts(tmp_path_factory):
+    """The folder of the scripts with a python that prints its words (scripted.py)."""
+    from scripted import copy_of_scripts
+
+    return copy_of_scripts(tmp_path_factory.mktemp("copy") / "home")
+
+
+@pytest.fixture
+def scripts(copied_scripts, monkeypatch, capsys):
+    """(script, *words, cwd=, **variables) -> what the script prints and returns; Python's part is done in this process.
+    """
+    from scripted import Scripts
+
+    return Scripts(copied_scripts, monkeypatch, capsys)
 
 
 @pytest.fixture

@@ -173,5 +173,14 @@ def main(argv=None):
     print(tabulate(rows, headers=headers))
 
 
+def threads_of_gloo():
+    """Names of the threads of a process group that this process still has; where /proc tells them."""
+    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    return [name for name in names if "gloo" in name]
+
+
 if __name__ == "__main__":
-    sys.exit(train.command_line(main))
+    status = train.command_line(main)
+    if not status and threads_of_gloo():  # they could abort the process while the interpreter ends
+        sys.exit(f"the run has ended, but not its threads: {threads_of_gloo()}")
+    sys.exit(status)

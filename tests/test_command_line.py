@@ -9,7 +9,6 @@ import itertools
 import os
 import random
 import re
-import shutil
 import subprocess
 import sys
 
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from scripted import calls
 
 import train
 from dassl.config import copied, get_cfg_default, merge_options
@@ -170,11 +170,14 @@ def test_meanings_of_a_class_that_another_is_made_from_count_where_it_says_none(
     assert declared(len) == {}  # Python has no source of it
 
 
-def test_keys_are_listed_without_data_or_method_one_line_each_to_a_pipe(tmp_path):
-    done = subprocess.run([sys.executable, ROOT / "train.py", "--config-keys"], cwd=tmp_path, capture_output=True,
-                          text=True, env={**os.environ, "COLUMNS": "60"}, check=False)
-    assert done.returncode == 0 and not done.stderr and not list(tmp_path.iterdir())
-    assert len(done.stdout.splitlines()) == 1 + len(all_keys())
+def test_keys_are_listed_without_data_or_method_one_line_each_to_a_pipe(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(sys, "argv", ["train.py", "--config-keys"])
+    assert train.program() == 0
+    told = capsys.readouterr()
+    assert not told.err and not list(tmp_path.iterdir())
+    assert len(told.out.splitlines()) == 1 + len(all_keys())
 
 
 def test_in_a_terminal_the_list_fits_its_width(monkeypatch):
@@ -611,18 +614,6 @@ def test_of_tools_words_stand_before_and_behind_flags():
         report.parse_arguments(["--trainer", "CoOp", "output"])
 
 
-@pytest.fixture(scope="module")
-def copy_of_scripts(tmp_path_factory):
-    """The scripts with a python that prints its words."""
-    home = tmp_path_factory.mktemp("copy")
-    shutil.copytree(ROOT / "scripts", home / "scripts")
-    python = home / ".venv" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.write_text("#!/bin/sh\nprintf '%s\\0' \"$@\"\n")
-    python.chmod(0o755)
-    return home / "scripts"
-
-
 @pytest.mark.parametrize(("script", "words", "trainers", "datasets", "options"), [
     ("coop/base2new.sh", "shapes OPTIM.LR 0.01 --jobs 2", ["CoOp"], ["shapes"], ["OPTIM.LR", "0.01"]),
     ("coop/base2new.sh", "--jobs 2 shapes", ["CoOp"], ["shapes"], []),
@@ -632,9 +623,9 @@ def copy_of_scripts(tmp_path_factory):
     ("compare.sh", "--jobs 2 shapes CoOp", ["CoOp"], ["shapes"], []),
     ("compare.sh", "shapes --jobs 2", [], ["shapes"], []),
     ("reproduce_table.sh", "dg --jobs 2 CoOp", ["CoOp"], ["pacs", "vlcs", "office_home", "domainnet"], [])])
-def test_words_of_the_scripts_stand_in_any_order(script, words, trainers, datasets, options, copy_of_scripts):
-    done = subprocess.run(["bash", copy_of_scripts / script, *words.split()], capture_output=True, text=True,
+def test_words_of_the_scripts_stand_in_any_order(script, words, trainers, datasets, options, copied_scripts):
+    done = subprocess.run(["bash", copied_scripts / script, *words.split()], capture_output=True, text=True,
                           env={"PATH": os.environ["PATH"]}, check=True)
-    given = done.stdout.split("\0")[:-1]
+    [given] = calls(done.stdout)
     args = parse_protocol(given[given.index("protocol") + 1:])
     assert (args.trainer, args.dataset, args.opts) == (trainers, datasets, options)

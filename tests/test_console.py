@@ -249,15 +249,6 @@ def test_a_task_of_a_cluster_logs_what_its_runs_print(words, clips, capsys):
     assert capsys.readouterr().err == f"failed: {runs[0].folder}: why\n"
 
 
-def test_of_several_ranks_one_shows_the_lines(shapes_root, tmp_path):
-    done = subprocess.run(["bash", str(ROOT / "scripts/zsclip/base2new.sh"), "shapes"], text=True, capture_output=True,
-                          check=False, cwd=tmp_path, env={
-                              **os.environ, "RANKS": "2", "DATA": str(shapes_root), "SEEDS": "1",
-                              "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"})
-    assert done.returncode == 0, done.stderr
-    assert re.findall("run . of 2", done.stdout) == ["run 1 of 2", "run 2 of 2"] and "=> result" not in done.stdout
-
-
 def test_a_line_is_shown_for_each_method_and_dataset(capsys):
     runs = [a_run(), a_run(seed=2), a_run("MetaPrompt"), a_run(dataset="dtd")]
     with Lines(runs) as console:
@@ -609,12 +600,11 @@ def test_a_table_without_room_keeps_every_number(width):
 
 
 # ---- the demo ----
-def test_the_demo_is_two_comparisons(tmp_path, shapes_root):
+def test_the_demo_is_two_comparisons(tmp_path, shapes_root, scripts):
     done = subprocess.run(["make", "-n", "--no-print-directory", "demo"], capture_output=True, text=True, check=True,
                           cwd=ROOT)
     assert done.stdout.splitlines()[-1] == "bash scripts/demo.sh"
-    done = subprocess.run(["bash", str(ROOT / "scripts" / "demo.sh")], capture_output=True, text=True, check=True,
-                          cwd=tmp_path, env={**os.environ, "DRY_RUN": "1", "DATA": str(shapes_root)})
+    done = scripts("demo.sh", cwd=tmp_path, DRY_RUN="1", DATA=str(shapes_root))
     listed = [line.split()[-1] for line in done.stdout.splitlines() if line.startswith("to do")]
     assert len(listed) == 24 and all("/seed1" in line for line in listed)
     assert sum("/dg/" in line for line in listed) == 16

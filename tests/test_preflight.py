@@ -1,8 +1,6 @@
 """What is known before the first run: one list of all that stands in the way, what the runs need; nothing written."""
-import os
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import drawn
@@ -71,9 +69,8 @@ def refused(words, capsys, tmp_path, monkeypatch):
 
 
 # ---- what stands in the way ----
-def test_eleven_datasets_that_are_not_there_are_one_list(tmp_path):
-    done = subprocess.run(["bash", str(ROOT / "scripts" / "reproduce_table.sh"), "base2new"], capture_output=True,
-                          text=True, timeout=600, check=False, cwd=tmp_path, env={**os.environ, "SEEDS": "1 2 3"})
+def test_eleven_datasets_that_are_not_there_are_one_list(tmp_path, scripts):
+    done = scripts("reproduce_table.sh", "base2new", cwd=tmp_path, SEEDS="1 2 3")
     assert done.returncode == 2 and not list(tmp_path.iterdir())
     lines = (done.stdout + done.stderr).splitlines()
     assert len(lines) < 30, done.stdout

@@ -2,8 +2,6 @@
 import importlib.metadata
 import json
 import re
-import subprocess
-import sys
 import types
 from pathlib import Path
 
@@ -145,12 +143,10 @@ def test_without_the_plugin_its_runs_are_passed_over(tmp_path):
         protocol.main(["sources", "--trainer", "CoOp", "--dataset", "pacs"])
 
 
-def test_a_plugins_protocol_by_a_script(tmp_path, drawn_root):
-    done = subprocess.run(
-        ["bash", str(ROOT / "scripts" / "run.sh"), "sources", "CoOp", "pacs", "--plugin", PLUGIN], text=True,
-        capture_output=True, check=False, timeout=300,
-        env={"DRY_RUN": "1", "DATA": str(drawn_root), "OUTPUT": str(tmp_path), "BACKBONE": "tiny",
-             "HOME": str(tmp_path), "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"})
+@pytest.mark.usefixtures("own_registries")
+def test_a_plugins_protocol_by_a_script(tmp_path, drawn_root, scripts):
+    done = scripts("run.sh", "sources", "CoOp", "pacs", "--plugin", str(PLUGIN), cwd=tmp_path, DRY_RUN="1",
+                   DATA=str(drawn_root), OUTPUT=str(tmp_path), BACKBONE="tiny")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(f"to do  {tmp_path}/sources/pacs/shots_2/CoOp/tiny/") == 12
 

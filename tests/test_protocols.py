@@ -3,7 +3,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -408,10 +407,8 @@ def test_gpus_are_taken_in_turn(monkeypatch):
      [*(f"dg/pacs/shots_5/CoOp/tiny/{domain}/seed4" for domain in DOMAINS),
       *(f"dg/shapes/shots_5/CoOp/tiny/{domain}/seed4" for domain in ("photo", "painting", "cartoon", "sketch"))]),
 ])
-def test_scripts_plan(script, words, environment, expected, tmp_path, drawn_root):
-    done = subprocess.run(["bash", str(ROOT / "scripts" / script), *words], capture_output=True, text=True, timeout=300,
-                          check=False, cwd=tmp_path,
-                          env={**os.environ, **environment, "DRY_RUN": "1", "DATA": str(drawn_root)})
+def test_scripts_plan(script, words, environment, expected, tmp_path, drawn_root, scripts):
+    done = scripts(script, *words, cwd=tmp_path, DRY_RUN="1", DATA=str(drawn_root), **environment)
     assert done.returncode == 0, done.stderr
     lines = [line.split("to do  ./output/")[1] for line in done.stdout.splitlines() if line.startswith("to do")]
     assert len(lines) == len(expected) and all(line.endswith(end) for line, end in zip(lines, expected)), done.stdout
@@ -423,11 +420,9 @@ def test_scripts_plan(script, words, environment, expected, tmp_path, drawn_root
     ("compare.sh", ["shapes", "USE_CUDA", "False"], {"ZeroshotCLIP": 6, "CoOp": 6, "CoCoOp": 6, "MetaPrompt": 6}),
     ("compare.sh", ["shapes", "ZeroshotCLIP CoOp", "SEED_IS_NO_KEY"], None),
     ("compare.sh", ["shapes", "CoOp", "optim.lr", "0.1"], None)])
-def test_scripts_tell_methods_from_options(script, words, expected, tmp_path):
-    done = subprocess.run(["bash", str(ROOT / "scripts" / script), *words], capture_output=True, text=True, timeout=300,
-                          check=False, cwd=tmp_path, env={**os.environ, "DATASETS": "shapes", "DRY_RUN": "1",
-                                                          "CFG": "tiny"} if script == "reproduce_table.sh" else
-                          {**os.environ, "DRY_RUN": "1", "CFG": "tiny"})
+def test_scripts_tell_methods_from_options(script, words, expected, tmp_path, scripts, shapes_root):
+    of_table = {"DATASETS": "shapes"} if script == "reproduce_table.sh" else {}
+    done = scripts(script, *words, cwd=tmp_path, DRY_RUN="1", CFG="tiny", DATA=str(shapes_root), **of_table)
     if expected is None:
         assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
         assert words[2] in done.stderr and ("unknown key" in done.stderr) == (words[2] == "optim.lr")

@@ -81,16 +81,18 @@ def test_processes_on_one_machine_share_its_cores_for_reading(monkeypatch):
     assert workers() == 1
 
 
-def test_a_script_makes_its_runs_in_several_processes(shapes_root, tmp_path):
+def test_a_script_makes_its_runs_in_several_processes(drawn_root, tiny_config, clip_file, tmp_path):
     def script(number, *more):
-        return subprocess.run(["bash", str(ROOT / "scripts" / "zsclip" / "base2new.sh"), "shapes", *more], text=True,
-                              capture_output=True, check=False, cwd=tmp_path, env={
-                                  **os.environ, "RANKS": number, "DATA": str(shapes_root), "SEEDS": "1",
+        return subprocess.run(["bash", str(ROOT / "scripts" / "zsclip" / "base2new.sh"), "caltech101", *more],
+                              text=True, capture_output=True, check=False, cwd=tmp_path, env={
+                                  **os.environ, "RANKS": number, "DATA": str(drawn_root), "SEEDS": "1", "SHOTS": "2",
+                                  "BACKBONE": clip_file, "CFG": tiny_config,
                                   "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"})
 
     done = script("2")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("base to new") == 1  # one of the two prints
+    assert re.findall("run . of 2", done.stdout) == ["run 1 of 2", "run 2 of 2"] and "=> result" not in done.stdout
     stored = [json.loads(path.read_text()) for path in tmp_path.rglob("results.json")]
     assert [results["processes"] for results in stored] == [2, 2]  # base and new classes
     for number, word in (("two", "RANKS"), ("2", "--launcher slurm submits runs of one process")):
@@ -107,7 +109,7 @@ def words(arguments, shapes_root, tmp_path):
             "--dataset-config-file", ROOT / "configs" / "datasets" / "shapes.yaml",
             "--config-file", ROOT / "configs" / "trainers" / "CoOp" / "tiny.yaml",
             "DATASET.NUM_SHOTS", 8, "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", 12, "OPTIM.LR", 0.002,
-            "TRAIN.PRINT_FREQ", 1, "DATALOADER.TRAIN_X.BATCH_SIZE", 12, *more)]
+            "TRAIN.PRINT_FREQ", 1, "DATALOADER.TRAIN_X.BATCH_SIZE", 12, "TEST.SPLIT", "val", *more)]
 
     return build
 

@@ -21,7 +21,7 @@ from dassl.utils.distributed import Ranks
 from prompting.backbone import BackboneFacts, describe_backbone, unpublished_note
 from prompting.model import PromptedCLIP
 from prompting.precision import GradientOverflow, Precision, all_finite
-from prompting.towers import Towers
+from prompting.towers import READS_TOKENS, Towers
 from training.batches import Batch, all_gather_batch, to_device
 from training.gradient_watch import GradientWatch
 from training.method import Method
@@ -114,7 +114,7 @@ class PromptTrainer(Method, TrainerX):
             self.note(note)
         self.towers = build_towers(self.clip_model, cfg, self.device, self.precision, self.ranks, self.trains_towers)
         if self.image_tokens:
-            self.towers.promptable_image(type(self).__name__)
+            self.towers.promptable_image(type(self).__name__, READS_TOKENS)
         self._budget.passes = self.towers.passes
         if self.train_loader_x is not None:
             self.train_loader_x.batch_sampler.divide(self.ranks.rank, self.ranks.world_size)

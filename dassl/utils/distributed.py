@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import importlib
 import os
 import pickle
 import sys
@@ -77,6 +78,9 @@ def joined() -> Iterator[None]:
         end_with_parent(os.getppid())
     _require_torchrun()
     on_gpu = torch.cuda.is_available()
+    # Its functions have the process group as a default argument. Imported later (torch._dynamo does), they would keep
+    # the group, whose threads then run on while the interpreter ends; a thread of C++ may abort the process there.
+    importlib.import_module("torch.distributed.nn.functional")
     try:
         distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=TIMEOUT)
     except RuntimeError as error:

@@ -1,25 +1,17 @@
 """What the scripts are given as words and variables is taken apart into words: none is lost, none becomes a pattern or
 a command."""
 import os
-import shutil
 import subprocess
 
 import pytest
-from conftest import ROOT
+from scripted import calls
 
 COOP, XD, COMPARE, TABLE = "coop/base2new.sh", "coop/xd.sh", "compare.sh", "reproduce_table.sh"
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """A copy of the scripts with a python that prints its words."""
-    home = tmp_path_factory.mktemp("copy") / "home"
-    shutil.copytree(ROOT / "scripts", home / "scripts")
-    python = home / ".venv" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.write_text("#!/bin/sh\nprintf '%s\\0' \"$@\"\nprintf '\\n\\0'\n")
-    python.chmod(0o755)
-    return home
+@pytest.fixture
+def home(copied_scripts):
+    return copied_scripts.parent
 
 
 @pytest.fixture
@@ -36,10 +28,7 @@ def call(home, tmp_path):
                               env={"PATH": os.environ["PATH"], **environment}, check=False)
         assert done.returncode == 0 and not done.stderr, done.stderr
         assert sorted(os.listdir(here)) == ["1", "2", "CoOp", "dtd", "my method.yaml", "my set.yaml"]
-        calls, told = [[]], done.stdout.decode().split("\0")[:-1]
-        for word in told:
-            calls.append([]) if word == "\n" else calls[-1].append(word)
-        return calls[:-1]
+        return calls(done.stdout.decode())
 
     return call
 
