@@ -1,7 +1,7 @@
 """The plugins of tests/plugins/kinds: what they are called, the settings of their runs, and these runs in one process
 or in several.
 
-    python tests/kinds.py FOLDER     # what each of the processes started by torchrun does
+    python tests/kinds.py FOLDER NAME ...     # what each of the processes started by torchrun does
 """
 import sys
 from pathlib import Path
@@ -73,16 +73,16 @@ def logits_in(folder):
         return torch.from_numpy(kept["logits"])
 
 
-def small_runs(folder):
+def small_runs(folder, names):
     """{name: what a run of one epoch with 20 test images gave}; see tests/ranks.py."""
-    return {name: ranks.make_run(folder / name, name, ranks.BASE, ("--plugin", kind.path, "--config-file", CONFIG),
-                                 more=kind.options)
-            for name, kind in KINDS.items()}
+    return {name: ranks.make_run(folder / name, name, ranks.BASE, (
+        "--plugin", KINDS[name].path, "--config-file", CONFIG, "--root", folder.parent / "data"),
+        more=KINDS[name].options) for name in names}
 
 
-def main(folder):
+def main(folder, *names):
     torch.set_num_threads(1)
-    found = small_runs(Path(folder))
+    found = small_runs(Path(folder), names)
     if rank() == 0:
         torch.save(found, Path(folder) / "found.pt")
 

@@ -250,14 +250,17 @@ def test_stopped_and_resumed_it_ends_the_same(whole, root, clips, tmp_path, monk
     assert same(kept(tmp_path), kept(folder))
 
 
-def test_two_processes_give_the_numbers_of_one(tmp_path):
-    one = kinds.small_runs(tmp_path / "one")
+@pytest.mark.parametrize("names", [
+    ("LoRAParametrized", "FineTunedAverage", "EntropyOverViews", "BatchPrototypes", "PatchAttention"),
+    pytest.param(tuple(KINDS), marks=pytest.mark.slow)], ids=["some", "all"])
+def test_two_processes_give_the_numbers_of_one(names, tmp_path):
+    one = kinds.small_runs(tmp_path / "one", names)
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", kinds.__file__,
-         str(tmp_path / "two")], capture_output=True, text=True, check=False, timeout=600)
+         str(tmp_path / "two"), *names], capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     two = torch.load(tmp_path / "two" / "found.pt", weights_only=True)
-    for name in KINDS:
+    for name in names:
         losses, learned, counted, counted_here, same_images = ranks.compare(one[name], two[name])
         logits = ranks.difference([one[name]["logits"]], [two[name]["logits"]])
         print(f"{name}: losses {losses:.1e}, learned {learned:.1e}, logits {logits:.1e}")
