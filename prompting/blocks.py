@@ -11,7 +11,7 @@ another one, or whose attention or MLP is, is `whole`: it is called with all tok
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from prompting.errors import PromptingError
 
 if TYPE_CHECKING:
-    from clip.model import ResidualAttentionBlock, Transformer
+    from clip.model import CLIP, ResidualAttentionBlock
 
 ACTIVATION = "QuickGELU"  # what the blocks compute
 SLOPE = 1.702  # of CLIP's QuickGELU
@@ -52,15 +52,21 @@ class Block:
     Calling a block is `finish(x, attend(query(x), key, value))`, with key and value from `key_value(x)`. None of these
     can be asked of a block that is whole; it is called with `run_whole`.
 
+    Args:
+        causal: whether the tower is causal; a block with another mask than the tower's is whole, too. None: whatever it
+            has is the tower's.
     Attributes:
         whole: whether the block has a part that must see whole sequences.
     """
 
-    def __init__(self, block: ResidualAttentionBlock) -> None:
+    def __init__(self, block: ResidualAttentionBlock, causal: bool | None = None) -> None:
         from clip.model import QuickGELU, ResidualAttentionBlock  # slow to import
 
         self.module = block
-        self.whole = not (is_plain(block, ResidualAttentionBlock) and _is_plain_attention(block.attn)
+        self.whole = not (is_plain(block, ResidualAttentionBlock) and "attention" not in vars(block)
+                          and type(block).attention is ResidualAttentionBlock.attention
+                          and (causal is None or (block.attn_mask is not None) == causal)
+                          and _is_plain_attention(block.attn)
                           and is_plain(block.mlp, nn.Sequential)
                           and [name for name, _ in block.mlp.named_children()] == ["c_fc", "gelu", "c_proj"])
         if self.whole:
@@ -68,7 +74,8 @@ class Block:
         self.ln_1, self.ln_2, self.attn, self.mlp = block.ln_1, block.ln_2, block.attn, block.mlp
         self.heads: int = block.attn.num_heads
         self._plain_mlp = (is_plain(self.mlp.gelu, QuickGELU)
-                           and all(is_plain(layer, nn.Linear) for layer in (self.mlp.c_fc, self.mlp.c_proj)))
+                           and all(is_plain(layer, nn.Linear) and layer.bias is not None
+                                   for layer in (self.mlp.c_fc, self.mlp.c_proj)))
 
     def run_whole(self, x: Tensor) -> Tensor:
         """The block as CLIP calls it: whole sequences (B, T, W) -> (B, T, W)."""
@@ -134,29 +141,51 @@ def _is_plain_attention(attn: nn.Module) -> bool:
 
 
 class Blocks:
-    """The blocks of a transformer.
+    """The blocks of a tower's transformer.
 
     Args:
-        transformer: the transformer of a tower.
+        model: the CLIP.
+        text: whether they are those of the text tower, which is causal, or of the image tower.
         changing: whether its modules may be replaced at any time. Then each pass looks at them anew.
-        above: the module that would call it.
     """
 
-    def __init__(self, transformer: Transformer, changing: bool, above: nn.Module) -> None:
-        self.transformer, self.changing, self.above = transformer, changing, above
+    def __init__(self, model: CLIP, text: bool, changing: bool) -> None:
+        self.model, self.text, self.changing = model, text, changing
+        self.above: Any = model if text else model.visual  # the module that would call the transformer
+        self.transformer: Any = self.above.transformer
         self._kept = self._look()
 
     def now(self) -> list[Block]:
-        """The blocks as they are. Raises PromptingError where a forward or a hook would be passed over: of the modules
-        that hold the blocks none is called."""
+        """The blocks as they are. Raises PromptingError where a forward, a hook or another module would be passed over:
+        of the modules that hold the blocks none is called."""
         return self._look() if self.changing else self._kept
 
     def _look(self) -> list[Block]:
-        from clip.model import Transformer  # slow to import
+        from clip.model import Transformer, VisionTransformer  # slow to import
 
-        for module in (self.above, self.transformer, self.transformer.resblocks):
-            if has_hooks(module) or module is self.transformer and not is_plain(module, Transformer):
+        above: Any = self.model if self.text else self.model.visual
+        if above is not self.above or above.transformer is not self.transformer:
+            name = "transformer" if self.text else "visual or visual.transformer"
+            raise PromptingError(f"the {name} of the CLIP was replaced, and the new module would never be called; "
+                                 "replace its blocks, transformer.resblocks[i], or the modules in them")
+        for module, kind in ((above, nn.Module if self.text else VisionTransformer), (self.transformer, Transformer),
+                             (self.transformer.resblocks, nn.Module)):
+            if has_hooks(module) or kind is not nn.Module and not is_plain(module, kind):
                 raise PromptingError(f"a {type(module).__name__} of the CLIP has hooks or a forward of its own, which "
                                      "would never be called; put them on the blocks, transformer.resblocks[i], or on "
                                      "the modules in them")
-        return [Block(block) for block in self.transformer.resblocks]
+        return [Block(block, causal=self.text) for block in self.transformer.resblocks]
+
+
+class Tower:
+    """What both towers have: their blocks, in a `stack`, as they are at the moment, and how many there are."""
+
+    stack: Blocks
+
+    @property
+    def blocks(self) -> list[Block]:
+        return self.stack.now()
+
+    @property
+    def layers(self) -> int:
+        return len(self.blocks)

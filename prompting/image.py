@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from prompting.blocks import Block, Blocks
-from prompting.parallel import Collectives, SingleProcess
+from prompting.blocks import Block, Blocks, Tower
+from prompting.parallel import Collectives, SingleProcess, divide
 from prompting.passes import Passes
 
 if TYPE_CHECKING:
     from clip.model import CLIP
 
 
-class ImageTower:
+class ImageTower(Tower):
     """CLIP's vision transformer.
 
     Attributes: width W, embed_dim E, layers, resolution (pixels per side), ranks (the processes that share a pass),
@@ -30,14 +30,9 @@ class ImageTower:
                  trainable: bool = False) -> None:
         self.visual, self.dtype, self.trainable = clip_model.visual, clip_model.visual.proj.dtype, trainable
         self.ranks, self.passes = ranks or SingleProcess(), passes or Passes()
-        self.stack = Blocks(self.visual.transformer, trainable, self.visual)
-        self.layers = len(self.blocks)
+        self.stack = Blocks(clip_model, text=False, changing=trainable)
         self.width, self.embed_dim = self.visual.proj.shape
         self.resolution = self.visual.input_resolution
-
-    @property
-    def blocks(self) -> list[Block]:
-        return self.stack.now()
 
     def embed(self, images: Tensor) -> Tensor:
         """(B, 3, H, W') -> class token and patch tokens with positions (B, 1 + patches, W), before ln_pre.
@@ -69,7 +64,7 @@ class ImageTower:
     def encode_unprompted(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W') -> frozen features (B, E), not normalised."""
         self.passes.add(images=len(images))
-        return self.ranks.divide(len(images), lambda rows: self._encode_share(self.embed(images[rows]), ()))
+        return self._over_ranks(len(images), lambda rows: self._encode_share(self.embed(images[rows]), ()))
 
     def _divide(self, embedded: Tensor, visual_prompts: Tensor | Sequence[Tensor],
                 encode: Callable[[Tensor, Sequence[Tensor]], Tensor]) -> Tensor:
@@ -78,7 +73,10 @@ class ImageTower:
             return encode(embedded[rows], [prompt[rows] if prompt.dim() == 3 else prompt for prompt in visual_prompts])
 
         self.passes.add(images=len(embedded))
-        return self.ranks.divide(len(embedded), share)
+        return self._over_ranks(len(embedded), share)
+
+    def _over_ranks(self, images: int, share: Callable[[slice], Tensor]) -> Tensor:
+        return divide(self.ranks, images, share, draws=self.visual.proj.device if self.trainable else None)
 
     def _encode_share(self, embedded: Tensor, visual_prompts: Sequence[Tensor]) -> Tensor:
         """`encode` on this rank. Of the last block only the class token is computed."""
@@ -121,7 +119,7 @@ class ImageTower:
             read = x.shape[1] - _prompts_of(visual_prompts, layer + 1)
             q, k, v = qkv.chunk(3, dim=-1)
             x = block.finish(x[:, :read], block.attend(q[:, :read], k, v))
-        prompt = self._prompt(visual_prompts, self.layers - 1, x)
+        prompt = self._prompt(visual_prompts, len(blocks) - 1, x)
         return x if prompt is None else torch.cat([x, prompt], dim=1)
 
     def _run_whole(self, blocks: list[Block], embedded: Tensor, visual_prompts: Sequence[Tensor]) -> Tensor:

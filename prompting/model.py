@@ -32,7 +32,7 @@ class PromptedCLIP(nn.Module):
         if towers.trainable:
             self.clip = towers.model
         self._class_features: Tensor | None = None
-        self._computed_from = 0
+        self._computed_from: tuple[list[Tensor], list[tuple[int, int]]] = ([], [])
 
     def encode_images(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> image features (B, E)."""
@@ -51,18 +51,20 @@ class PromptedCLIP(nn.Module):
         return self.logits(self.encode_images(images), self.class_features())
 
     def class_features(self) -> Tensor:
-        """`encode_classes()`; without gradients, in evaluation, it is computed once and kept until it is forgotten or a
-        tensor of this module changes in place."""
+        """`encode_classes()`; without gradients, in evaluation, it is computed once and kept until it is forgotten or
+        a tensor of this module changes in place or gives its place to another one."""
         if self.training or torch.is_grad_enabled():
             return self.encode_classes()
-        changes = sum(t._version for tensors in (self.parameters(), self.buffers()) for t in tensors)
-        if self._class_features is None or changes != self._computed_from:
-            self._class_features, self._computed_from = self.encode_classes(), changes
+        tensors = [*self.parameters(), *self.buffers()]
+        versions = [(id(tensor), tensor._version) for tensor in tensors]
+        if self._class_features is None or versions != self._computed_from[1]:
+            # The tensors are kept, too: the number of one that is gone may become another one's.
+            self._class_features, self._computed_from = self.encode_classes(), (tensors, versions)
         return self._class_features
 
     def forget_class_features(self) -> None:
         """Compute the class features anew when they are next asked for: something that they depend on has changed."""
-        self._class_features = None
+        self._class_features, self._computed_from = None, ([], [])
 
     def train(self, mode: bool = True) -> Self:
         self.forget_class_features()

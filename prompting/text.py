@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from prompting.blocks import Block, Blocks
+from prompting.blocks import Block, Blocks, Tower, has_hooks
 from prompting.class_prompts import EOS, SOS, ClassPrompts, Prompts, readable
 from prompting.errors import PromptingError
 from prompting.openai import tokenizer
-from prompting.parallel import Collectives, SingleProcess
+from prompting.parallel import Collectives, SingleProcess, divide
 from prompting.passes import Passes
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Bucket:
         return len(self.classes)
 
 
-class TextTower:
+class TextTower(Tower):
     """CLIP's text tower over `Prompts`.
 
     Attributes: width W, embed_dim E, layers, context_length (77 tokens);
@@ -72,25 +72,20 @@ class TextTower:
                  trainable: bool = False) -> None:
         self.model, self.ranks, self.passes = clip_model, ranks or SingleProcess(), passes or Passes()
         self.trainable, self.dtype = trainable, clip_model.text_projection.dtype
-        self.stack = Blocks(clip_model.transformer, trainable, clip_model)
-        self.layers = len(self.blocks)
+        self.stack = Blocks(clip_model, text=True, changing=trainable)
         self.width, self.embed_dim = clip_model.text_projection.shape
         self.context_length: int = clip_model.context_length
         self.activation_bytes: int | None = None
         self.padding = PADDING_ON_GPU if self.device.type == "cuda" else 0
 
     @property
-    def blocks(self) -> list[Block]:
-        return self.stack.now()
-
-    @property
     def trained(self) -> bool:
-        """Whether a weight of the tower wants a gradient."""
+        """Whether a weight of the tower wants a gradient, or a hook in it may bring in something that does."""
         model = self.model
         return self.trainable and (
             model.positional_embedding.requires_grad or model.text_projection.requires_grad
-            or any(p.requires_grad for module in (model.transformer, model.token_embedding, model.ln_final)
-                   for p in module.parameters()))
+            or any(any(map(has_hooks, part.modules())) or any(p.requires_grad for p in part.parameters())
+                   for part in (model.transformer, model.token_embedding, model.ln_final)))
 
     @property
     def device(self) -> torch.device:
@@ -150,8 +145,8 @@ class TextTower:
                                       lengths[rows])
 
         if divided == "groups":
-            return self.ranks.divide(groups, some_groups)
-        return self.ranks.divide(len(lengths), some_classes, dim=1)
+            return divide(self.ranks, groups, some_groups, draws=self.device if self.trainable else None)
+        return divide(self.ranks, len(lengths), some_classes, dim=1, draws=self.device if self.trainable else None)
 
     def _divided_by(self, groups: int, shared: int, lengths: Sequence[int]) -> str | None:
         """What the ranks divide a pass by: "groups", "classes", or None where every rank runs all of it."""
@@ -230,10 +225,11 @@ class TextTower:
         suffix = suffix.to(dtype).expand(groups, -1, -1, -1)
         own = [suffix[:, bucket.classes, :bucket.length] for bucket in buckets]
         x = torch.cat([prefix.to(dtype), *(part.flatten(1, 2) for part in own)], dim=1)
-        for layer, block in enumerate(self.blocks):
+        blocks = self.blocks
+        for layer, block in enumerate(blocks):
             if deep and layer in deep:
                 x = self._replace(x, shared, buckets, deep[layer].to(dtype))
-            if layer < self.layers - 1:
+            if layer < len(blocks) - 1:
                 x = self._block(block, x, shared, buckets)
         return self._read_out(block, x, shared, buckets)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from prompting.blocks import ACTIVATION, is_plain
 from prompting.errors import PromptingError
 from prompting.image import ImageTower
-from prompting.parallel import Collectives, SingleProcess
+from prompting.parallel import Collectives, SingleProcess, divide
 from prompting.passes import Passes
 from prompting.templates import fill
 from prompting.text import TextTower
@@ -102,7 +102,7 @@ class Towers:
             return features
 
         self.passes.add(images=len(images))
-        return self.ranks.divide(len(images), share)
+        return divide(self.ranks, len(images), share, draws=self.device if self.trainable else None)
 
     def encode_classnames(self, classnames: Sequence[str], templates: Sequence[str]) -> Tensor:
         """Text features of classes (len(classnames), E), float32, of length 1; with gradients where the text tower is

@@ -5,7 +5,7 @@ import copy
 import clip
 import pytest
 import torch
-from clip.model import CLIP
+from clip.model import CLIP, ResidualAttentionBlock
 from test_ranks_in_threads import group  # noqa: F401  # a fixture
 from torch import nn
 from torch.nn import functional as F
@@ -134,7 +134,44 @@ def a_hook(model):
         block.register_forward_hook(lambda module, args, output: 0.9 * output)
 
 
-CHANGES = (all_weights, layer_norms, wrapped_layers, parametrised_weights, another_attention, another_mlp,
+class Halved(ResidualAttentionBlock):
+    def attention(self, x):
+        return 0.5 * super().attention(x)
+
+
+def an_attention_of_the_block(model):
+    for text, image in zip(*(tower.resblocks for tower in towers_of(model))):
+        text.__class__ = Halved
+        image.attention = lambda x, attention=image.attention: 0.5 * attention(x)
+    model.ln_final.requires_grad_(True)
+    model.visual.ln_post.requires_grad_(True)
+
+
+def layers_without_bias(model):
+    for block in blocks_of(model):
+        linear = block.mlp.c_fc
+        block.mlp.c_fc = nn.Linear(linear.in_features, linear.out_features, bias=False)
+
+
+def a_block_less(model):
+    for tower in towers_of(model):
+        tower.resblocks = tower.resblocks[:2].requires_grad_(True)
+
+
+def a_block_more(model):
+    for tower in towers_of(model):
+        tower.resblocks.append(copy.deepcopy(tower.resblocks[0]).requires_grad_(True))
+
+
+def other_masks(model):
+    for text, image in zip(*(tower.resblocks for tower in towers_of(model))):
+        text.attn_mask, image.attn_mask = None, torch.full((17, 17), float("-inf")).triu_(1)
+        text.mlp.requires_grad_(True)
+        image.mlp.requires_grad_(True)
+
+
+CHANGES = (an_attention_of_the_block, layers_without_bias, a_block_less, a_block_more, other_masks,
+           all_weights, layer_norms, wrapped_layers, parametrised_weights, another_attention, another_mlp,
            another_activation, another_block, a_hook)
 
 
@@ -282,16 +319,58 @@ def test_ranks_divide_towers_that_are_trained(change, number, small, group, monk
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
+class OneOf:
+    """A rank of three, which computes its own rows alone."""
+
+    world_size = 3
+
+    def __init__(self, rank):
+        self.rank = rank
+
+    def divide(self, n, compute, dim=0):
+        return compute(slice(self.rank, self.rank + 1))
+
+    def all_reduce_mean(self, tensors):
+        return tensors
+
+
+def test_dropout_differs_between_ranks_and_leaves_their_generators_alike(small, monkeypatch):
+    """A method may draw numbers by itself, which must be those of all ranks: every rank computes the same loss."""
+    monkeypatch.setattr("prompting.text.WORTH_DIVIDING", {"cpu": 0})
+    image = torch.randn(1, 3, 32, 32).expand(3, -1, -1, -1)
+
+    def rank_of(number, training):
+        towers, _ = changed(wrapped_layers, small)
+        towers.text.ranks = towers.image.ranks = OneOf(number)
+        towers.model.train(training)
+        torch.manual_seed(5)
+        with torch.no_grad():
+            features = [towers.encode_image(image), towers.encode_image(image), towers.text.encode_texts(["cat"] * 3)]
+        return features, torch.rand(1)
+
+    found = [rank_of(number, True) for number in range(3)]
+    assert found[0][1] == found[1][1] == found[2][1]  # what comes next of each rank's generator
+    for part in range(3):
+        assert not any(torch.allclose(found[0][0][part], found[rank][0][part]) for rank in (1, 2))
+    assert not torch.allclose(found[0][0][0], found[0][0][1])  # another draw at each pass
+    torch.manual_seed(5)
+    untouched = torch.rand(1)
+    for rank in range(3):
+        features, after = rank_of(rank, False)
+        assert after == untouched and torch.allclose(features[0], features[1])
+
+
 # ---- what a module makes of them ----
 class Prompted(PromptedCLIP):
     def __init__(self, towers):
         super().__init__(towers)
         self.prompt, self.calls = Prompt(torch.randn(2, towers.text.width) / 8), 0
+        self.register_buffer("shift", torch.zeros(towers.embed_dim))
         self.class_prompts = ClassPrompts(towers.text, NAMES, 2)
 
     def encode_classes(self):
         self.calls += 1
-        return self.towers.text.encode(self.class_prompts(self.prompt.ctx))[0]
+        return self.towers.text.encode(self.class_prompts(self.prompt.ctx))[0] + self.shift
 
 
 def test_trainable_towers_are_a_part_of_the_module_and_frozen_ones_are_not(small):
@@ -307,7 +386,9 @@ def test_trainable_towers_are_a_part_of_the_module_and_frozen_ones_are_not(small
 
 @pytest.mark.parametrize("change", [
     lambda model: model.prompt.ctx.add_(1.0), lambda model: model.clip.transformer.resblocks[0].ln_1.weight.mul_(1.5),
-    lambda model: model.clip.token_embedding.weight.mul_(0.5)])
+    lambda model: model.clip.token_embedding.weight.mul_(0.5),
+    lambda model: setattr(model, "shift", torch.full((48,), 0.5)),  # another tensor in a buffer's place
+    lambda model: setattr(model.prompt, "ctx", nn.Parameter(torch.randn(2, 128)))])
 def test_class_features_are_kept_until_something_changes(change, small):
     model = Prompted(Towers(small, trainable=True)).eval()
     with torch.no_grad():
@@ -338,6 +419,38 @@ def test_frozen_text_is_live_where_the_text_tower_is_trained(small):
         assert not torch.allclose(model.encode_classes(), model.frozen_text_features, atol=1e-3)
         assert not towers.encode_classnames(NAMES, TEMPLATES).requires_grad
     torch.testing.assert_close(FrozenCLIP(Towers(small), NAMES, TEMPLATES).encode_classes(), model.frozen_text_features)
+
+
+def test_frozen_text_is_live_where_a_hook_brings_in_what_is_trained(small):
+    towers = Towers(small, trainable=True)
+    model = FrozenCLIP(towers, NAMES, TEMPLATES)
+    model.adapter = nn.Linear(128, 128)  # no part of the CLIP
+    towers.model.transformer.resblocks[1].register_forward_hook(lambda module, args, out: out + model.adapter(out))
+    features = model.encode_classes()
+    assert not torch.allclose(features, model.frozen_text_features)
+    assert torch.autograd.grad(features.square().sum() + features.sum(), model.adapter.weight)[0].abs().max() > 0
+
+
+def around(model):
+    old = model.visual.forward
+    model.visual.forward = lambda images: 0.5 * old(images)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda model: setattr(model, "transformer", nn.Sequential(model.transformer)), "the transformer of the CLIP was"),
+    (lambda model: setattr(model, "visual", nn.Sequential(model.visual)), "the visual or visual.transformer of the"),
+    (lambda model: setattr(model.visual, "transformer", copy.deepcopy(model.visual.transformer)), "the visual or"),
+    (around, "a VisionTransformer of the CLIP has hooks or a forward of its own")])
+def test_a_module_that_would_never_be_called_is_refused(change, message, small):
+    towers = Towers(small, trainable=True)
+    change(towers.model)
+
+    def features():
+        towers.encode_image(torch.randn(1, 3, 32, 32))
+        towers.encode_classnames(NAMES, TEMPLATES)
+
+    with pytest.raises(PromptingError, match=f"{message}.*would never be called"):
+        features()
 
 
 @pytest.mark.parametrize("place", ["", "visual", "transformer", "visual.transformer", "visual.transformer.resblocks"])
