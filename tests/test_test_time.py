@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tiny_clip
@@ -20,6 +21,7 @@ import train
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import NonFiniteError, Terminated
 from harness import make_trainer
+from prompting.model import FrozenCLIP
 from prompting.precision import GradientOverflow
 from training import PromptTrainer, test_time
 
@@ -345,6 +347,70 @@ def test_an_evaluation_of_an_ordinary_method_costs_nothing_more(clip_model, monk
         with Counter() as evaluated:
             trainer.logits_of(batch)
     assert evaluated.names == plain.names and len(plain.names) > 20
+
+
+class Touching(PromptTrainer):
+    """Changes more of itself than what it trains, as a stranger might."""
+
+    trains = False
+    adapts = True
+
+    def build_model(self, towers, classnames):
+        model = FrozenCLIP(towers, classnames, ["{}"])
+        model.scale, model.other = nn.Parameter(torch.ones(())), nn.Parameter(torch.ones(()))
+        model.count = nn.Parameter(torch.zeros(()), requires_grad=False)
+        return model
+
+    def predict(self, batch):
+        self.model.count += 1
+        logits = self.model.count * self.model.scale * self.model.other * self.model(batch["img"])
+        self.apply_gradients(self.gradients(logits.sum(), self.trainables))
+        self.model.other.requires_grad_(False)
+        return self.model.count * self.model.scale * self.model(batch["img"])
+
+
+def test_what_is_not_trained_and_what_wants_gradients_are_as_before(trainer_of):
+    TRAINER_REGISTRY.register(Touching)
+    trainer = trainer_of("Touching")
+    both = trainer.logits_of(images(2))
+    assert trainer.model.count == 0 and list(trainer.trained_tensors()) == ["scale", "other"]
+    assert torch.equal(both[1:], trainer.logits_of(rows(images(2), [1])))  # nothing is left of the first image
+
+
+def test_an_optimizer_of_the_training_is_refused(trainer_of, one_line, monkeypatch):
+    monkeypatch.setattr(Touching, "trains", True)
+    monkeypatch.setattr(Touching, "apply_gradients", lambda self, gradients: PromptTrainer.apply_gradients(
+        self, gradients, optimizer=self.optimizers[0][0]))
+    TRAINER_REGISTRY.register(Touching)
+    trainer = trainer_of("Touching")
+    line = one_line(lambda: trainer.logits_of(images(1)))
+    assert "Touching.predict takes an optimizer of the training; an update at test time is made by that of" in line
+    assert not trainer.optimizers[0][0].state
+
+
+class Stream(PromptTrainer):
+    """Doubles a weight within `predict`, without a gradient."""
+
+    trains = False
+    stateful = True
+
+    def build_model(self, towers, classnames):
+        model = FrozenCLIP(towers, classnames, ["{}"])
+        model.layer = nn.Linear(towers.embed_dim, len(classnames), bias=False)
+        return model
+
+    def predict(self, batch):
+        features = self.towers.encode_image(batch["img"]).float()
+        before = self.model.layer(features)
+        self.model.layer.weight.mul_(2.0)
+        return self.model.layer(features) - 2 * before
+
+
+def test_mixed_precision_sees_what_a_stream_has_changed(trainer_of):
+    """Autocast keeps half-precision copies of weights, which would be those of before the change."""
+    TRAINER_REGISTRY.register(Stream)
+    trainer = trainer_of("Stream", **{"TRAINER.STREAM.PREC": "amp"})
+    assert trainer.logits_of(images(2)).abs().max() < 1e-3
 
 
 # ---- evaluated weights ----

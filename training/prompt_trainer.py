@@ -101,7 +101,7 @@ class PromptTrainer(Method, TrainerX):
         cfg, name = self.cfg, self.cfg.MODEL.BACKBONE.NAME
         self.ranks = Ranks.of_this_run()
         self.precision = Precision(self.node.get("PREC", "auto"), self.device, self.ranks,
-                                   keeps_casts=not (self.trains_towers or self.adapts))
+                                   keeps_casts=not (self.trains_towers or self.adapts or self.stateful))
         if self.precision.half and self.trains_towers:
             raise InputError(f"TRAINER.{type(self).__name__.upper()}.PREC fp16 keeps the towers in half precision, and "
                              f"{type(self).__name__} trains them; use amp")
@@ -279,9 +279,11 @@ class PromptTrainer(Method, TrainerX):
             tensors: what they belong to; default everything that is trained.
             optimizer: whose `step()` is made; default the method's.
         Raises:
+            InputError: it is one of the training, and this is an update at test time.
             NonFiniteError: a gradient is not finite.
         """
         tensors = self.trainables if tensors is None else list(tensors)
+        self._test_time.require_own(optimizer)
         self.watch.given(tensors)
         if not all_finite(gradients):
             raise NonFiniteError(f"a gradient is not finite {self.step_in_words()}; lower OPTIM.LR or use PREC fp32")

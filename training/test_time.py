@@ -89,17 +89,22 @@ class TestTime:
             if training:
                 trainer.set_model_mode("train")
 
+    def evaluated(self) -> dict[str, Tensor]:
+        """The method's `evaluated_weights`, {} without any. Raises InputError where they do not fit."""
+        with torch.no_grad():
+            weights = self.trainer.evaluated_weights() or {}
+        if weights:
+            require_evaluable(weights, self.trainer.trained_tensors(), type(self.trainer).__name__)
+        return weights
+
     @contextlib.contextmanager
     def _evaluated_weights(self) -> Iterator[None]:
         """Context in which `evaluated_weights` are in the place of the trained tensors of their names."""
-        trainer = self.trainer
-        with torch.no_grad():
-            weights = trainer.evaluated_weights()
+        weights = self.evaluated()
         if not weights:
             yield
             return
-        own = trainer.trained_tensors()
-        require_evaluable(weights, own, type(trainer).__name__)
+        own = self.trainer.trained_tensors()
         self._aside = [(own[name], own[name].detach().clone()) for name in weights]
         try:
             self._put((own[name], value) for name, value in weights.items())
@@ -123,6 +128,14 @@ class TestTime:
             self._take_optimizer(optimizer)
             for parameter, gradient in gradients:
                 parameter.grad = gradient
+
+    def require_own(self, optimizer: Any) -> None:
+        """Raise InputError where a method that learns of a test image takes an optimizer of its training, whose state
+        would go on from image to image and into the training."""
+        trainer = self.trainer
+        if self._start is not None and any(optimizer is known for known, _ in trainer.optimizers):
+            raise InputError(f"{type(trainer).__name__}.predict takes an optimizer of the training; an update at test "
+                             "time is made by that of build_test_optimizer, which apply_gradients takes by itself")
 
     def _put(self, values: Any) -> None:
         """Set each tensor of (tensor, value) pairs."""
@@ -236,11 +249,15 @@ class TestTime:
 
 
 class Snapshot:
-    """A copy of all that a method may change while it predicts: what is trained, the model's buffers, `extra_state` and
-    the scale of the loss."""
+    """A copy of all that a method may change while it predicts: the model's parameters, but for those of the CLIP that
+    are not trained, its buffers, what wants gradients, `extra_state` and the scale of the loss."""
 
     def __init__(self, trainer: PromptTrainer) -> None:
-        self.tensors = [(tensor, tensor.detach().clone()) for tensor in (*trainer.trainables, *trainer.model.buffers())]
+        parameters, of_clip = list(trainer.model.parameters()), set(map(id, trainer.towers.model.parameters()))
+        self.wanting = [(tensor, tensor.requires_grad) for tensor in parameters]
+        self.tensors = [(tensor, tensor.detach().clone()) for tensor in (
+            *trainer.trainables, *(p for p in parameters if not p.requires_grad and id(p) not in of_clip),
+            *trainer.model.buffers())]
         # A buffer, or a parameter, may also be replaced by another one.
         self.places: list[tuple[dict[str, Any], dict[str, Any]]] = [
             (held, dict(held)) for module in trainer.model.modules() for held in (module._buffers, module._parameters)]
@@ -252,6 +269,8 @@ class Snapshot:
         for held, before in self.places:
             held.clear()
             held.update(before)
+        for tensor, wants in self.wanting:
+            tensor.requires_grad_(wants)
         trainer.load_extra_state(copy.deepcopy(self.extra))  # which it may keep, and change
         with torch.no_grad():
             for tensor, value in self.tensors:
