@@ -440,6 +440,21 @@ def test_the_evaluated_weights_take_part_in_evaluations_only(run, tmp_path, monk
     assert not same_logits(tmp_path / "eval", tmp_path / "trained")
 
 
+def test_what_begins_with_a_finished_run_begins_with_its_average(run, tmp_path, clip_model):
+    run("PromptSRC", tmp_path / "a", "OPTIM.LR", 5.0, "TRAIN.CHECKPOINT_FREQ", 1)
+    path = tmp_path / "a" / "prompt_learner" / "model.pth.tar-2"
+    stored = checkpoint(tmp_path / "a")
+    assert not equal(stored["state_dict"], stored["extra"]["average"])
+    for method in ("PromptSRC", "IVLP"):
+        node = {"PROMPT_DEPTH_TEXT": 2, "PROMPT_DEPTH_VISION": 2, "N_CTX_TEXT": 4, "N_CTX_VISION": 4}
+        trainer = make_trainer(method, clip_model, NAMES, node, settings={"MODEL.INIT_WEIGHTS": str(path)})
+        assert equal(trainer.trained_state(), stored["extra"]["average"])
+    former(path)  # whose state_dict holds the average
+    trainer = make_trainer("PromptSRC", clip_model, NAMES, node, settings={"MODEL.INIT_WEIGHTS": str(path)})
+    assert equal(trainer.trained_state(), stored["extra"]["average"])
+    assert "evaluated" not in checkpoint(tmp_path / "a", "model.pth.tar-1")  # before the end there is none
+
+
 @pytest.mark.parametrize(("weights", "told"), [
     (lambda self: {"shfit": torch.zeros(64)}, "gives 'shfit', which is not trained; trained are shift"),
     (lambda self: {"mean": torch.zeros(64)}, "gives 'mean', which is not trained"),
@@ -528,6 +543,7 @@ def former(path):
     the prompts."""
     stored = torch.load(path, weights_only=True)
     extra = stored["extra"]
+    del stored["evaluated"]
     assert extra.pop("ended") and extra.pop("done") == extra["epochs"]
     extra["last"], stored["state_dict"] = stored["state_dict"], extra["average"]
     torch.save(stored, path)

@@ -205,6 +205,22 @@ def test_half_precision_and_patch_tokens_are_refused_in_one_line(clip_model, res
         make_trainer("Made", load_clip(resnet_file), NAMES, settings={"INPUT.SIZE": "(32, 32)"})
 
 
+def test_weights_to_begin_with_leave_what_is_not_trained(clip_model, tmp_path, capsys):
+    """Class features that were made of a frozen text tower would not follow it."""
+    source = made(clip_model, thaw=lambda self, clip: clip.requires_grad_(True))
+    changed = {name: 1.5 * tensor for name, tensor in source.trained_state().items()}
+    torch.save({"state_dict": changed, "epoch": 1}, tmp_path / "start.pth")
+    cls = type("Made", (Base,), {"thaw": lambda self, clip: clip.visual.requires_grad_(True)})
+    TRAINER_REGISTRY.register(cls, force=True)
+    trainer = make_trainer("Made", clip_model, NAMES, settings={"MODEL.INIT_WEIGHTS": str(tmp_path / "start.pth")})
+    model = trainer.model
+    torch.testing.assert_close(trainer.towers.encode_classnames(model.classnames, model.templates),
+                               model.frozen_text_features)
+    assert all(torch.equal(tensor, changed[name]) for name, tensor in trainer.trained_state().items())
+    printed = capsys.readouterr().out
+    assert "left out: clip.ln_final.bias" in printed and "clip.visual" not in printed.split("left out")[1]
+
+
 def test_batch_norm_of_a_trained_resnet_keeps_its_statistics(resnet_file):
     model = load_clip(resnet_file)
     cls = type("Made", (Base,), {"thaw": lambda self, clip: clip.visual.requires_grad_(True)})

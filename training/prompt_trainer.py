@@ -27,7 +27,7 @@ from training.gradient_watch import GradientWatch
 from training.method import Method
 from training.options import CLIP_GRAD_NORM, require_honoured
 from training.test_time import TestTime, require_predict
-from training.towers import build_towers, loaded_clip, modules_of, require_own_tensors
+from training.towers import build_towers, frozen_names, loaded_clip, modules_of, require_own_tensors
 from training.trained_tensors import FOLDER, TrainedTensors
 from training.without_data import DataManagerWithoutData
 
@@ -126,7 +126,7 @@ class PromptTrainer(Method, TrainerX):
             self.note(f"Note: DATASET.TEMPLATES changes nothing here: {type(self).__name__} has no frozen prompts that "
                       "are made of the dataset's template")
         if cfg.MODEL.INIT_WEIGHTS:
-            load_pretrained_weights(self.model, cfg.MODEL.INIT_WEIGHTS)
+            load_pretrained_weights(self.model, cfg.MODEL.INIT_WEIGHTS, frozen_names(self.model, self.towers))
             note_other_origin(self, cfg.MODEL.INIT_WEIGHTS)
         self.trainables = [p for p in self.model.parameters() if p.requires_grad]
         trained = self.trains and not self.predicts_only
@@ -182,8 +182,13 @@ class PromptTrainer(Method, TrainerX):
             super().load_model(directory, epoch)
 
     def training_position(self, epoch: int, step: int, val_result: float | None) -> State:
-        return {**super().training_position(epoch, step, val_result),
-                "best_epoch": self.best_epoch, "finished": epoch == self.max_epoch}
+        position = {**super().training_position(epoch, step, val_result),
+                    "best_epoch": self.best_epoch, "finished": epoch == self.max_epoch}
+        with self.ranks.no_sync():
+            evaluated = {} if step else self._test_time.evaluated()
+        if evaluated:  # for runs of any method that begin with them (INIT_WEIGHTS)
+            position["evaluated"] = {name: tensor.detach().cpu() for name, tensor in evaluated.items()}
+        return position
 
     def checkpoint_due(self, done: int) -> bool:
         return True  # of each epoch; `prune` removes it when it is old

@@ -49,6 +49,15 @@ def modules_of(clip_model: torch.nn.Module) -> Modules:
             for name, module in clip_model.named_modules()}
 
 
+def frozen_names(model: torch.nn.Module, towers: Towers) -> set[str]:
+    """The names, in a method's module, of the CLIP's tensors that are not trained. What `build_model` has computed of
+    them would not follow another value, and no checkpoint would hold it."""
+    tensors = [*towers.model.parameters(), *towers.model.buffers()]
+    frozen = {id(tensor) for tensor in tensors if not tensor.requires_grad}
+    return {name for named in (model.named_parameters(), model.named_buffers())
+            for name, tensor in named if id(tensor) in frozen}
+
+
 def require_own_tensors(trainer: PromptTrainer, modules: Modules) -> None:
     """Raise InputError where a method would train the CLIP of all runs, or a copy of it in part only.
 

@@ -211,15 +211,19 @@ def refusing(path, words="{path}: {error}"):
         raise does_not_fit(path, error) from None
 
 
-def load_pretrained_weights(model, weight_path):
-    """Copy the tensors of a checkpoint whose name and shape fit into `model`; the others are listed."""
+def load_pretrained_weights(model, weight_path, but=()):
+    """Copy the tensors of a checkpoint whose name and shape fit into `model`, those that its method evaluates in the
+    place of the trained ones; the others are listed. `but`: names of tensors that stay as they are."""
     checkpoint = load_checkpoint(weight_path)
     state_dict = checkpoint.get("state_dict", checkpoint)
     if not isinstance(state_dict, dict):
         raise InputError(f"{weight_path}: its state_dict does not hold named tensors")
+    if "state_dict" in checkpoint:
+        state_dict = {**state_dict, **checkpoint.get("evaluated", {})}
     state_dict = {str(k).removeprefix("module."): v for k, v in state_dict.items()}
     own = model.state_dict()
-    matched = {k: v for k, v in state_dict.items() if k in own and torch.is_tensor(v) and own[k].shape == v.shape}
+    matched = {k: v for k, v in state_dict.items()
+               if k in own and k not in but and torch.is_tensor(v) and own[k].shape == v.shape}
     if not matched:
         raise InputError(f"no tensor of {weight_path} fits the model (its tensors: {', '.join(list(own)[:4])} ...)")
     for name, tensor in matched.items():

@@ -52,6 +52,7 @@ class Checkpoint(TypedDict, total=False):
     threads: Positive
     activation_bytes: Positive
     extra: dict[str, Any]
+    evaluated: dict[str, Any]
     best_result: Annotated[StrictFloat, Field(lt=math.inf)]  # which NaN is not, either; -inf before the first
     best_epoch: Count
     budget: dict[str, Count | None] | None
