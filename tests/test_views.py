@@ -326,6 +326,11 @@ def test_what_a_method_learns_lasts_for_a_stream_and_no_longer(method, tmp_path,
     next(stream)
     stream.close()  # one that is not asked for the rest
     assert torch.equal(found(), first)
+    stream = run.predict_stream(files, top=6)
+    begun = next(stream)
+    assert torch.equal(found(), first)  # another one beside it
+    both = [begun, *stream]
+    assert torch.equal(torch.tensor([[p for _, p in prediction.top] for prediction in both]), first)
     torch.testing.assert_close(found(batch_size=1), first)
     assert (torch.tensor([run.predict([file], top=6)[0].top[0][1] for file in files[5:]]) < first[5:, 0]).all()
 

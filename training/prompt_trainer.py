@@ -256,6 +256,11 @@ class PromptTrainer(Method, TrainerX):
         what a `stateful` method learns of test images lasts until it ends."""
         return self._test_time.predicting()
 
+    @property
+    def in_stream(self) -> bool:
+        """Whether predictions go on in which the method keeps what it learns, so that no others may come between."""
+        return self.stateful and self._test_time.open
+
     def logits_of(self, batch: Batch) -> Tensor:
         """Logits (B, n_cls) float32 of a batch of test images, as every evaluation gives them, by `predict`: see
         `training.test_time.TestTime.logits_of`."""

@@ -30,6 +30,7 @@ class TestTime:
 
     Attributes:
         files: the images that `predict` is shown at the moment; None outside of it.
+        open: whether a context is entered.
     """
 
     __test__ = False  # its name is not that of a test
@@ -37,7 +38,7 @@ class TestTime:
     def __init__(self, trainer: PromptTrainer) -> None:
         self._trainer = weakref.ref(trainer)  # it holds this: a circle would keep the memory of a run that is over
         self.files: list[str] | None = None
-        self._open = False
+        self.open = False
         self._aside: list[tuple[Tensor, Tensor]] = []  # (parameter, its trained value) where another one is in place
         self._start: Snapshot | None = None  # of the start of a context in which the method may learn
 
@@ -65,12 +66,12 @@ class TestTime:
         nothing.
 
         Raises InputError where `evaluated_weights` do not fit."""
-        if self._open:
+        if self.open:
             yield
             return
         with contextlib.ExitStack() as stack:
-            self._open = True
-            stack.callback(setattr, self, "_open", False)
+            self.open = True
+            stack.callback(setattr, self, "open", False)
             stack.enter_context(self._in_evaluation())
             stack.enter_context(self._evaluated_weights())
             if self.learns:

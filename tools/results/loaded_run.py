@@ -187,7 +187,8 @@ class LoadedRun:
             raise InputError(f"a picture cannot be classified: {error}") from None
 
     def trainer_for(self, classes):
-        """The run's PromptTrainer for these classes, with what was trained. The last one made is kept.
+        """The run's PromptTrainer for these classes, with what was trained. The last one made is kept, unless a stream
+        goes on in it, which would mix with another one.
 
         The run's own classes may have a name twice; names that are given may not."""
         own = self._own_classes is not None and classes == self._own_classes
@@ -196,7 +197,7 @@ class LoadedRun:
                              "give at least two --classes")
         if not own:
             require_choice(classes)
-        if self.built_for != classes:
+        if self.built is None or self.built_for != classes or self.built.in_stream:
             trainer = self._build(classes)
             trainer.load_model(self.folder, epoch=self.epoch)
             trainer.set_model_mode("eval")
