@@ -1,4 +1,4 @@
-"""The conformance suite finds what it is there for: each broken trainer fails the check meant for it and no other."""
+"""The conformance suite finds what it is there for: each broken trainer fails the check meant for it."""
 import shutil
 import subprocess
 import sys
