@@ -40,7 +40,7 @@ def evaluation_step(ours):
 
     def step():
         with torch.no_grad(), ours.trainer.ranks.no_sync():
-            all_gather(ours.trainer.model_inference(ours.batch["img"][share]))
+            all_gather(ours.trainer.logits_of({"img": ours.batch["img"][share]}))
 
     ours.trainer.set_model_mode("eval")
     return step

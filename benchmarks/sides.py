@@ -103,7 +103,7 @@ class Ours:
     def evaluate(self):
         if self.trainer.model.training:
             self.new_evaluation()
-        return self.trainer.model_inference(self.batch["img"])
+        return self.trainer.logits_of(self.batch)
 
 
 def without_data(cls, classnames):

@@ -125,6 +125,16 @@ def test_runs_that_differ_are_refused(tmp_path, changed, parts, capsys):
     assert [part for part in [*parts, str(other)] if part not in said.err] == [], said.err
 
 
+def test_runs_whose_answers_depend_on_the_test_batch_must_have_batches_of_one_size(tmp_path):
+    for seed, size in ((1, 100), (2, 50)):
+        folder = write_run(tmp_path, base2new("A", seed=seed), share(50), train=str(seed))
+        results = json.loads((folder / "results.json").read_text())
+        kinds = {"adapts": False, "stateful": False, "transductive": True, "views": 0, "batch_size": size}
+        (folder / "results.json").write_text(json.dumps({**results, "test_time": kinds}))
+    with pytest.raises(InputError, match="A: images per test batch, on which its answers depend: 100 in .*, 50 in "):
+        report.main([str(tmp_path)])
+
+
 def test_runs_of_other_shots_are_told_apart_by_a_flag(tmp_path):
     write_run(tmp_path, base2new("A"), share(50))
     write_run(tmp_path, base2new("A", shots=4), share(40), train="c")

@@ -126,15 +126,15 @@ def test_an_interrupted_run_ends_in_the_same_prompts(method, run, tmp_path, monk
 # ---- PromptSRC ----
 def test_the_average_ends_near_the_epoch_its_gaussian_names(run, tmp_path):
     """A narrow Gaussian around one epoch deploys that epoch's prompts."""
-    run("PromptSRC", tmp_path, "OPTIM.MAX_EPOCH", 4, "TRAIN.CHECKPOINT_FREQ", 1, "TRAINER.PROMPTSRC.GPA_MEAN", 2,
-        "TRAINER.PROMPTSRC.GPA_STD", 0.1)
+    narrow = ("TRAINER.PROMPTSRC.GPA_MEAN", 2, "TRAINER.PROMPTSRC.GPA_STD", 0.1)
+    run("PromptSRC", tmp_path, "OPTIM.MAX_EPOCH", 4, "TRAIN.CHECKPOINT_FREQ", 1, *narrow)
     second, third, trained = (checkpoint(tmp_path, epoch)["state_dict"] for epoch in (2, 3, 4))
     last = checkpoint(tmp_path, 4)["extra"]["average"]
     assert last.keys() == trained.keys()
     for name in last:
         torch.testing.assert_close(last[name], second[name])
         assert not torch.allclose(last[name], third[name]) and not torch.allclose(last[name], trained[name])
-    words = ("--eval-only", "--model-dir", tmp_path, "TEST.SAVE_LOGITS", True)
+    words = ("--eval-only", "--model-dir", tmp_path, "TEST.SAVE_LOGITS", True, *narrow)
     run("PromptSRC", tmp_path / "4", *words)
     run("PromptSRC", tmp_path / "2", *words, "--load-epoch", 2)
     with np.load(tmp_path / "4" / "logits.npz") as end, np.load(tmp_path / "2" / "logits.npz") as in_training:

@@ -10,7 +10,8 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import InputError
 from datasets import shapes
 
-from .subject import PART_SIZES, FilesOpened, Subject
+from .recorded import FilesOpened
+from .subject import PART_SIZES, Subject
 
 
 @functools.cache  # once: what a plugin registers is new only the first time

@@ -13,23 +13,18 @@ from datasets import shapes
 from prompting import PromptingError
 from prompting.text import readable
 
-from .subject import logits, tensors_in
+from .pictures import drawn, logits, split
+from .states import differing, tensors_in
+from .subject import EPOCHS
 
 # A bfloat16 has 8 significant bits: one rounding is off by up to 0.4 %. Our trainers come out between 0.3 and 0.9 %.
 AMP_TOLERANCE = 0.03  # of the standard deviation of the logits
 ROUNDING = 1e-3  # of float32 where sums are taken in another order; logits are of the order of 10
-EXTRA_SHARE = 0.05  # of the CLIP without its vocabulary: what a checkpoint may hold besides what is trained
 
 
-def same(first, second):
-    """Bitwise the same tensors under the same names."""
-    return set(first) == set(second) and all(torch.equal(first[name], second[name]) for name in first)
-
-
-def differing(first, second):
-    """Names of the tensors that differ, for a failure's message."""
-    return sorted(name for name in {*first, *second} if name not in first or name not in second
-                  or not torch.equal(first[name], second[name]))
+def listed(names):
+    """Some names, for a failure's message."""
+    return ", ".join(names[:5]) + (f", ... ({len(names)} in all)" if names[5:] else "")
 
 
 def numbers_of(summaries):
@@ -44,13 +39,29 @@ def test_the_loss_falls(subject):
                             "after it")
 
 
+def test_training_changes_what_the_method_says(subject):
+    """Every tensor that wants a gradient, and no other of the method's module."""
+    subject.need(subject.trains, "training-free")
+    (start, wanted), end = subject.plain.start, subject.plain.before_test
+    still = sorted(name for name in wanted if name in end and torch.equal(start[name].cpu(), end[name].cpu()))
+    assert not still, f"training has not changed {listed(still)}, which want gradients: the method says it trains them"
+    if subject.native:
+        kept = [value for name, value in end.items() if name.startswith("extra_state") and torch.is_tensor(value)]
+        moved = [name for name in differing({name: start[name] for name in start if name not in wanted},
+                                            {name: end[name] for name in start if name not in wanted and name in end})
+                 if not any(torch.equal(end[name].cpu(), tensor) for tensor in kept)]
+        assert not moved, (f"training changed {listed(moved)}, which want no gradient and are not in extra_state: no "
+                           "checkpoint has them")
+
+
 def test_frozen_weights_stay_frozen(subject):
-    changed, clip = subject.plain.changed, subject.plain.clip
-    assert not changed, f"training changed {', '.join(changed[:5])}"
-    if clip is not None:
-        thawed = [name for name, parameter in clip.named_parameters() if parameter.requires_grad]
-        assert not thawed, f"tensors of the shared CLIP want gradients: {', '.join(thawed[:5])}"
-        assert not clip.training, "the shared CLIP was put into training mode"
+    run = subject.plain
+    assert not run.changed, f"the run changed {listed(run.changed)}"
+    assert not run.rebuilt, f"modules of the shared CLIP were replaced, parametrised or hooked: {listed(run.rebuilt)}"
+    if run.clip is not None:
+        thawed = [name for name, parameter in run.clip.named_parameters() if parameter.requires_grad]
+        assert not thawed, f"tensors of the shared CLIP want gradients: {listed(thawed)}"
+        assert not run.clip.training, "the shared CLIP was put into training mode"
 
 
 def test_the_checkpoint_holds_only_what_is_trained(subject):
@@ -58,8 +69,8 @@ def test_the_checkpoint_holds_only_what_is_trained(subject):
     subject.need(subject.trains, "training-free, writes no checkpoint")
     run = subject.plain
     state = torch.load(run.folder / "prompt_learner" / f"model.pth.tar-{len(run.epochs)}", weights_only=True)
-    trained = {name: p.detach() for name, p in run.trainer.model.named_parameters() if p.requires_grad}
-    assert not (wrong := differing(state["state_dict"], trained)), f"not what was trained: {', '.join(wrong[:5])}"
+    trained = {name.partition(".")[2]: run.before_test[name] for name in run.start[1]}
+    assert not (wrong := differing(state["state_dict"], trained)), f"not what was trained: {listed(wrong)}"
 
     clip = [tensor for name, tensor in run.clip.state_dict().items() if name != "token_embedding.weight"]
     rest = dict(tensors_in({key: value for key, value in state.items() if key != "state_dict"}))
@@ -68,7 +79,9 @@ def test_the_checkpoint_holds_only_what_is_trained(subject):
         assert not copied, f"{name} of the checkpoint is a tensor of the CLIP"
     extra, limit = (sum(t.numel() for t in tensors) for tensors in
                     ((t for name, t in rest.items() if name.startswith("extra")), clip))
-    assert extra <= EXTRA_SHARE * limit, f"extra_state holds {extra:,} numbers; the CLIP's towers have {limit:,}"
+    share = subject.says("extra_state_share")
+    assert extra <= share * limit, (f"extra_state holds {extra:,} numbers; the CLIP's towers have {limit:,}, and "
+                                    f"extra_state_share allows {share:.0%} of them")
 
 
 def test_the_checkpoint_gives_the_same_logits(subject):
@@ -77,7 +90,7 @@ def test_the_checkpoint_gives_the_same_logits(subject):
     assert files, "no checkpoint was written"
     for file in files:
         torch.load(file, weights_only=True)
-    first, second = (logits(run.trainer, subject.test_images) for run in (subject.plain, subject.reloaded))
+    first, second = (logits(run.trainer, subject.test_batch) for run in (subject.plain, subject.reloaded))
     assert torch.equal(first, second), f"the logits differ by up to {(first - second).abs().max():.3g}"
 
 
@@ -97,36 +110,37 @@ def test_new_classes(subject):
     for classes, names in (("new", shapes.CLASSNAMES[20:]), ("all", shapes.CLASSNAMES)):
         run = evaluate(classes)
         assert run.trainer.dm.dataset.classnames == list(names)
-        values = logits(run.trainer, subject.test_images)
-        assert values.shape == (len(subject.test_images), len(names)) and values.isfinite().all()
+        values = logits(run.trainer, subject.test_batch)
+        assert values.shape == (len(subject.test_numbers), len(names)) and values.isfinite().all()
         assert 0 <= run.results["metrics"]["test"]["accuracy"] <= 100
 
 
 def test_the_same_seed_gives_the_same_result(subject):
-    again = subject.run("again", stop_epoch=1)
+    again = subject.run("again", stop_epoch=1, tests=False)
     if subject.trains:
         first, second = subject.plain.epochs[0], again.epochs[0]
-        assert same(first, second), f"after one epoch these differ: {', '.join(differing(first, second)[:5])}"
+        assert not (wrong := differing(first, second)), f"after one epoch these differ: {listed(wrong)}"
     else:
-        first, second = (logits(run.trainer, subject.test_images) for run in (subject.plain, again))
+        first, second = (logits(run.trainer, drawn(run.trainer.test_loader, subject.test_numbers))
+                         for run in (subject.plain, again))
         assert torch.equal(first, second), "the logits differ"
 
 
 def test_another_seed_gives_another_result(subject):
     drawn = subject.plain.files["train"] & {item.impath for item in subject.plain.trainer.dm.dataset.train_x}
     subject.need(subject.trains or drawn, "neither trains nor reads training images: nothing is random")
-    other = subject.run("other", seed=2, stop_epoch=1)
+    other = subject.run("other", seed=2, stop_epoch=1, tests=False)
     if subject.trains:
-        assert not same(subject.plain.epochs[0], other.epochs[0]), "seeds 1 and 2 gave the same tensors"
+        assert differing(subject.plain.epochs[0], other.epochs[0]), "seeds 1 and 2 gave the same tensors"
     else:
-        first, second = (logits(run.trainer, subject.test_images) for run in (subject.plain, other))
+        first, second = (logits(run.trainer, subject.test_batch) for run in (subject.plain, other))
         assert not torch.equal(first, second), "seeds 1 and 2 gave the same logits"
 
 
 def test_workers_change_nothing(subject):
     run = subject.go_on("workers", "DATALOADER.NUM_WORKERS", 2)
-    first, second = subject.resumed.trained, run.trained
-    assert same(first, second), f"with two loader workers these differ: {', '.join(differing(first, second)[:5])}"
+    for first, second in ((subject.resumed.trained, run.trained), (subject.resumed.answers, run.answers)):
+        assert not (wrong := differing(first, second)), f"with two loader workers these differ: {listed(wrong)}"
     assert run.results["metrics"] == subject.resumed.results["metrics"]
 
 
@@ -145,50 +159,82 @@ def test_the_smallest_batch(subject):
 
 
 def test_an_odd_last_batch(subject):
-    """A training batch that is not full and of an odd size; a test batch of one image after full ones."""
-    if subject.trains:
-        odd = max(7, subject.min_batch | 1)
-        batch = ["DATALOADER.TRAIN_X.BATCH_SIZE", max(24, subject.min_batch)]  # of 20 images
-        run = subject.run("odd", options=["DATASET.NUM_SHOTS", 1, *batch], stop_epoch=2, cut=odd)
-        assert len(run.summaries) == 2 and all(math.isfinite(number) for number in numbers_of(run.summaries))
-        assert all(tensor.isfinite().all() for tensor in run.trained.values())
-    images = subject.test_images[:9]
-    whole = logits(subject.plain.trainer, images)
-    for pieces in ((8, 1), (1, 7, 1)):
-        parts = torch.cat([logits(subject.plain.trainer, part) for part in images.split(pieces)])
-        torch.testing.assert_close(parts, whole, rtol=ROUNDING, atol=ROUNDING)
+    """A training batch that is not full and of an odd size."""
+    subject.need(subject.trains, "training-free")
+    odd = max(7, subject.min_batch | 1)
+    batch = ["DATALOADER.TRAIN_X.BATCH_SIZE", max(24, subject.min_batch)]  # of 20 images
+    run = subject.run("odd", options=["DATASET.NUM_SHOTS", 1, *batch], stop_epoch=2, cut=odd)
+    assert len(run.summaries) == 2 and all(math.isfinite(number) for number in numbers_of(run.summaries))
+    assert all(tensor.isfinite().all() for tensor in run.trained.values())
 
 
 def test_amp_agrees_with_fp32(subject):
     precision = subject.precision("amp")
     subject.need(precision, "has no PREC of this project's")
-    # From an epoch after the warm-up on: before, a difference from the frozen CLIP that a loss is made of can be below
+    # The last epoch only: during the warm-up, a difference from the frozen CLIP that a loss is made of can be below
     # what half precision tells apart, and its gradient's direction be anything.
-    run = subject.go_on("amp", *precision, epoch=2)
+    run = subject.go_on("amp", *precision, epoch=EPOCHS - 1, tests=False)
     assert run.trainer.precision.name == "amp"
     assert all(p.dtype == torch.float32 for p in run.trainer.trainables), "what is trained must be float32"
-    full, half = (logits(r.trainer, subject.test_images) for r in (subject.resumed, run))
+    full, half = (logits(r.trainer, subject.test_batch) for r in (subject.resumed, run))
     off = ((half - full).square().mean().sqrt() / full.std()).item()
     assert off < AMP_TOLERANCE, f"the logits in mixed precision are off by {off:.1%} of their standard deviation"
 
 
 def test_evaluation_is_repeatable_and_without_gradients(subject):
+    """Gradients are off unless the method `adapts`; the logits want none in any case."""
     run = subject.plain
     assert run.evaluations, "`test` evaluated no model"
     for gradients, training, tracked in run.evaluations:
-        assert not training, f"in training mode while testing: {', '.join(training[:5])}"
-        assert not gradients, "gradients were on while testing"
+        assert not training, f"in training mode while testing: {listed(training)}"
+        assert not gradients or subject.says("adapts"), "gradients were on while testing, and the method does not adapt"
         assert not tracked, "the logits want gradients while testing"
-    first, second = (logits(run.trainer, subject.test_images, seed) for seed in (1, 2))
+    first, second = (logits(run.trainer, subject.test_batch, seed=seed) for seed in (1, 2))
     assert torch.equal(first, second), f"two evaluations differ by up to {(first - second).abs().max():.3g}"
+
+
+def test_an_evaluation_leaves_all_as_it_was(subject):
+    """Trained tensors, buffers, what wants gradients, extra_state, optimizers and the loss scale."""
+    assert not subject.plain.moved, f"an evaluation changed {listed(subject.plain.moved)}"
+
+
+def test_the_order_of_test_images_changes_nothing(subject):
+    """Nothing of a test image reaches another one, in whatever order they come."""
+    subject.need(not subject.says("stateful"), "stateful: what it learns of an image stays for those after it")
+    loader, pieces = subject.plain.trainer.test_loader, (subject.test_numbers[:5], subject.test_numbers[5:9])
+    first = logits(subject.plain.trainer, *(drawn(loader, piece) for piece in pieces))
+    second = logits(subject.plain.trainer, *(drawn(loader, piece[::-1]) for piece in pieces[::-1])).flip(0)
+    torch.testing.assert_close(second, first, rtol=ROUNDING, atol=ROUNDING, msg=lambda text: (
+        f"the same test images in reverse order have other logits; the method is not `stateful`\n{text}"))
+
+
+def test_the_test_batch_changes_nothing(subject):
+    """The logits of an image do not depend on which images it is evaluated with, one that is alone included."""
+    subject.need(not subject.says("transductive"), "transductive: the answer depends on the images of a test batch")
+    batch = split(subject.test_batch, (9,))
+    whole = logits(subject.plain.trainer, *batch)
+    for sizes in ((8, 1), (1, 7, 1)):
+        parts = logits(subject.plain.trainer, *split(subject.test_batch, sizes))
+        torch.testing.assert_close(parts, whole, rtol=ROUNDING, atol=ROUNDING, msg=lambda text, sizes=sizes: (
+            f"nine test images have other logits in batches of {sizes}; the method is not `transductive`\n{text}"))
+
+
+def test_what_is_evaluated_is_what_the_method_says(subject):
+    """The test's logits are those of the trained tensors, with `evaluated_weights` in the places of some of them."""
+    subject.need(subject.native, "a Dassl trainer does not say what is evaluated")
+    subject.need(subject.trains, "training-free")
+    by_hand = subject.answers_by_hand()
+    wrong = differing(by_hand, subject.plain.answers)
+    assert not wrong, (f"the logits of {len(wrong)} of {len(by_hand)} test images are not those of the trained tensors "
+                       "with `evaluated_weights` put in their places")
 
 
 def test_a_resumed_run_ends_the_same(subject):
     subject.need(subject.trains, "training-free")
     run = subject.resumed
     assert len(run.epochs) == len(subject.plain.epochs) - 1, "the run did not go on after its first epoch"
-    first, second = subject.plain.trained, run.trained
-    assert same(first, second), f"these differ from the undisturbed run's: {', '.join(differing(first, second)[:5])}"
+    for first, second in ((subject.plain.trained, run.trained), (subject.plain.answers, run.answers)):
+        assert not (wrong := differing(first, second)), f"these differ from the undisturbed run's: {listed(wrong)}"
     assert run.results["metrics"] == subject.plain.results["metrics"]
 
 

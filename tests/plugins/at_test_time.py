@@ -51,7 +51,7 @@ class Entropy(OnShifted):
             return self.model_inference(batch["img"])
 
     def build_test_optimizer(self):
-        return torch.optim.SGD(self.trainables, lr=0.1 / self.factor, momentum=0.9)
+        return torch.optim.SGD(self.trainables, lr=0.03 / self.factor, momentum=0.9)
 
 
 @TRAINER_REGISTRY.register()

@@ -244,7 +244,8 @@ class Comparable:
 
     Within a protocol all runs must have one backbone, known by the digest of its weights where that was kept, and one
     number of shots, unless it shows several (`several_shots`). Runs that are tested on the same part of a dataset must
-    have the same test images, and those of one seed the same training images.
+    have the same test images, and those of one seed the same training images. Runs of a transductive method must have
+    test batches of one size.
     """
 
     def __init__(self):
@@ -276,6 +277,8 @@ def _in_common(place, results):
     if not protocol_named(place.protocol).several_shots:
         shots = results["config"].get("DATASET", {}).get("NUM_SHOTS")
         yield f"{place.protocol}: number of shots", shots, "--shots"
+    if size := (results.get("test_time") or {}).get("batch_size"):
+        yield f"{place.trainer}: images per test batch, on which its answers depend", size, ""
     what = f"{place.protocol} on {place.dataset}" + ("" if place.part == "all" else f", {place.part}")
     yield f"{what}: digest of the test images", digest(results, "test"), ""
     shots = f", {place.shots} shots" if place.shots is not None else ""

@@ -1,0 +1,42 @@
+"""A learned context whose classes are compared with the patches of an image, too.
+
+Learned: context vectors in front of the class names. The logit of a class is the mean of two: that of the class token,
+and that of the patches, each weighted by how well it fits the class (softmax over the patches).
+"""
+from yacs.config import CfgNode as CN
+
+from dassl.engine import TRAINER_REGISTRY
+from prompting.class_prompts import ClassPrompts
+from prompting.model import Prompt, PromptedCLIP
+from training import PromptTrainer
+
+
+class PatchCLIP(PromptedCLIP):
+    def __init__(self, towers, classnames, ctx):
+        super().__init__(towers)
+        self.prompt_learner = Prompt(ctx)
+        self.class_prompts = ClassPrompts(towers.text, classnames, len(ctx))
+
+    def encode_classes(self):
+        return self.towers.text.encode(self.class_prompts(self.prompt_learner.ctx))[0]
+
+    def forward(self, images):
+        tokens = self.towers.encode_image_tokens(images)  # (B, 1 + patches, E)
+        logits = self.logits(tokens, self.class_features())  # (B, 1 + patches, n_cls)
+        whole, patches = logits[:, 0], logits[:, 1:]
+        return (whole + (patches.softmax(dim=1) * patches).sum(dim=1)) / 2
+
+
+@TRAINER_REGISTRY.register()
+class PatchAttention(PromptTrainer):
+    image_tokens = True
+
+    @staticmethod
+    def extend_cfg(cfg):
+        cfg.TRAINER.PATCHATTENTION = CN()
+        cfg.TRAINER.PATCHATTENTION.CTX_INIT = "a photo of a"  # words to start from
+        cfg.TRAINER.PATCHATTENTION.N_CTX = 4  # how many vectors they are
+        cfg.TRAINER.PATCHATTENTION.PREC = "auto"  # fp32, amp, fp16 or auto
+
+    def build_model(self, towers, classnames):
+        return PatchCLIP(towers, classnames, self.initial_context(towers))
