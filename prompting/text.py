@@ -315,8 +315,9 @@ class TextTower:
         """Plain sentences -> (len(texts), E) float32, not normalised; with gradients where the tower is trained.
 
         Raises PromptingError for a sentence longer than CLIP's context."""
-        features = []
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trained):
+        features, learns = [], torch.is_grad_enabled() and self.trained
+        chunk = len(texts) if learns else chunk  # what is kept for the backward pass has its own limit
+        with torch.set_grad_enabled(learns):
             for start in range(0, len(texts), chunk):
                 tokens = self.tokenize(texts[start:start + chunk])
                 eot = tokens.argmax(dim=1)

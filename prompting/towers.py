@@ -114,6 +114,10 @@ class Towers:
             classnames: the names as they stand in the prompts (`readable` takes "_" out).
             templates: prompts with {} for the name.
         """
+        if self.text.trained:  # in one pass, whose memory is then looked after as a whole
+            texts = [fill(template, name) for template in templates for name in classnames]
+            features = normalize(self.text.encode_texts(texts)).view(len(templates), len(classnames), -1)
+            return normalize(features.mean(dim=0))
         total = torch.zeros(len(classnames), self.embed_dim, device=self.text.device)
         for template in templates:
             total = total + normalize(self.text.encode_texts([fill(template, name) for name in classnames]))

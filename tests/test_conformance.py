@@ -30,10 +30,13 @@ FAILS = {
     "KnowsOneSeed": ["test_another_seed_gives_another_result"],
     "SavesTheCLIP": ["test_the_checkpoint_holds_only_what_is_trained"],
     "SavesTheCLIPInHalf": ["test_the_checkpoint_holds_only_what_is_trained"],
-    "DropsOutInEvaluation": ["test_evaluation_is_repeatable_and_without_gradients"],
-    # Draws of a test are a function of the images of its batch, so dropout repeats itself for the same batch only.
-    "DropsOutWithoutAsking": ["test_the_order_of_test_images_changes_nothing", "test_the_test_batch_changes_nothing"],
-    "LearnsNothing": ["test_the_loss_falls", NOTHING_ELSE],
+    # Each evaluation draws other noise, and that of a module in training each batch: no logits are those of another.
+    "DropsOutInEvaluation": ["test_evaluation_is_repeatable_and_without_gradients",
+                             "test_the_order_of_test_images_changes_nothing", "test_the_test_batch_changes_nothing",
+                             "test_what_is_evaluated_is_what_the_method_says"],
+    "DropsOutWithoutAsking": ["test_evaluation_is_repeatable_and_without_gradients",
+                              "test_what_is_evaluated_is_what_the_method_says"],
+    "ClimbsItsLoss": ["test_the_loss_falls"],
     "ForgetsItsCalibration": ["test_the_checkpoint_gives_the_same_logits"],
     "DoesNotSayItIsClassBound": ["test_new_classes"],
     "LooksAtTheWholeBatch": ["test_the_test_batch_changes_nothing"],

@@ -13,7 +13,7 @@ NAMED = 8  # tensors that the message names
 
 
 class GradientWatch:
-    """Watches the trained tensors for the first step, or the first epoch.
+    """Watches the trained tensors for the first step, or the first whole epoch.
 
     A tensor counts as reached when autograd computes a gradient for it, by whatever call; or when an update has one for
     it (`given`) that the trainer was not asked for (`asked`), which gives zeros for what a loss does not depend on.
@@ -25,6 +25,7 @@ class GradientWatch:
     def __init__(self, method: str) -> None:
         self.method = method
         self.over = False
+        self._whole = False  # whether the epoch was watched from its first batch on
         self._names: dict[int, str] = {}  # {id of a tensor: its name}
         self._reached: set[str] = set()
         self._asked: set[str] = set()
@@ -55,6 +56,17 @@ class GradientWatch:
 
     def _known(self, tensors: Iterable[Tensor]) -> set[str]:
         return {self._names[id(tensor)] for tensor in tensors if id(tensor) in self._names} if self._names else set()
+
+    def step_made(self, batch: int, batches: int, in_turns: bool) -> None:
+        """Note the end of step `batch` (from 0) of the `batches` of an epoch. Raises as `require_all`, after the first
+        step or, where tensors are trained in turns, at the end of the first epoch that was watched as a whole: of the
+        epoch in which a run goes on only some steps are left."""
+        if not in_turns:
+            self.require_all("in the first step")
+            return
+        self._whole = self._whole or batch == 0
+        if self._whole and batch + 1 == batches:
+            self.require_all("in the first epoch")
 
     def require_all(self, when: str) -> None:
         """End the watch. Raises InputError, which names them, where tensors were not reached.

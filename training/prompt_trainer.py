@@ -213,8 +213,7 @@ class PromptTrainer(Method, TrainerX):
             with self.precision.autocast():
                 summary = self.training_step(batch)
             require_honoured(self.cfg, self.honoured, type(self).__name__)
-            if not self.trains_in_turns or self.batch_idx + 1 == self.num_batches:
-                self.watch.require_all("in the first epoch" if self.trains_in_turns else "in the first step")
+            self.watch.step_made(self.batch_idx, self.num_batches, self.trains_in_turns)
         except GradientOverflow:
             summary = {"overflow": 1}
         if self.batch_idx + 1 == self.num_batches:
@@ -289,11 +288,15 @@ class PromptTrainer(Method, TrainerX):
         for tensor, gradient in zip(tensors, self.clipped(gradients)):
             tensor.grad = gradient
         (optimizer or self.optim).step()
-        torch.clear_autocast_cache()  # which holds half-precision copies of what has just changed
-        self.forget_class_features()
+        self._weights_changed()
         self.precision.good_step()
         for tensor in tensors:
             tensor.grad = None
+
+    def _weights_changed(self) -> None:
+        """Drop what was computed from the tensors that an update has just changed."""
+        torch.clear_autocast_cache()  # which holds half-precision copies of them
+        self.forget_class_features()
 
     def clipped(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
         """Gradients of tensors that are updated together, scaled to a common length of OPTIM.CLIP_GRAD_NORM at most."""
@@ -311,7 +314,7 @@ class PromptTrainer(Method, TrainerX):
         for tensor, gradient in zip(tensors, self.clipped([t.grad for t in tensors if t.grad is not None])):
             tensor.grad = gradient
         super().model_update(names)
-        self.forget_class_features()
+        self._weights_changed()
 
     def model_backward(self, loss):
         """For methods that are written with `loss.backward()`: what it leaves is the mean over the ranks."""

@@ -40,12 +40,16 @@ def build_towers(clip_model: Any, cfg: Any, device: torch.device, precision: Pre
     return towers
 
 
-def modules_of(clip_model: torch.nn.Module) -> dict[str, tuple[int, type]]:
-    """{name: which module it is, and its class, another one where it is parametrised}."""
-    return {name: (id(module), type(module)) for name, module in clip_model.named_modules()}
+Modules = dict[str, tuple[int, type, int]]
 
 
-def require_own_tensors(trainer: PromptTrainer, modules: dict[str, tuple[int, type]]) -> None:
+def modules_of(clip_model: torch.nn.Module) -> Modules:
+    """{name: (which module it is, its class, which is another one where it is parametrised, its number of hooks)}."""
+    return {name: (id(module), type(module), len(module._forward_hooks) + len(module._forward_pre_hooks))
+            for name, module in clip_model.named_modules()}
+
+
+def require_own_tensors(trainer: PromptTrainer, modules: Modules) -> None:
     """Raise InputError where a method would train the CLIP of all runs, or a copy of it in part only.
 
     modules: `modules_of` the trainer's towers before its model was built."""

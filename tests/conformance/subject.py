@@ -243,27 +243,24 @@ class Subject:
 
     # ---- weights that are put in place by hand ----
     def answers_by_hand(self):
-        """({image path: logits} of the test part, names that are no trained tensor's): as the plain run's test must
-        give them if what is evaluated is what the method says.
+        """{image path: logits} of the test part, as the plain run's test must give them if what is evaluated is what
+        the method says.
 
         The tensors that were trained when the test began are put in their places, then those of `evaluated_weights`;
         the trainer itself knows of none. Afterwards all is as it was."""
         run, (key, model) = self.plain, next(iter(self.plain.trainer._models.items()))
         trainer, own = run.trainer, {name: p for name, p in model.named_parameters() if p.requires_grad}
         kept = {name: parameter.detach().clone() for name, parameter in own.items()}
-        answers = {}
         with torch.no_grad():
             try:
                 put(own, {name: run.before_test[f"{key}.{name}"] for name in own})
-                weights = trainer.evaluated_weights() or {}
-                put(own, {name: tensor.clone() for name, tensor in weights.items() if name in own})
+                put(own, {name: tensor.clone() for name, tensor in (trainer.evaluated_weights() or {}).items()})
                 with mock.patch.object(trainer, "evaluated_weights", return_value=None), isolated_rng(0):
                     batches = list(trainer.test_loader)
                     found = logits(trainer, *batches)
-                answers |= zip([path for batch in batches for path in batch["impath"]], found)
+                return dict(zip([path for batch in batches for path in batch["impath"]], found, strict=True))
             finally:
                 put(own, kept)
-        return answers, sorted(set(weights) - set(own))
 
 
 def put(parameters, values):

@@ -223,8 +223,7 @@ def test_what_is_evaluated_is_what_the_method_says(subject):
     """The test's logits are those of the trained tensors, with `evaluated_weights` in the places of some of them."""
     subject.need(subject.native, "a Dassl trainer does not say what is evaluated")
     subject.need(subject.trains, "training-free")
-    by_hand, unknown = subject.answers_by_hand()
-    assert not unknown, f"evaluated_weights names what is not trained: {listed(unknown)}"
+    by_hand = subject.answers_by_hand()
     wrong = differing(by_hand, subject.plain.answers)
     assert not wrong, (f"the logits of {len(wrong)} of {len(by_hand)} test images are not those of the trained tensors "
                        "with `evaluated_weights` put in their places")

@@ -12,9 +12,9 @@ from .healthy import Healthy, ShiftedCLIP
 
 
 @TRAINER_REGISTRY.register()
-class LearnsNothing(Healthy):
-    def training_step(self, batch):
-        return {"loss": self.compute_loss(batch)[0].item()}
+class ClimbsItsLoss(Healthy):
+    def apply_gradients(self, gradients, tensors=None, optimizer=None):
+        super().apply_gradients([-gradient for gradient in gradients], tensors, optimizer)
 
 
 @TRAINER_REGISTRY.register()
