@@ -28,8 +28,9 @@ def part_sizes(tested):
 
 class Kind(NamedTuple):
     """file: in tests/plugins/kinds; options: of its run; gain: points of accuracy that it must be above zero-shot CLIP
-    on the test pictures, half of what was measured; trains: whether it has a training; tested: how many test pictures per class it is run on;
-    surer: by how many nats the entropy of its predictions must be below zero-shot CLIP's, None where it need not."""
+    on the test pictures, half of what was measured; trains: whether it has a training; tested: how many test pictures
+    per class it is run on; surer: by how many nats the entropy of its predictions must be below zero-shot CLIP's, None
+    where it need not."""
 
     file: str
     options: tuple
