@@ -150,13 +150,12 @@ def called_here(monkeypatch, *words):
     return metaprompt.main()
 
 
-@pytest.mark.parametrize("program", ["train", "compare"])
-def test_help_of_a_program(program, monkeypatch, capsys):
+def test_help_of_a_program(monkeypatch, capsys):
+    assert call("train", "--help", check=0).stdout.startswith("usage: metaprompt train ")
     with pytest.raises(SystemExit) as end:
-        called_here(monkeypatch, program, "--help")
+        called_here(monkeypatch, "compare", "--help")
     assert not end.value.code
-    usage = capsys.readouterr().out.partition("\n")[0]
-    assert usage.startswith(f"usage: metaprompt {'protocol compare' if program == 'compare' else program} ")
+    assert capsys.readouterr().out.startswith("usage: metaprompt protocol compare ")
 
 
 def test_no_other_datasets_is_taken_for_ours(tmp_path):

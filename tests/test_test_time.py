@@ -506,8 +506,9 @@ def test_two_processes_give_the_numbers_of_one(run, arguments, tmp_path):
         found = run(method, tmp_path / method / "1", *more)
         one, two = (logits_of(tmp_path / method / number) for number in ("1", "2"))
         assert list(one) == list(two)
-        # The class features are rounded otherwise; learning makes ten times as much of it. Images that are divided
-        # where they must not be change the logits by far more.
-        assert all(np.abs(one[path] - two[path]).max() < 1e-4 for path in one), method
+        # The class features are rounded otherwise, and what is learned from image to image makes more of it. Images
+        # that are divided where they must not be change the logits by far more.
+        largest = max(1.0, *(np.abs(row).max() for row in one.values()))
+        assert max(np.abs(one[path] - two[path]).max() for path in one) < 1e-4 * largest, method
         several = json.loads((tmp_path / method / "2" / "results.json").read_text())
         assert found["metrics"] == several["metrics"] and several["processes"] == 2

@@ -288,11 +288,15 @@ class PromptTrainer(Method, TrainerX):
         for tensor, gradient in zip(tensors, self.clipped(gradients)):
             tensor.grad = gradient
         (optimizer or self.optim).step()
-        torch.clear_autocast_cache()  # which holds half-precision copies of what has just changed
-        self.forget_class_features()
+        self._weights_changed()
         self.precision.good_step()
         for tensor in tensors:
             tensor.grad = None
+
+    def _weights_changed(self) -> None:
+        """Drop what was computed from the tensors that an update has just changed."""
+        torch.clear_autocast_cache()  # which holds half-precision copies of them
+        self.forget_class_features()
 
     def clipped(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
         """Gradients of tensors that are updated together, scaled to a common length of OPTIM.CLIP_GRAD_NORM at most."""
@@ -310,7 +314,7 @@ class PromptTrainer(Method, TrainerX):
         for tensor, gradient in zip(tensors, self.clipped([t.grad for t in tensors if t.grad is not None])):
             tensor.grad = gradient
         super().model_update(names)
-        self.forget_class_features()
+        self._weights_changed()
 
     def model_backward(self, loss):
         """For methods that are written with `loss.backward()`: what it leaves is the mean over the ranks."""
