@@ -77,6 +77,14 @@ class Towers:
         """The factor of the cosines in the logits; a tensor () where it may be trained."""
         return self.model.logit_scale.exp() if self.trainable else self._logit_scale
 
+    def frozen_names(self, module: nn.Module) -> set[str]:
+        """The names, in a method's module, of the CLIP's tensors that are not trained. What was computed of them when
+        the module was built would not follow another value, and no checkpoint would hold it."""
+        tensors = (*self.model.parameters(), *self.model.buffers())
+        frozen = {id(tensor) for tensor in tensors if not tensor.requires_grad}
+        return {name for named in (module.named_parameters(), module.named_buffers())
+                for name, tensor in named if id(tensor) in frozen}
+
     def promptable_image(self, method: str, does: str = "prompts the image tower") -> ImageTower:
         """The ImageTower. Raises PromptingError, which names the method and what it does, for a ResNet: it has no
         tokens."""

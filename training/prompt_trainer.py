@@ -27,7 +27,7 @@ from training.gradient_watch import GradientWatch
 from training.method import Method
 from training.options import CLIP_GRAD_NORM, require_honoured
 from training.test_time import TestTime, require_predict
-from training.towers import build_towers, frozen_names, loaded_clip, modules_of, require_own_tensors
+from training.towers import build_towers, loaded_clip, modules_of, require_registered, require_shared_clip
 from training.trained_tensors import FOLDER, TrainedTensors
 from training.without_data import DataManagerWithoutData
 
@@ -119,14 +119,17 @@ class PromptTrainer(Method, TrainerX):
         if self.train_loader_x is not None:
             self.train_loader_x.batch_sampler.divide(self.ranks.rank, self.ranks.world_size)
         modules = modules_of(self.towers.model)
-        with isolated_rng(derive_seed("init", cfg.SEED)), torch.no_grad():
-            self.model = self.build_model(self.towers, self.dm.dataset.classnames).to(self.device)
-        require_own_tensors(self, modules)
+        try:
+            with isolated_rng(derive_seed("init", cfg.SEED)), torch.no_grad():
+                self.model = self.build_model(self.towers, self.dm.dataset.classnames).to(self.device)
+        finally:
+            require_shared_clip(self, modules)
+        require_registered(self)
         if cfg.DATASET.TEMPLATES and not self.templates_taken:
             self.note(f"Note: DATASET.TEMPLATES changes nothing here: {type(self).__name__} has no frozen prompts that "
                       "are made of the dataset's template")
         if cfg.MODEL.INIT_WEIGHTS:
-            load_pretrained_weights(self.model, cfg.MODEL.INIT_WEIGHTS, frozen_names(self.model, self.towers))
+            load_pretrained_weights(self.model, cfg.MODEL.INIT_WEIGHTS, self.towers.frozen_names(self.model))
             note_other_origin(self, cfg.MODEL.INIT_WEIGHTS)
         self.trainables = [p for p in self.model.parameters() if p.requires_grad]
         trained = self.trains and not self.predicts_only
