@@ -133,6 +133,7 @@ def test_unknown_measurements_are_named(tmp_path):
         benchmarks_all.main(["--output", str(tmp_path), "--only", "nothing"])
 
 
+@pytest.mark.slow
 def test_pairs_add_up_and_the_page_tells_of_all(tmp_path, monkeypatch):
     tiny = [replace(row, work=replace(row.work, classes=6, batch=4, backbone="tiny", domains=min(row.work.domains, 2)),
                     memory=False) for row in suite.ROWS if row.name in ("coop", "dg_5")]

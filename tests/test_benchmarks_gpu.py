@@ -15,7 +15,7 @@ def settings_as_before():
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize("part", [pytest.param(part, marks=pytest.mark.slow) if part in ("speed", "input") else part
+@pytest.mark.parametrize("part", [part if part == "parity" else pytest.param(part, marks=pytest.mark.slow)
                                   for part in gpu.PARTS])
 def test_every_part_runs_without_a_gpu(part, tmp_path, own_registries, monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

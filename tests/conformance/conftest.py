@@ -14,6 +14,11 @@ from .recorded import FilesOpened
 from .subject import PART_SIZES, Subject
 
 
+# One of each sort is checked with all other tests, and the rest with the slow ones: a prompt per image, episodes,
+# evaluated weights, a cache that is bound to its classes, nothing trained.
+OF_EACH_SORT = ("CoCoOp", "MetaPrompt", "PromptSRC", "TipAdapterF", "ZeroshotCLIP")
+
+
 @functools.cache  # once: what a plugin registers is new only the first time
 def names(config):
     """Those of --trainer; without, those that the --plugin files register; without these, the project's own."""
@@ -40,8 +45,14 @@ def pytest_collection(session):
 
 
 def pytest_generate_tests(metafunc):
-    if "subject" in metafunc.fixturenames:
-        metafunc.parametrize("subject", names(metafunc.config), indirect=True, scope="session")
+    if "subject" not in metafunc.fixturenames:
+        return
+    config = metafunc.config
+    asked = (config.getoption("trainer") or config.getoption("plugin")
+             or any("conformance" in str(argument) for argument in config.invocation_params.args))
+    metafunc.parametrize("subject", [
+        name if asked or name in OF_EACH_SORT else pytest.param(name, marks=pytest.mark.slow)
+        for name in names(config)], indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")
