@@ -42,6 +42,7 @@ KINDS = {
     "LayerNormTuning": Kind("layer_norm.py", ("OPTIM.LR", 0.5), 0),
     "FineTunedAverage": Kind("fine_tuned.py", ("OPTIM.LR", 0.02), 0),
     "EntropyOverViews": Kind("entropy.py", ("DATALOADER.TEST.BATCH_SIZE", 10), 0, trains=False, tested=2),
+    "FeatureCache": Kind("feature_cache.py", (), 0, trains=False, tested=2),
     "BatchPrototypes": Kind("batch_prototypes.py", (), 0, trains=False),
     "PatchAttention": Kind("patch_tokens.py", ("OPTIM.LR", 0.5), 0),
 }

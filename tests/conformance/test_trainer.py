@@ -194,8 +194,11 @@ def test_evaluation_is_repeatable_and_without_gradients(subject):
         assert not training, f"in training mode while testing: {listed(training)}"
         assert not gradients or subject.says("adapts"), "gradients were on while testing, and the method does not adapt"
         assert not tracked, "the logits want gradients while testing"
-    first, second = (logits(run.trainer, subject.test_batch, seed=seed) for seed in (1, 2))
-    assert torch.equal(first, second), f"two evaluations differ by up to {(first - second).abs().max():.3g}"
+    # Two batches: what the first one leaves behind may be seen in the next answer only.
+    first, second = (logits(run.trainer, *split(subject.test_batch, (5, 4)), seed=seed) for seed in (1, 2))
+    off = (first - second).abs().max().item()
+    assert off == 0, (f"two evaluations differ by up to {off:.3g}; of what `predict` changes, only trained tensors, "
+                      "buffers, `extra_state` and the optimizer of `build_test_optimizer` are put back")
 
 
 def test_an_evaluation_leaves_all_as_it_was(subject):
