@@ -1,4 +1,5 @@
 """Every trainer keeps what it computes with on its device; tests/other_device.py stands in for a GPU."""
+import kinds
 import other_device
 import pytest
 import ranks
@@ -26,6 +27,18 @@ def test_another_device_gives_the_numbers_of_the_cpu(name, folder, own_registrie
     losses, learned, counted, counted_here, same = ranks.compare(on_cpu, elsewhere)
     assert losses < TOLERANCE and learned < TOLERANCE and counted == counted_here and same
     assert on_cpu["accuracy"] == elsewhere["accuracy"]
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name == "LoRAWrapped" else pytest.mark.slow)
+                                  for name in kinds.KINDS])
+def test_methods_of_every_kind_stay_on_their_device(name, folder, own_registries):
+    """Weights that change, learning at test time, views, patch tokens."""
+    on_cpu = kinds.small_runs(folder / "cpu", [name])[name]
+    with other_device.runs_on_it():
+        elsewhere = kinds.small_runs(folder / "elsewhere", [name])[name]
+    losses, learned, *_ = ranks.compare(on_cpu, elsewhere)
+    assert losses < TOLERANCE and learned < TOLERANCE
+    torch.testing.assert_close(on_cpu["logits"], elsewhere["logits"], rtol=1e-4, atol=1e-4)
 
 
 def test_the_device_is_as_strict_as_a_gpu():

@@ -109,7 +109,7 @@ def words(arguments, shapes_root, tmp_path):
             "--dataset-config-file", ROOT / "configs" / "datasets" / "shapes.yaml",
             "--config-file", ROOT / "configs" / "trainers" / "CoOp" / "tiny.yaml",
             "DATASET.NUM_SHOTS", 8, "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", 12, "OPTIM.LR", 0.002,
-            "TRAIN.PRINT_FREQ", 1, "DATALOADER.TRAIN_X.BATCH_SIZE", 12, "TEST.SPLIT", "val", *more)]
+            "TRAIN.PRINT_FREQ", 1, "DATALOADER.TRAIN_X.BATCH_SIZE", 12, *more)]
 
     return build
 

@@ -114,7 +114,16 @@ def replace_a_module(self, towers, classnames):
     return FrozenCLIP(towers, classnames, ["{}"])
 
 
+def replace_a_layer(self, towers, classnames):
+    """What is left has no weight to read: the model cannot even be built."""
+    for block in towers.model.transformer.resblocks:
+        block.mlp.c_fc = nn.Sequential(block.mlp.c_fc)
+    return FrozenCLIP(towers, classnames, ["{}"])
+
+
 @pytest.mark.parametrize(("methods", "message"), [
+    ({"build_model": replace_a_layer, "trains_towers": False},
+     "Made changes transformer.resblocks.0.mlp.c_fc of the CLIP that all runs share; with trains_towers = True"),
     ({"build_model": build_alone}, "Made: visual.ln_post.weight of the CLIP wants to be trained and is no parameter of "
                                    "the module that build_model returns; register towers.model in it"),
     ({"build_model": thaw_in_place, "trains_towers": False},

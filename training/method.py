@@ -71,7 +71,9 @@ class Method:
         return False
 
     def build_model(self, towers: Towers, classnames: list[str]) -> nn.Module:
-        """The method's module. Gradients are off: what is computed here is a value.
+        """The method's module. Gradients are off: what is computed here is a value. MODEL.INIT_WEIGHTS is loaded after
+        it, so what starts as the trained tensors do, such as their average, is made in the first step. Random numbers
+        are drawn on the CPU, which gives the same ones for every device, and then moved to `towers.device`.
 
         Args:
             towers: the frozen CLIP; with `trains_towers` a copy that may be changed.

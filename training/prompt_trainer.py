@@ -27,7 +27,14 @@ from training.gradient_watch import GradientWatch
 from training.method import Method
 from training.options import CLIP_GRAD_NORM, require_honoured
 from training.test_time import TestTime, require_predict
-from training.towers import build_towers, loaded_clip, modules_of, require_own_tensors, require_trained
+from training.towers import (
+    build_towers,
+    loaded_clip,
+    modules_of,
+    require_registered,
+    require_shared_clip,
+    require_trained,
+)
 from training.trained_tensors import FOLDER, TrainedTensors
 from training.without_data import DataManagerWithoutData
 
@@ -119,9 +126,12 @@ class PromptTrainer(Method, TrainerX):
         if self.train_loader_x is not None:
             self.train_loader_x.batch_sampler.divide(self.ranks.rank, self.ranks.world_size)
         modules = modules_of(self.towers.model)
-        with isolated_rng(derive_seed("init", cfg.SEED)), torch.no_grad():
-            self.model = self.build_model(self.towers, self.dm.dataset.classnames).to(self.device)
-        require_own_tensors(self, modules)
+        try:
+            with isolated_rng(derive_seed("init", cfg.SEED)), torch.no_grad():
+                self.model = self.build_model(self.towers, self.dm.dataset.classnames).to(self.device)
+        finally:
+            require_shared_clip(self, modules)
+        require_registered(self)
         if cfg.DATASET.TEMPLATES and not self.templates_taken:
             self.note(f"Note: DATASET.TEMPLATES changes nothing here: {type(self).__name__} has no frozen prompts that "
                       "are made of the dataset's template")

@@ -58,24 +58,28 @@ def require_trained(trainer: PromptTrainer) -> None:
                          f"wants a gradient; {how}, or say trains = False")
 
 
-def require_own_tensors(trainer: PromptTrainer, modules: Modules) -> None:
-    """Raise InputError where a method would train the CLIP of all runs, or a copy of it in part only.
+def require_shared_clip(trainer: PromptTrainer, modules: Modules) -> None:
+    """Raise InputError where a method without `trains_towers` has changed the CLIP that all runs share.
 
-    modules: `modules_of` the trainer's towers before its model was built."""
-    clip, method = trainer.towers.model, type(trainer).__name__
-    wanting = {name: p for name, p in clip.named_parameters() if p.requires_grad}
+    modules: `modules_of` the CLIP before the method's model was built."""
+    clip = trainer.towers.model
     if trainer.trains_towers:
-        trained = set(map(id, trainer.model.parameters()))
-        missing = [name for name, p in wanting.items() if id(p) not in trained]
-        if missing:
-            raise InputError(f"{method}: {missing[0]} of the CLIP wants to be trained and is no parameter of the "
-                             "module that build_model returns; register towers.model in it, as PromptedCLIP does")
         return
     now = modules_of(clip)
-    changed = [*wanting, *sorted(name for name in {*modules, *now} if modules.get(name) != now.get(name))]
+    changed = [*(name for name, p in clip.named_parameters() if p.requires_grad),
+               *sorted(name for name in {*modules, *now} if modules.get(name) != now.get(name))]
     if not changed:
         return
     for name in [name for name, known in trainer.clips.items() if known is trainer.clip_model or known is clip]:
         del trainer.clips[name]  # other runs must not get it
-    raise InputError(f"{method} changes {changed[0]} of the CLIP that all runs share; with trains_towers = True "
-                     "build_model gets towers over a copy that it may change")
+    raise InputError(f"{type(trainer).__name__} changes {changed[0]} of the CLIP that all runs share; with "
+                     "trains_towers = True build_model gets towers over a copy that it may change")
+
+
+def require_registered(trainer: PromptTrainer) -> None:
+    """Raise InputError where a tensor of trainable towers wants a gradient and is no part of the method's module."""
+    trained = set(map(id, trainer.model.parameters()))
+    missing = [name for name, p in trainer.towers.model.named_parameters() if p.requires_grad and id(p) not in trained]
+    if missing:
+        raise InputError(f"{type(trainer).__name__}: {missing[0]} of the CLIP wants to be trained and is no parameter "
+                         "of the module that build_model returns; register towers.model in it, as PromptedCLIP does")

@@ -35,6 +35,8 @@ class RewiresTheTower(Healthy):
 
 @TRAINER_REGISTRY.register()
 class ListensInTheTower(Healthy):
-    def build_model(self, towers, classnames):
-        towers.model.visual.ln_post.register_forward_hook(lambda module, inputs, output: None)
-        return super().build_model(towers, classnames)
+    """Once it is built, as before."""
+
+    def before_train(self):
+        super().before_train()
+        self.towers.model.visual.ln_post.register_forward_hook(lambda module, inputs, output: None)

@@ -44,5 +44,6 @@ class LoRAWrapped(PromptTrainer):
             for block in tower.resblocks[-node.BLOCKS:]:
                 for parent, name in TARGETS:
                     parent = getattr(block, parent)
-                    setattr(parent, name, LoRALinear(getattr(parent, name), node.RANK, node.ALPHA / node.RANK))
+                    beside = LoRALinear(getattr(parent, name), node.RANK, node.ALPHA / node.RANK)
+                    setattr(parent, name, beside.to(towers.device))
         return FrozenCLIP(towers, classnames, self.frozen_templates(template_of(self.cfg.DATASET.NAME)))
