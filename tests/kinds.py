@@ -52,6 +52,7 @@ KINDS = {
     # The tiny CLIP gains nothing by it, and loses with larger updates: it knows fewer of the views than of the images.
     "EntropyOverViews": Kind("entropy.py", ("TRAINER.ENTROPYOVERVIEWS.LR", 0.0005, "DATALOADER.TEST.BATCH_SIZE", 10), 0,
                              trains=False, tested=2, surer=0.001),
+    "FeatureCache": Kind("feature_cache.py", (), 1.5, trains=False),
     "BatchPrototypes": Kind("batch_prototypes.py", (), 1.25, trains=False),
     "PatchAttention": Kind("patch_tokens.py", ("OPTIM.LR", 0.5), 7.5),
 }

@@ -586,6 +586,8 @@ def test_targets_that_are_datasets_stay_targets():
 
 @pytest.mark.parametrize(("words", "told"), [
     (["compare", "shapes", "--jobs", "2", "Coop"], "unknown trainer 'Coop' (did you mean 'CoOp'?)"),
+    (["xd", "--dataset", "shapes", "--targets", "dtd", "--trainer", "Qqqq"],
+     "unknown trainer 'Qqqq'; one of your own is named with --plugin"),
     (["compare", "--jobs", "2", "shape", "CoOp"], "did you mean 'shapes'"),
     (["compare", "shapes", "--jobs", "2", "OPTIM.LR"], "'OPTIM.LR' has no value"),
     (["compare", "shapes", "LR", "0.1", "--dry-run"], "unknown key LR (did you mean 'OPTIM.LR'"),

@@ -282,14 +282,19 @@ def test_two_processes_give_the_numbers_of_one(names, tmp_path):
 
 
 # ---- a tensor that no gradient reaches ----
-class WithSpareTensor(FrozenCLIP):
+class Shifted(FrozenCLIP):
     def __init__(self, towers, classnames):
         super().__init__(towers, classnames, ["a photo of a {}."])
         self.shift = nn.Parameter(torch.zeros(towers.embed_dim))
-        self.spare = nn.Parameter(torch.zeros(3))
 
     def encode_classes(self):
         return super().encode_classes() + self.shift
+
+
+class WithSpareTensor(Shifted):
+    def __init__(self, towers, classnames):
+        super().__init__(towers, classnames)
+        self.spare = nn.Parameter(torch.zeros(3))
 
 
 def test_a_trained_tensor_without_a_gradient_ends_the_run_with_its_name(root, clips, tmp_path):
@@ -302,3 +307,66 @@ def test_a_trained_tensor_without_a_gradient_ends_the_run_with_its_name(root, cl
         kinds.run("Unreached", root, tmp_path, clips)
     assert "shift" not in str(raised.value)
     assert not (tmp_path / "results.json").exists()
+
+
+# ---- what a first method gets wrong ----
+class PlainTensor(PromptTrainer):
+    """What is learned is no parameter."""
+
+    def build_model(self, towers, classnames):
+        self.shift = torch.zeros(towers.embed_dim, requires_grad=True)
+        return FrozenCLIP(towers, classnames, ["a photo of a {}."])
+
+
+class CutsItsGraph(PromptTrainer):
+    def build_model(self, towers, classnames):
+        return Shifted(towers, classnames)
+
+    def compute_loss(self, batch):
+        loss, logits = super().compute_loss(batch)
+        return loss.detach(), logits
+
+
+class SaysNothing(CutsItsGraph):
+    """Learns from test images without a word of it."""
+
+    trains = learns_from_images = False
+
+    def predict(self, batch):
+        logits = self.model(batch["img"])
+        loss = -(logits.softmax(dim=1) * logits.log_softmax(dim=1)).sum(dim=1).mean()
+        self.apply_gradients(self.gradients(loss, self.trainables))
+        return logits
+
+
+@pytest.mark.parametrize(("method", "told"), [
+    (PlainTensor, "PlainTensor trains nothing: .* make what is learned an nn.Parameter"),
+    (CutsItsGraph, "depends on nothing that is trained; compute it with self.model"),
+    (SaysNothing, "depends on nothing that is trained; to learn from test images, say adapts = True"),
+])
+def test_a_first_method_is_told_what_it_lacks(method, told, root, clips, tmp_path):
+    TRAINER_REGISTRY.register(method)
+    with pytest.raises(InputError, match=told):
+        kinds.run(method.__name__, root, tmp_path, clips)
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_gradients_of_tensors_of_ones_own_need_no_trained_ones(root, clips, tmp_path):
+    @TRAINER_REGISTRY.register()
+    class OwnTensor(PromptTrainer):
+        trains = learns_from_images = False
+        adapts = True
+
+        def build_model(self, towers, classnames):
+            return FrozenCLIP(towers, classnames, ["a photo of a {}."])
+
+        def predict(self, batch):
+            images, words = self.model.encode_images(batch["img"]), self.model.class_features()
+            shift = torch.zeros_like(words, requires_grad=True)
+            logits = self.model.logits(images, words + shift)
+            slope, = self.gradients(-logits.logsumexp(dim=1).sum(), [shift])
+            assert slope.abs().max() > 0
+            return self.model.logits(images, words - 0.01 * slope)
+
+    results = kinds.run("OwnTensor", root, tmp_path, clips, tested=2)
+    assert results["metrics"]["test"]["accuracy"] > 30

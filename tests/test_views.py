@@ -311,6 +311,12 @@ def test_a_transductive_method_keeps_its_batch_and_the_user_is_told(method, tmp_
         in capsys.readouterr().err
 
 
+def test_the_user_is_told_that_the_order_of_pictures_matters(method, tmp_path, capsys):
+    _, seen = method("Surer", "run")
+    predict.main(["--model-dir", str(tmp_path / "run"), "--plugin", method.file, *list(seen)[:2]])
+    assert "Note: what Surer answers for a picture depends on the pictures before it" in capsys.readouterr().err
+
+
 def test_what_a_method_learns_lasts_for_a_stream_and_no_longer(method, tmp_path, clips, monkeypatch):
     _, seen = method("Surer", "run")
     wanted = torch.tensor(logits_of(tmp_path / "run")["logits"]).softmax(1).sort(descending=True)[0]

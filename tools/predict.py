@@ -119,6 +119,9 @@ def predictions(argv=None):
     if trainer.transductive:
         print(f"Note: what {type(trainer).__name__} answers for a picture depends on the pictures that are given with "
               f"it, {BATCH} at a time in this order", file=sys.stderr)
+    elif trainer.stateful:
+        print(f"Note: what {type(trainer).__name__} answers for a picture depends on the pictures before it, in this "
+              "order", file=sys.stderr)
     if turned := sum(found[1] for file in files if (found := size_of(file, run.exif))):
         print(f"Note: {turned} of {len(files)} pictures are turned upright as their EXIF says; --no-exif takes them as "
               "they are stored" + ("" if run.cfg.INPUT.EXIF else ", as this run took its own"), file=sys.stderr)

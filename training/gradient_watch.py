@@ -31,6 +31,15 @@ class GradientWatch:
         self._asked: set[str] = set()
         self._hooks: list[RemovableHandle] = []
 
+    def require_graph(self, loss: Tensor, hint: str = "") -> None:
+        """Raises InputError for a loss that depends on nothing that wants a gradient.
+
+        hint: what to do about it; by default what helps in a training."""
+        if not loss.requires_grad:
+            hint = hint or "compute it with self.model, outside of torch.no_grad() and without .detach() or .item()"
+            raise InputError(f"{self.method} asks for gradients of a loss that depends on nothing that is trained; "
+                             f"{hint}")
+
     @property
     def used(self) -> bool:
         """Whether any gradient was computed or asked for since the watch began."""

@@ -50,9 +50,13 @@ class Method:
 
     # ---- what a method says: features and predictions ----
     image_tokens = False  # True: it reads the features of the patches, too, which only a ViT has
-    # True: it learns from test images. `predict` may take gradients; afterwards all is as it was before.
+    # What `predict` learns lies in tensors that are trained, buffers or `extra_state`, which the engine puts back;
+    # what lies in other attributes leaks from one image, and one evaluation, to the next.
+    # True: `predict` may take gradients and make updates; afterwards all is as it was before.
     adapts = False
-    stateful = False  # True: what it learned of a test image stays for the images after it, until the evaluation ends
+    # True: what it learned of a test image stays for the images after it, until the evaluation ends. A cache of test
+    # features needs this, `extra_state`, and no `adapts`.
+    stateful = False
     transductive = False  # True: the answer for an image depends on the other images of its test batch
     test_views = 0  # augmented views of each test image that `predict` is shown beside the image itself
 
@@ -105,11 +109,13 @@ class Method:
     def evaluated_weights(self) -> dict[str, Tensor] | None:
         """{name: tensor} of trained tensors that an evaluation takes in the place of the trained ones, such as a
         running average; None: the trained ones themselves. It follows from the trained tensors, the CLIP and
-        `extra_state`."""
+        `extra_state`. Names are those of `model.named_parameters()`; values that are to stay as they were are copied
+        (`.detach().clone()`), as an update changes a parameter in place."""
         return None
 
     def extra_state(self) -> dict[str, Any]:
-        """What a checkpoint must keep besides the trained tensors: plain data and tensors by name."""
+        """What a checkpoint must keep besides the trained tensors, and what is put back after a test image or an
+        evaluation: plain data and tensors by name."""
         return {}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
@@ -122,7 +128,7 @@ class Method:
 
         Gradients are off unless the method `adapts`: then it may make updates (`gradients`, `apply_gradients`), which
         are undone after the call, or, if it is `stateful`, after the evaluation. A batch has one image if the method is
-        `adapts` or `stateful`, and all images of a test batch if it is `transductive`.
+        `adapts` or `stateful` and not `transductive`; else it has all images of a test batch.
 
         batch: "img" (B, 3, H, W) on the device, "views" (B, V, 3, H, W) with `test_views`, "impath"; never the labels.
         """
@@ -136,10 +142,12 @@ class Method:
 
         return build_transform(cfg, is_train=True)
 
-    def build_test_optimizer(self) -> Optimizer:
+    def build_test_optimizer(self) -> Optimizer | None:
         """The optimizer of updates at test time, as new for each image (`stateful`: for each evaluation);
-        `apply_gradients` takes it by itself. Default: OPTIM, at its full rate."""
-        return build_optimizer(self.trainables, self.cfg.OPTIM)
+        `apply_gradients` takes it by itself. An optimizer that the method keeps elsewhere is not made anew. Default:
+        OPTIM, at its full rate; None where the module has nothing that wants a gradient (`predict` may still take
+        gradients of tensors that it makes)."""
+        return build_optimizer(self.trainables, self.cfg.OPTIM) if self.trainables else None
 
     # ---- what a method is given ----
     cfg: Any

@@ -27,7 +27,14 @@ from training.gradient_watch import GradientWatch
 from training.method import Method
 from training.options import CLIP_GRAD_NORM, require_honoured
 from training.test_time import TestTime, require_predict
-from training.towers import build_towers, loaded_clip, modules_of, require_registered, require_shared_clip
+from training.towers import (
+    build_towers,
+    loaded_clip,
+    modules_of,
+    require_registered,
+    require_shared_clip,
+    require_trained,
+)
 from training.trained_tensors import FOLDER, TrainedTensors
 from training.without_data import DataManagerWithoutData
 
@@ -134,6 +141,7 @@ class PromptTrainer(Method, TrainerX):
         self.trainables = [p for p in self.model.parameters() if p.requires_grad]
         trained = self.trains and not self.predicts_only
         if trained:
+            require_trained(self)
             print(f"Trained: {count_num_param(params=self.trainables):,} parameters in {len(self.trainables)} tensors")
         self.optimizers = self.build_optimizers() if trained else []
         self.optim, self.sched = self.optimizers[0] if trained else (None, None)
@@ -278,8 +286,11 @@ class PromptTrainer(Method, TrainerX):
     def gradients(self, loss: Tensor, tensors: Sequence[Tensor], create_graph: bool = False,
                   retain_graph: bool | None = None) -> list[Tensor]:
         """d loss / d tensors in float32. Raises NonFiniteError for a loss that is not finite; GradientOverflow, which
-        ends the batch, for a scaled gradient that is not."""
+        ends the batch, for a scaled gradient that is not;
+        InputError for a loss that depends on nothing that is trained."""
         self.detect_anomaly(loss)
+        untold = self._test_time.files is not None and not self.adapts
+        self.watch.require_graph(loss, "to learn from test images, say adapts = True" if untold else "")
         self.watch.asked(tensors)
         return self.precision.gradients(loss, tensors, create_graph, retain_graph)
 

@@ -49,6 +49,15 @@ def modules_of(clip_model: torch.nn.Module) -> Modules:
             for name, module in clip_model.named_modules()}
 
 
+def require_trained(trainer: PromptTrainer) -> None:
+    """Raises InputError for a trainer that is to be trained and whose module has no parameter that wants a gradient."""
+    if not trainer.trainables:
+        how = ("call requires_grad_(True) on what it trains of towers.model" if trainer.trains_towers else
+               "make what is learned an nn.Parameter of that module, as prompting.model.Prompt does")
+        raise InputError(f"{type(trainer).__name__} trains nothing: no parameter of the module that build_model gives "
+                         f"wants a gradient; {how}, or say trains = False")
+
+
 def require_shared_clip(trainer: PromptTrainer, modules: Modules) -> None:
     """Raise InputError where a method without `trains_towers` has changed the CLIP that all runs share.
 

@@ -1,7 +1,7 @@
 from dassl.engine.trainer import TrainerX
 from dassl.utils import Registry
 
-TRAINER_REGISTRY = Registry("TRAINER")
+TRAINER_REGISTRY = Registry("TRAINER", "one of your own is named with --plugin FILE")
 
 
 def build_trainer(cfg, **context):

@@ -63,8 +63,9 @@ class Registry:
         TRAINER_REGISTRY.get("MyTrainer")
     """
 
-    def __init__(self, name):
-        self._name = name
+    def __init__(self, name, hint=""):
+        """hint: what else to do about a name that is like none, for the message."""
+        self._name, self._hint = name, hint
         self._objects = {}
         self.replaced = {}  # name -> the class that a plugin of the same name stands in for
         self._replacing = False
@@ -100,8 +101,9 @@ class Registry:
     def get(self, name):
         """The class called `name`. Raises InputError that lists the known names."""
         if name not in self._objects:
-            kind = self._name.lower()
-            raise InputError(f"unknown {kind} '{name}'{nearest(str(name), self._objects)}; "
+            kind, meant = self._name.lower(), nearest(str(name), self._objects)
+            hint = f"; {self._hint}" if self._hint and not meant else ""
+            raise InputError(f"unknown {kind} '{name}'{meant}{hint}; "
                              f"known: {', '.join(sorted(self._objects)) or 'none'}")
         return self._objects[name]
 

@@ -19,6 +19,9 @@ from .subject import EPOCHS
 
 # A bfloat16 has 8 significant bits: one rounding is off by up to 0.4 %. Our trainers come out between 0.3 and 0.9 %.
 AMP_TOLERANCE = 0.03  # of the standard deviation of the logits
+# What is kept of an image may be another one after a rounding (which is more certain?), and all that follow are asked
+# with it: a cache of features comes out at 3 %.
+AMP_TOLERANCE_STATEFUL = 0.1
 ROUNDING = 1e-3  # of float32 where sums are taken in another order; logits are of the order of 10
 
 
@@ -123,7 +126,7 @@ def test_the_same_seed_gives_the_same_result(subject):
     else:
         first, second = (logits(run.trainer, drawn(run.trainer.test_loader, subject.test_numbers))
                          for run in (subject.plain, again))
-        assert torch.equal(first, second), "the logits differ"
+        assert not (first != second).any(), "the logits differ"
 
 
 def test_another_seed_gives_another_result(subject):
@@ -178,7 +181,9 @@ def test_amp_agrees_with_fp32(subject):
     assert all(p.dtype == torch.float32 for p in run.trainer.trainables), "what is trained must be float32"
     full, half = (logits(r.trainer, subject.test_batch) for r in (subject.resumed, run))
     off = ((half - full).square().mean().sqrt() / full.std()).item()
-    assert off < AMP_TOLERANCE, f"the logits in mixed precision are off by {off:.1%} of their standard deviation"
+    most = AMP_TOLERANCE_STATEFUL if subject.says("stateful") else AMP_TOLERANCE
+    assert off < most, (f"the logits in mixed precision are off by {off:.2%} of their standard deviation; at most "
+                        f"{most:.0%} is rounding")
 
 
 def test_evaluation_is_repeatable_and_without_gradients(subject):
@@ -189,8 +194,11 @@ def test_evaluation_is_repeatable_and_without_gradients(subject):
         assert not training, f"in training mode while testing: {listed(training)}"
         assert not gradients or subject.says("adapts"), "gradients were on while testing, and the method does not adapt"
         assert not tracked, "the logits want gradients while testing"
-    first, second = (logits(run.trainer, subject.test_batch, seed=seed) for seed in (1, 2))
-    assert torch.equal(first, second), f"two evaluations differ by up to {(first - second).abs().max():.3g}"
+    # Two batches: what the first one leaves behind may be seen in the next answer only.
+    first, second = (logits(run.trainer, *split(subject.test_batch, (5, 4)), seed=seed) for seed in (1, 2))
+    off = (first - second).abs().max().item()
+    assert off == 0, (f"two evaluations differ by up to {off:.3g}; of what `predict` changes, only trained tensors, "
+                      "buffers, `extra_state` and the optimizer of `build_test_optimizer` are put back")
 
 
 def test_an_evaluation_leaves_all_as_it_was(subject):
@@ -227,6 +235,10 @@ def test_what_is_evaluated_is_what_the_method_says(subject):
     wrong = differing(by_hand, subject.plain.answers)
     assert not wrong, (f"the logits of {len(wrong)} of {len(by_hand)} test images are not those of the trained tensors "
                        "with `evaluated_weights` put in their places")
+    others, own = subject.plain.trainer.evaluated_weights(), dict(subject.plain.trainer.model.named_parameters())
+    assert not others or not all(torch.allclose(tensor, own[name]) for name, tensor in others.items()), (
+        "`evaluated_weights` are the trained tensors themselves; what is to stay as it was must be a copy "
+        "(.detach().clone()) from before the updates, which change a parameter in place")
 
 
 def test_a_resumed_run_ends_the_same(subject):

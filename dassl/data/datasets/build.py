@@ -1,7 +1,7 @@
 from dassl.data.datasets.names import read_names, rename_classes
 from dassl.utils import Registry
 
-DATASET_REGISTRY = Registry("DATASET")
+DATASET_REGISTRY = Registry("DATASET", "one of your own is named with --plugin FILE")
 
 
 def build_dataset(cfg):

@@ -31,6 +31,19 @@ class EvaluatesWhatItDoesNotSay(Healthy):
 
 
 @TRAINER_REGISTRY.register()
+class KeepsNoCopy(Healthy):
+    """Evaluates the mean of what is trained and of what it started as, of which it has no copy."""
+
+    def build_model(self, towers, classnames):
+        model = super().build_model(towers, classnames)
+        self.start = model.shift.ctx
+        return model
+
+    def evaluated_weights(self):
+        return {"shift.ctx": (self.start + self.model.shift.ctx) / 2}
+
+
+@TRAINER_REGISTRY.register()
 class ForgetsItsAverage(Healthy):
     """Evaluates the mean of what the last epoch began and ended with, which no checkpoint keeps."""
 
