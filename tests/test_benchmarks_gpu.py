@@ -63,8 +63,8 @@ def test_the_comparison_notices_other_numbers(tmp_path, monkeypatch, own_registr
     gpu_equality.helpers()
     init = Precision.__init__
 
-    def coarse(self, name, device, ranks=None):
-        init(self, "amp" if calls else name, device, ranks)
+    def coarse(self, name, device, ranks=None, keeps_casts=True):
+        init(self, "amp" if calls else name, device, ranks, keeps_casts)
         calls.append(name)
 
     calls = []

@@ -140,7 +140,7 @@ class Method:
         a function of the seed and the picture."""
         from dassl.data.transforms import build_transform  # slow to import
 
-        return build_transform(cfg, is_train=True)
+        return build_transform(cfg)
 
     def build_test_optimizer(self) -> Optimizer | None:
         """The optimizer of updates at test time, as new for each image (`stateful`: for each evaluation);

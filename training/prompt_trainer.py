@@ -16,7 +16,7 @@ from dassl.data.views import build_views
 from dassl.engine import TrainerX
 from dassl.engine.checkpointer import Contents, State
 from dassl.engine.identity import note_other_origin
-from dassl.utils import InputError, NonFiniteError, count_num_param, derive_seed, isolated_rng, load_pretrained_weights
+from dassl.utils import InputError, NonFiniteError, count_num_param, load_pretrained_weights
 from dassl.utils.distributed import Ranks
 from prompting.backbone import BackboneFacts, describe_backbone, unpublished_note
 from prompting.model import PromptedCLIP
@@ -27,14 +27,7 @@ from training.gradient_watch import GradientWatch
 from training.method import Method
 from training.options import CLIP_GRAD_NORM, require_honoured
 from training.test_time import TestTime, require_predict
-from training.towers import (
-    build_towers,
-    loaded_clip,
-    modules_of,
-    require_registered,
-    require_shared_clip,
-    require_trained,
-)
+from training.towers import build_towers, built_model, loaded_clip, require_trained
 from training.trained_tensors import FOLDER, TrainedTensors
 from training.without_data import DataManagerWithoutData
 
@@ -125,13 +118,7 @@ class PromptTrainer(Method, TrainerX):
         self._budget.passes = self.towers.passes
         if self.train_loader_x is not None:
             self.train_loader_x.batch_sampler.divide(self.ranks.rank, self.ranks.world_size)
-        modules = modules_of(self.towers.model)
-        try:
-            with isolated_rng(derive_seed("init", cfg.SEED)), torch.no_grad():
-                self.model = self.build_model(self.towers, self.dm.dataset.classnames).to(self.device)
-        finally:
-            require_shared_clip(self, modules)
-        require_registered(self)
+        self.model = built_model(self)
         if cfg.DATASET.TEMPLATES and not self.templates_taken:
             self.note(f"Note: DATASET.TEMPLATES changes nothing here: {type(self).__name__} has no frozen prompts that "
                       "are made of the dataset's template")
@@ -286,8 +273,7 @@ class PromptTrainer(Method, TrainerX):
     def gradients(self, loss: Tensor, tensors: Sequence[Tensor], create_graph: bool = False,
                   retain_graph: bool | None = None) -> list[Tensor]:
         """d loss / d tensors in float32. Raises NonFiniteError for a loss that is not finite; GradientOverflow, which
-        ends the batch, for a scaled gradient that is not;
-        InputError for a loss that depends on nothing that is trained."""
+        ends the batch, for a scaled gradient that is not; InputError for a loss that depends on nothing trained."""
         self.detect_anomaly(loss)
         untold = self._test_time.files is not None and not self.adapts
         self.watch.require_graph(loss, "to learn from test images, say adapts = True" if untold else "")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dassl.utils import InputError, isolated_rng, local_world_size, main_process_first
+from dassl.utils import InputError, derive_seed, isolated_rng, local_world_size, main_process_first
 from dassl.utils.distributed import Ranks
 from prompting.backbone import load_clip, weights_digest
 from prompting.memory import activation_budget
@@ -49,6 +49,21 @@ def modules_of(clip_model: torch.nn.Module) -> Modules:
             for name, module in clip_model.named_modules()}
 
 
+def built_model(trainer: PromptTrainer) -> torch.nn.Module:
+    """The module that a method's `build_model` gives, on the device. What is computed there has draws of its own and no
+    gradients.
+
+    Raises InputError as `require_shared_clip` and `require_registered`."""
+    modules = modules_of(trainer.towers.model)
+    try:
+        with isolated_rng(derive_seed("init", trainer.cfg.SEED)), torch.no_grad():
+            model = trainer.build_model(trainer.towers, trainer.dm.dataset.classnames).to(trainer.device)
+    finally:
+        require_shared_clip(trainer, modules)
+    require_registered(trainer, model)
+    return model
+
+
 def require_trained(trainer: PromptTrainer) -> None:
     """Raises InputError for a trainer that is to be trained and whose module has no parameter that wants a gradient."""
     if not trainer.trainables:
@@ -76,9 +91,9 @@ def require_shared_clip(trainer: PromptTrainer, modules: Modules) -> None:
                      "trains_towers = True build_model gets towers over a copy that it may change")
 
 
-def require_registered(trainer: PromptTrainer) -> None:
+def require_registered(trainer: PromptTrainer, model: torch.nn.Module) -> None:
     """Raise InputError where a tensor of trainable towers wants a gradient and is no part of the method's module."""
-    trained = set(map(id, trainer.model.parameters()))
+    trained = set(map(id, model.parameters()))
     missing = [name for name, p in trainer.towers.model.named_parameters() if p.requires_grad and id(p) not in trained]
     if missing:
         raise InputError(f"{type(trainer).__name__}: {missing[0]} of the CLIP wants to be trained and is no parameter "

@@ -94,8 +94,10 @@ class RunFacts:
 
     @property
     def trains_on_pictures(self):
-        """Also without a training: what keeps features of the training images augments them."""
-        return self.trains or self.mentions("is_train=True", type(self.trainer))
+        """Also without a training: what keeps features of the training images augments them, and views of test images
+        are made in the same way."""
+        return (self.trains or self.mentions("is_train=True", type(self.trainer))
+                or self.tests and bool(getattr(self.trainer, "test_views", 0)))
 
     @cached_property
     def staged(self):
