@@ -373,7 +373,7 @@ def test_a_chain_is_a_run_and_those_that_need_it(drawn_root, tiny_config):
         [("train_base", 1), ("test_new", 1)], [("train_base", 2), ("test_new", 2)]]
 
 
-@pytest.mark.parametrize("words", [["compare.sh", "shapes", "CoOp", "CoCoOp"],
+@pytest.mark.parametrize("words", [pytest.param(["compare.sh", "shapes", "CoOp", "CoCoOp"], marks=pytest.mark.slow),
                                    ["reproduce_table.sh", "base2new", "CoOp", "CoCoOp"]])
 def test_scripts_submit(words, slurm, tmp_path, scripts, shapes_root):
     variables = {"SEEDS": "1", "OUTPUT": str(tmp_path / "out"), "DATA": str(shapes_root)}

@@ -1,4 +1,5 @@
 """The conformance suite finds what it is there for: each broken trainer fails the check meant for it."""
+import re
 import shutil
 import subprocess
 import sys
@@ -76,19 +77,22 @@ LEARNS_ALONG = {"LearnsAlongTheWay": ["test_the_order_of_test_images_changes_not
 CHECKS = 19
 
 
-def pytest_on(tmp_path, *words):
+SUITE = "tests/conformance"
+
+
+def pytest_on(tmp_path, *words, checks=(SUITE,)):
     folder = tmp_path / "runs"
-    done = subprocess.run([sys.executable, "-m", "pytest", "tests/conformance", "-q", "-p", "no:cacheprovider",
+    done = subprocess.run([sys.executable, "-m", "pytest", *checks, "-q", "-p", "no:cacheprovider",
                            "--basetemp", folder, *map(str, words)], cwd=ROOT, capture_output=True, text=True,
                           timeout=1800, check=False)
     shutil.rmtree(folder, ignore_errors=True)  # a whole CLIP in every checkpoint takes room
     return done
 
 
-def check(tmp_path, *words):
-    """Run the suite as a user does; {trainer: {check: (passed, failed or skipped, the message)}}."""
+def check(tmp_path, *words, checks=(SUITE,)):
+    """Run the suite, or some of its checks, as a user does; {trainer: {check: (outcome, message)}}."""
     report = tmp_path / "report.xml"
-    done = pytest_on(tmp_path, "--junitxml", report, *words)
+    done = pytest_on(tmp_path, "--junitxml", report, *words, checks=checks)
     assert report.is_file(), done.stdout + done.stderr
     outcomes = {}
     for case in ElementTree.parse(report).iter("testcase"):
@@ -108,17 +112,38 @@ def plugin_words(files):
     return [word for file in files for word in ("--plugin", file)]
 
 
-def shared(files, tmp_path_factory):
-    """The outcomes of all trainers in some files; two processes share them."""
+def shared(files, tmp_path_factory, chosen=None):
+    """The outcomes of all trainers in some files, or of some checks of them, {trainer: [check]}; two processes share
+    them."""
     files = sorted(files, key=lambda file: (-file.read_text().count("TRAINER_REGISTRY.register"), file.name))
-    shares = [plugin_words(share) for share in (files[::4] + files[3::4], files[1::4] + files[2::4])]
+
+    def outcomes_of(share):
+        here = re.findall(r"register\(\)\nclass (\w+)", "".join(file.read_text() for file in share))
+        checks = [SUITE] if chosen is None else [f"{SUITE}/test_trainer.py::{name}[{trainer}]" for trainer in here
+                                                 for name in chosen[trainer]]
+        return check(tmp_path_factory.mktemp("shared"), *plugin_words(share), checks=checks)
+
     with ThreadPoolExecutor(2) as pool:
-        found = pool.map(lambda share: check(tmp_path_factory.mktemp("shared"), *share), shares)
+        found = pool.map(outcomes_of, (files[::4] + files[3::4], files[1::4] + files[2::4]))
         return {name: outcome for outcomes in found for name, outcome in outcomes.items()}
+
+
+def every_check():
+    text = (ROOT / SUITE / "test_trainer.py").read_text()
+    return re.findall(r"^def (test_\w+)\(subject\)", text, re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def meant(tmp_path_factory):
+    """The outcomes of the checks that are meant to fail; all of a healthy trainer."""
+    few = {**{name: failing or every_check() for name, failing in FAILS.items()}, **dict.fromkeys(
+        STOPS, every_check()[:2]), **dict.fromkeys(LEARNS_ALONG, ["test_an_evaluation_leaves_all_as_it_was"])}
+    return shared([*BROKEN.glob("*.py"), *HEALTHY.glob("*.py")], tmp_path_factory, few)
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
+    """Those of all checks, which takes three times as long."""
     return shared([*BROKEN.glob("*.py"), *HEALTHY.glob("*.py")], tmp_path_factory)
 
 
@@ -127,17 +152,32 @@ def outcomes_of_kinds(tmp_path_factory):
     return shared(KINDS.glob("*.py"), tmp_path_factory)
 
 
-def test_every_trainer_is_known(outcomes):
-    assert set(outcomes) == {*FAILS, *STOPS, *LEARNS_ALONG}
+def test_every_trainer_is_known(meant):
+    assert set(meant) == {*FAILS, *STOPS, *LEARNS_ALONG}
+    assert len(every_check()) == CHECKS
 
 
 @pytest.mark.parametrize("trainer", FAILS)
-def test_a_broken_trainer_fails_the_check_meant_for_it(outcomes, trainer):
+def test_a_broken_trainer_fails_the_check_meant_for_it(meant, trainer):
+    assert with_outcome(meant[trainer], "failed") == FAILS[trainer]
+    assert len(with_outcome(meant[trainer], "passed")) == (0 if FAILS[trainer] else CHECKS)
+
+
+@pytest.mark.parametrize("trainer", STOPS)
+def test_a_run_that_is_stopped_says_why(meant, trainer):
+    for outcome, message in meant[trainer].values():
+        assert outcome == "failed" and STOPS[trainer] in message.splitlines()[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", FAILS)
+def test_a_broken_trainer_fails_no_other_check(outcomes, trainer):
     assert len(outcomes[trainer]) == CHECKS
     assert with_outcome(outcomes[trainer], "failed") == FAILS[trainer]
     assert not with_outcome(outcomes[trainer], "skipped")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainer", STOPS)
 def test_a_run_that_is_stopped_says_why_in_every_check(outcomes, trainer):
     assert len(outcomes[trainer]) == CHECKS
@@ -151,6 +191,7 @@ def require_passed(found, skipped):
     assert sorted(with_outcome(found, "skipped")) == sorted(skipped)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainer", LEARNS_ALONG)
 def test_a_stateful_method_passes(outcomes, trainer):
     require_passed(outcomes[trainer], LEARNS_ALONG[trainer])
@@ -163,6 +204,7 @@ def test_each_kind_of_method_passes(outcomes_of_kinds, trainer):
     require_passed(outcomes_of_kinds[trainer], PASSES[trainer])
 
 
+@pytest.mark.slow
 def test_a_foreign_trainer_is_checked_for_what_applies(tmp_path):
     found = check(tmp_path, "--trainer", "CoOp", "--plugin", ROOT / "tests" / "plugins" / "coop_style.py",
                   "--opts", "TRAINER.COOP.INIT.STD", "0.02", "--opts", "OPTIM.LR", "0.02")["CoOp"]

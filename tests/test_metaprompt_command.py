@@ -158,6 +158,7 @@ def test_help_of_a_program(monkeypatch, capsys):
     assert capsys.readouterr().out.startswith("usage: metaprompt protocol compare ")
 
 
+@pytest.mark.slow  # test_packaging.py looks at this where the command is installed
 def test_no_other_datasets_is_taken_for_ours(tmp_path):
     """Another package of that name comes first on the path of this process; also the working folder has one."""
     (tmp_path / "site" / "datasets").mkdir(parents=True)

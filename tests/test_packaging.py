@@ -214,7 +214,7 @@ def run_words(checkout, shapes_root, output):
             checkout / "configs" / "trainers" / "CoOp" / "tiny.yaml", "DATASET.NUM_SHOTS", 4, "OPTIM.LR", 0.1]
 
 
-@pytest.mark.parametrize("program", ["console", "train.py"])
+@pytest.mark.parametrize("program", ["console", pytest.param("train.py", marks=pytest.mark.slow)])
 def test_with_a_checkout_the_method_is_found_and_trains(program, with_checkout, checkout, shapes_root, tmp_path):
     """And the dataset of the program is this project's, although another package of that name is installed."""
     start = ["metaprompt", "train"] if program == "console" else ["python", checkout / "train.py"]

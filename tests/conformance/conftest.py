@@ -13,9 +13,9 @@ from datasets import shapes
 from .recorded import FilesOpened
 from .subject import PART_SIZES, Subject
 
-# One of each sort is checked with all other tests, and the rest with the slow ones: a prompt per image, episodes,
-# evaluated weights, a cache that is bound to its classes, nothing trained.
-OF_EACH_SORT = ("CoCoOp", "MetaPrompt", "PromptSRC", "TipAdapterF", "ZeroshotCLIP")
+# One of each sort is checked with all other tests, and the rest with the slow ones: episodes, evaluated weights, a
+# cache that is bound to its classes, nothing trained.
+OF_EACH_SORT = ("MetaPrompt", "PromptSRC", "TipAdapterF", "ZeroshotCLIP")
 
 
 @functools.cache  # once: what a plugin registers is new only the first time
