@@ -263,7 +263,7 @@ def test_stopped_and_resumed_it_ends_the_same(whole, root, clips, tmp_path, monk
 
 
 @pytest.mark.parametrize("names", [
-    ("LoRAParametrized", "EntropyOverViews", "BatchPrototypes", "PatchAttention"),
+    ("LoRAParametrized", "BatchPrototypes"),
     pytest.param(tuple(KINDS), marks=pytest.mark.slow)], ids=["some", "all"])
 def test_two_processes_give_the_numbers_of_one(names, tmp_path):
     one = kinds.small_runs(tmp_path / "one", names)

@@ -578,6 +578,7 @@ def test_the_words_near_a_context_are_those_of_what_is_evaluated(run, tmp_path, 
 
 
 # ---- several processes ----
+@pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one(run, arguments, tmp_path):
     """They divide the images of a method that forgets them; of a stream, or of whole batches, each computes all."""
     more = ("DATALOADER.TEST.BATCH_SIZE", 4, "TEST.SAVE_LOGITS", True, "USE_CUDA", False)

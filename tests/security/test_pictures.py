@@ -25,7 +25,7 @@ from dassl.utils.images import MOST_ASPECT, bombs_are_errors, decoded, fault_of,
 from tools import predict
 from tools.results import loaded_run
 
-SECONDS = 3  # of processor time for some five readings; most take a hundredth of it
+SECONDS = 8  # bombs take minutes; what is refused takes up to one on a fast machine, and three on a busy one
 
 
 # ---- files -------------------------------------------------------------------------------------------------------
