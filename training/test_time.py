@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
-import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from dassl.engine.part import OfTrainer
 from dassl.utils import InputError, derive_seed, isolated_rng
 from prompting.precision import GradientOverflow
 from training.batches import Batch, to_device
@@ -25,7 +25,7 @@ KINDS = ("adapts", "stateful", "transductive")  # the statements of a method tha
 HIDDEN = ("label", "domain", "index")  # what a batch of test images holds and `predict` is not shown
 
 
-class TestTime:
+class TestTime(OfTrainer["PromptTrainer"]):
     """Evaluations and predictions of a PromptTrainer: `predicting` is the context of one, `logits_of` its one step.
 
     Attributes:
@@ -36,18 +36,11 @@ class TestTime:
     __test__ = False  # its name is not that of a test
 
     def __init__(self, trainer: PromptTrainer) -> None:
-        self._trainer = weakref.ref(trainer)  # it holds this: a circle would keep the memory of a run that is over
+        super().__init__(trainer)
         self.files: list[str] | None = None
         self.open = False
         self._aside: list[tuple[Tensor, Tensor]] = []  # (parameter, its trained value) where another one is in place
         self._start: Snapshot | None = None  # of the start of a context in which the method may learn
-
-    @property
-    def trainer(self) -> PromptTrainer:
-        trainer = self._trainer()
-        if trainer is None:
-            raise ReferenceError("the trainer is gone")
-        return trainer
 
     @property
     def learns(self) -> bool:

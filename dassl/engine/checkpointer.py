@@ -1,11 +1,11 @@
 """Checkpointer: the one way in which a training is stored and gone on with, whatever its checkpoints hold."""
 import os
 import shutil
-import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
+from dassl.engine.part import OfTrainer
 from dassl.utils import (
     BEST,
     INTERRUPTED,
@@ -29,21 +29,11 @@ Trainer = TypeVar("Trainer")
 CHECKPOINTS_KEPT = 2  # of epochs that CHECKPOINT_FREQ does not name
 
 
-class Contents(ABC, Generic[Trainer]):
+class Contents(OfTrainer[Trainer], ABC):
     """What the checkpoints of a trainer hold of its models: `dassl.engine.model_states.ModelStates` all of each
     registered model, `training.trained_tensors.TrainedTensors` what a prompt method trains."""
 
     module_prefix = False  # whether names of tensors may begin with the "module." of DataParallel, which is not stored
-
-    def __init__(self, trainer: Trainer) -> None:
-        self._trainer = weakref.ref(trainer)  # it holds this: a circle would keep the memory of a run that is over
-
-    @property
-    def trainer(self) -> Trainer:
-        trainer = self._trainer()
-        if trainer is None:
-            raise ReferenceError("the trainer of these contents is gone")
-        return trainer
 
     @abstractmethod
     def folders(self) -> list[str]:

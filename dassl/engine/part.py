@@ -1,7 +1,23 @@
-"""Part: a part of a trainer under a public name that a method file may take for something of its own."""
+"""Part: a part of a trainer under a public name that a method file may take for something of its own. OfTrainer: a part
+that knows its trainer."""
+import weakref
 from typing import Any, Generic, TypeVar, overload
 
 T = TypeVar("T")
+
+
+class OfTrainer(Generic[T]):
+    """A part that reads the trainer which holds it."""
+
+    def __init__(self, trainer: T) -> None:
+        self._trainer = weakref.ref(trainer)  # it holds this: a circle would keep the memory of a run that is over
+
+    @property
+    def trainer(self) -> T:
+        trainer = self._trainer()
+        if trainer is None:
+            raise ReferenceError(f"the trainer of this {type(self).__name__} is gone")
+        return trainer
 
 
 class Part(Generic[T]):
