@@ -13,26 +13,26 @@ import torch
 from tabulate import tabulate
 
 import train
-from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.identity import require_own_backbone
 from dassl.utils import InputError, checkpoint_to_evaluate, load_checkpoint, printable
 from dassl.utils.stored import problem_of_values
 from prompting import load_clip
 from prompting.backbone import weights_digest
 from prompting.openai import tokenizer
-from tools.results.loaded_run import add_run_flags, load_run, run_config
-from training import PromptTrainer
+from tools.results.loaded_run import add_run_flags, run_config
 
 CONTEXT = ("prompt_learner.ctx", "ctx")  # where methods of this project, and CoOp's own files, keep the text context
 
 
 def text_context(folder, epoch=None):
-    """(name, context, classnames): the run's learned text context, (..., n_ctx, W) float32, under its name among what
-    is trained, and its training classes.
+    """(context, classnames): the run's learned text context, (..., n_ctx, W) float32, as it is evaluated, and its
+    training classes.
 
     Raises InputError where there is no checkpoint, or none that holds a text context of finite numbers."""
     path, state = learned(folder, epoch)
     tensors = state.get("state_dict")
+    if isinstance(tensors, dict):
+        tensors = {**tensors, **state.get("evaluated", {})}
     if not isinstance(tensors, dict) or not all(map(torch.is_tensor, tensors.values())):
         raise InputError(f"{path} is not a checkpoint of prompts: its state_dict does not hold named tensors")
     for name in CONTEXT:
@@ -42,7 +42,7 @@ def text_context(folder, epoch=None):
                 raise InputError(f"{path}: {name} has shape {tuple(context.shape)}, which is no list of vectors")
             if problem := problem_of_values(context, torch.empty(0)):
                 raise InputError(f"{path}: {name} {problem}; train again")
-            return name, context.float(), list(state.get("classnames", ()))
+            return context.float(), list(state.get("classnames", ()))
     raise InputError(f"{state.get('trainer', 'the method')} learns no text context, it learns "
                      f"{', '.join(sorted(map(str, tensors)))[:300]}")
 
@@ -55,15 +55,6 @@ def learned(folder, epoch=None):
     if not os.path.isfile(path):
         raise InputError(f"no checkpoint at {path}; check --load-epoch")
     return path, load_checkpoint(path)
-
-
-def evaluated(cfg, folder, epoch=None, backbone="", plugins=()):
-    """{name: tensor} of what the run's method evaluates in the place of what it has trained; {} for most methods."""
-    method = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
-    if not issubclass(method, PromptTrainer) or method.evaluated_weights is PromptTrainer.evaluated_weights:
-        return {}
-    run = load_run(folder, epoch or None, backbone, plugins)
-    return run.trainer_for(run.classes).evaluated_weights() or {}
 
 
 def nearest_words(vectors, embeddings, top):
@@ -87,12 +78,11 @@ def interpret(folder, top=3, epoch=None, backbone="", plugins=()):
     A group is "" for one context, "layer 0", "layer 1", ... for a deep prompt, a class name for class-specific ones.
     """
     train.discover(plugins)
-    learned_name, context, classnames = text_context(folder, epoch)
+    context, classnames = text_context(folder, epoch)
     cfg = run_config(folder, backbone)
     name = cfg.MODEL.BACKBONE.NAME
     path, state = learned(folder, epoch)
     require_own_backbone(path, state, {"name": name, "digest": weights_digest(name)})
-    context = evaluated(cfg, folder, epoch, backbone, plugins).get(learned_name, context).float()
     embeddings = load_clip(cfg.MODEL.BACKBONE.NAME).token_embedding.weight.float()
     if context.shape[-1] != embeddings.shape[1]:
         raise InputError(f"the context vectors of {folder} have {context.shape[-1]} dimensions, the words of "
