@@ -8,19 +8,8 @@ import torch
 from yacs.config import CfgNode as CN
 
 from dassl.engine import TRAINER_REGISTRY
-from prompting.class_prompts import ClassPrompts
-from prompting.model import Prompt, PromptedCLIP
+from trainers.coop import CoOpCLIP
 from training import PromptTrainer
-
-
-class WordsCLIP(PromptedCLIP):
-    def __init__(self, towers, classnames, ctx):
-        super().__init__(towers)
-        self.prompt_learner = Prompt(ctx)
-        self.class_prompts = ClassPrompts(towers.text, classnames, len(ctx))
-
-    def encode_classes(self):
-        return self.towers.text.encode(self.class_prompts(self.prompt_learner.ctx))[0]
 
 
 def entropy(probabilities):
@@ -44,7 +33,7 @@ class EntropyOverViews(PromptTrainer):
         cfg.TRAINER.ENTROPYOVERVIEWS.PREC = "auto"  # fp32, amp, fp16 or auto
 
     def build_model(self, towers, classnames):
-        return WordsCLIP(towers, classnames, towers.text.embed_words(self.node.CTX_INIT))
+        return CoOpCLIP(towers, classnames, towers.text.embed_words(self.node.CTX_INIT), "end")
 
     def build_test_optimizer(self):
         return torch.optim.AdamW(self.trainables, lr=self.node.LR)

@@ -6,20 +6,11 @@ and that of the patches, each weighted by how well it fits the class (softmax ov
 from yacs.config import CfgNode as CN
 
 from dassl.engine import TRAINER_REGISTRY
-from prompting.class_prompts import ClassPrompts
-from prompting.model import Prompt, PromptedCLIP
+from trainers.coop import CoOpCLIP
 from training import PromptTrainer
 
 
-class PatchCLIP(PromptedCLIP):
-    def __init__(self, towers, classnames, ctx):
-        super().__init__(towers)
-        self.prompt_learner = Prompt(ctx)
-        self.class_prompts = ClassPrompts(towers.text, classnames, len(ctx))
-
-    def encode_classes(self):
-        return self.towers.text.encode(self.class_prompts(self.prompt_learner.ctx))[0]
-
+class PatchCLIP(CoOpCLIP):
     def forward(self, images):
         tokens = self.towers.encode_image_tokens(images)  # (B, 1 + patches, E)
         logits = self.logits(tokens, self.class_features())  # (B, 1 + patches, n_cls)
@@ -39,4 +30,4 @@ class PatchAttention(PromptTrainer):
         cfg.TRAINER.PATCHATTENTION.PREC = "auto"  # fp32, amp, fp16 or auto
 
     def build_model(self, towers, classnames):
-        return PatchCLIP(towers, classnames, self.initial_context(towers))
+        return PatchCLIP(towers, classnames, self.initial_context(towers), "end")
