@@ -101,7 +101,12 @@ class Towers:
         return image.encode_tokens(image.embed(images))
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W') -> features (B, E), not normalised; frozen ones where the towers are."""
+        """Images (B, 3, H, W') -> features (B, E), not normalised; frozen ones where the towers are.
+
+        Frozen features (B, E) that were computed before are given back as they are; they count as passes, too."""
+        if images.dim() == 2:
+            self.passes.add(images=len(images))
+            return images
         if self.image is not None:
             return self.image.encode_unprompted(images)
 

@@ -49,6 +49,14 @@ class Method:
     extra_state_share = 0.05
 
     # ---- what a method says: features and predictions ----
+    # True, said by a class itself: what it computes of images are the frozen image features, by `towers.encode_image` and
+    # nothing else. "img" of its batches may then be these features, (B, E), which `encode_image` gives back: they come
+    # from the feature store, and no picture is opened. A subclass may look at pixels, so it repeats the statement.
+    frozen_images = False
+    # True: it needs the frozen image features beside pictures. Its batches then have "frozen" (B, E), not normalised (with
+    # several views in "img" a list of them). A class that says so itself has a `model` that takes them:
+    # model(images, frozen).
+    frozen_features = False
     image_tokens = False  # True: it reads the features of the patches, too, which only a ViT has
     # What `predict` learns lies in tensors that are trained, buffers or `extra_state`, which the engine puts back;
     # what lies in other attributes leaks from one image, and one evaluation, to the next.
@@ -87,7 +95,8 @@ class Method:
     def compute_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(loss (), logits (B, n_cls)) of a batch on the device; default: cross-entropy.
 
-        batch: "img" (B, 3, H, W), "label" (B,), "domain" (B,), "impath": list of B files, ..."""
+        batch: "img" (B, 3, H, W), "label" (B,), "domain" (B,), "impath": list of B files, ...; see `frozen_images` and
+            `frozen_features`."""
         logits = self.model(batch["img"])
         return self.cross_entropy(logits, batch["label"]), logits
 
@@ -132,7 +141,7 @@ class Method:
 
         batch: "img" (B, 3, H, W) on the device, "views" (B, V, 3, H, W) with `test_views`, "impath"; never the labels.
         """
-        return self.model_inference(batch["img"])
+        return self.model_inference(batch["img"], batch.get("frozen"))
 
     @classmethod
     def view_transform(cls, cfg: Any) -> Callable[[Any], Tensor]:
@@ -161,7 +170,7 @@ class Method:
     templates_taken = False  # whether the method has asked for DATASET.TEMPLATES
     gradients: Callable[..., list[Tensor]]
     apply_gradients: Callable[..., None]
-    model_inference: Callable[[Tensor], Tensor]
+    model_inference: Callable[..., Tensor]
 
     @classmethod
     def node_of(cls, cfg: Any) -> CN:

@@ -26,6 +26,7 @@ from training.batches import Batch, all_gather_batch, to_device
 from training.gradient_watch import GradientWatch
 from training.method import Method
 from training.options import CLIP_GRAD_NORM, require_honoured
+from training.store.feed import Feed
 from training.test_time import TestTime, require_predict
 from training.towers import build_towers, built_model, loaded_clip, require_trained
 from training.trained_tensors import FOLDER, TrainedTensors
@@ -68,7 +69,7 @@ class PromptTrainer(Method, TrainerX):
         self.honoured: set[str] = set()  # the options that a training step has taken note of
         self.overruled: dict[str, str] = {}  # {key of the method's node that another one keeps from acting: why}
         self.watch = GradientWatch(type(self).__name__)
-        self._test_time = TestTime(self)
+        self._test_time, self._feed = TestTime(self), Feed(self)
         self.complete_cfg(cfg)
         require_predict(type(self))
         if self.trains and cfg.DATALOADER.TRAIN_X.BATCH_SIZE < self.min_batch:
@@ -213,6 +214,7 @@ class PromptTrainer(Method, TrainerX):
         if not self.watch.over:
             self.watch.begin(self.trained_tensors())
         try:
+            batch = self.batch = self._feed.with_frozen(batch)
             with self.precision.autocast():
                 summary = self.training_step(batch)
             require_honoured(self.cfg, self.honoured, type(self).__name__)
@@ -244,10 +246,10 @@ class PromptTrainer(Method, TrainerX):
         images, labels = self.parse_batch_test(batch)
         return self.logits_of({**batch, "img": images}), labels
 
-    def model_inference(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) -> logits (B, n_cls) float32."""
+    def model_inference(self, images: Tensor, frozen: Tensor | None = None) -> Tensor:
+        """Images (B, 3, H, W), and their frozen features (B, E) where the model takes them -> logits (B, n_cls) float32."""
         with self.precision.autocast():
-            return self.model(images).float()
+            return (self.model(images) if frozen is None else self.model(images, frozen)).float()
 
     def predicting(self) -> contextlib.AbstractContextManager[None]:
         """Context of one evaluation, or of one stream of predictions: within it `evaluated_weights` are in place, and

@@ -170,6 +170,11 @@ def _defaults():
     # what may differ from what a model was trained with when it is evaluated: ("backbone", "INPUT.PIXEL_MEAN", ...).
     cfg.TEST.ALLOW_CHANGED = ()
 
+    cfg.STORE = CN()
+    cfg.STORE.USE = True  # take image features that no training changes from the feature store, computed once for all runs
+    cfg.STORE.DIR = ""  # the folder of the feature store; empty: the folder features in the output folder
+    cfg.STORE.MB = 4096  # megabytes that the feature store keeps; what was not used for longest goes first
+
     cfg.TRAINER = CN()
     cfg.TRAINER.NAME = ""  # registered name of the method
     return cfg

@@ -197,6 +197,7 @@ EFFECTS = {
     **dict.fromkeys((f"INPUT.COLORJITTER_{part}" for part in "BCSH"), _transform("colorjitter")),
     "INPUT.RGS_P": _transform("randomgrayscale"),
     **dict.fromkeys(("INPUT.GB_P", "INPUT.GB_K"), _transform("gaussian_blur")),
+    "STORE.USE": ACTS, "STORE.DIR": ACTS, "STORE.MB": ACTS,
     "DATASET.ROOT": ACTS, "DATASET.NAME": ACTS,
     "DATASET.SOURCE_DOMAINS": DOMAINS, "DATASET.TARGET_DOMAINS": DOMAINS,
     "DATASET.TARGET_PART": ("no target domains are tested", lambda run: run.domains and bool(
