@@ -213,7 +213,7 @@ def test_the_folder_of_a_store_is_passed_over(words, tmp_path, monkeypatch):
     space = "0123456789abcdef"
     for store in (out / "features", run / "features", out, out / "mine"):
         inner = store / space / "ab"
-        shutil.copytree(run, inner, ignore=shutil.ignore_patterns("features", space))  # which would be a run by itself
+        shutil.copytree(run, inner, ignore=shutil.ignore_patterns("features", space))  # by itself it would be a run
         (store / space / FACTS).write_text("{}")
     assert sorted(map(str, places_below(str(out)))) == sorted(map(str, before.where))
     after = collect([str(out)])
