@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from torch import Tensor
 
@@ -31,3 +31,6 @@ class Store:
     def claim(self, entry: Entry) -> Iterator[bool]:
         """Context in which no other process computes this entry; gives whether that is so."""
         yield True
+
+    def wait(self, entry: Entry, meanwhile: Callable[[], None]) -> None:
+        """Wait while another process computes this entry. meanwhile: is called again and again, and may raise."""
