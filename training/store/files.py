@@ -128,6 +128,18 @@ def _write(unfinished: str, path: str, data: bytes) -> None:
         raise
 
 
+def mark(folder: str) -> None:
+    """Let a folder say that it is a store. Raises as `write_whole` does."""
+    path = os.path.join(folder, MARK)
+    if not os.path.isfile(path):
+        write_whole(folder, path, plain({"feature store": FORMAT}))
+
+
+def plain(data: Any) -> bytes:
+    """Plain data as a small JSON file."""
+    return (json.dumps(data, indent=1, sort_keys=True) + "\n").encode()
+
+
 class Opened:
     """A regular file that is no link, open for reading. Raises OSError or Damaged."""
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,14 +15,15 @@ from training.store.budget import MEGABYTE, usage_of
 from training.store.entries import FORMAT, Entry
 from training.store.files import (
     LOCK,
-    MARK,
     SPACE,
     Damaged,
     Head,
     Opened,
     encoded,
     folder_of,
+    mark,
     path_of,
+    plain,
     write_whole,
 )
 from training.store.locks import WRITE, locks_of
@@ -123,13 +123,11 @@ class Store:
         """Let the folders say what they are, once."""
         if entry.space.digest in self._described:
             return
-        mark = os.path.join(self._real, MARK)
-        if not os.path.isfile(mark):
-            write_whole(self._real, mark, _json({"feature store": FORMAT}))
+        mark(self._real)
         path = os.path.join(folder_of(self._real, entry.space.digest), SPACE)
         if not os.path.isfile(path):
             told = {"format": FORMAT, "digest": entry.space.digest, "facts": entry.space.facts}
-            write_whole(self._real, path, _json(told))
+            write_whole(self._real, path, plain(told))
         self._described.add(entry.space.digest)
 
     # ---- who computes what ----
@@ -205,10 +203,6 @@ def _plain(entry: Entry, number: int, piece: Tensor) -> Tensor:
     if not 0 <= rows.start < rows.stop or piece.shape[:-1] != (rows.stop - rows.start, entry.views):
         raise ValueError(f"piece {number} of {len(entry.pictures)} pictures has the shape {tuple(piece.shape)}")
     return piece.detach().to("cpu", torch.float32).contiguous()
-
-
-def _json(plain: object) -> bytes:
-    return (json.dumps(plain, indent=1, sort_keys=True) + "\n").encode()
 
 
 def _reason(error: Exception) -> str:
