@@ -14,7 +14,8 @@ MOST_KNOWN = 2**21  # files
 THREADS = 8
 CHUNK = 64  # files that one thread is given together
 _KNOWN: dict[str, tuple[State, bytes]] = {}  # absolute path -> its state and its digest then
-Item, Value = TypeVar("Item"), TypeVar("Value")
+Item = TypeVar("Item")
+Value = TypeVar("Value")
 
 
 def each(function: Callable[[Item], Value], items: Sequence[Item]) -> list[Value]:

@@ -19,9 +19,11 @@ class Space:
 
     facts: plain data that reads back from JSON as it is: the tower's weights by their digest and how they are computed,
         precision, kind of device, transforms with their parameters, and the versions of what reads and computes.
+    name: what the backbone is called, for lists: the same weights may have several names.
     """
 
     facts: Mapping[str, Any]
+    name: str = ""
 
     @functools.cached_property
     def digest(self) -> str:

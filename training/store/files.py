@@ -128,11 +128,13 @@ def _write(unfinished: str, path: str, data: bytes) -> None:
         raise
 
 
-def mark(folder: str) -> None:
-    """Let a folder say that it is a store. Raises as `write_whole` does."""
+def mark(folder: str, megabytes: int | None = None) -> None:
+    """Let a folder say that it is a store, and what its budget is. Raises as `write_whole` does."""
     path = os.path.join(folder, MARK)
-    if not os.path.isfile(path):
-        write_whole(folder, path, plain({"feature store": FORMAT}))
+    with contextlib.suppress(OSError, Damaged, AttributeError):
+        if read_small(path).get("megabytes") == megabytes or megabytes is None:
+            return
+    write_whole(folder, path, plain({"feature store": FORMAT, "megabytes": megabytes}))
 
 
 def plain(data: Any) -> bytes:

@@ -7,7 +7,6 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from pydantic_core import from_json
 
@@ -58,14 +57,10 @@ class Pictures:
     def _noted(self, top: str) -> dict[str, Note]:
         """{path below `top`: its note}; {} for a file that is not there, or not as it was written."""
         path = self._path(top)
-        with contextlib.suppress(OSError, Damaged), Opened(path) as opened:
-            if opened.found.st_size > MOST_BYTES:
-                return {}
-            head, _, body = bytes(opened.read(opened.found.st_size)).partition(b"\n")
-            told = parsed(head)
-            expected = {"format": FORMAT, "folder": top, "sha256": hashlib.sha256(body).hexdigest()}
-            if told == expected and (notes := _notes(body)):
-                usage_of(self.folder or "").used(path, opened.found.st_mtime)
+        with contextlib.suppress(OSError, Damaged):
+            folder, notes, used = read_notes(path)
+            if folder == top:
+                usage_of(self.folder or "").used(path, used)
                 return notes
         return {}
 
@@ -113,16 +108,27 @@ def _body(notes: dict[str, Note]) -> bytes:
     return json.dumps({below: [*state, digest] for below, (state, digest) in notes.items()}).encode()
 
 
-def _notes(body: bytes) -> dict[str, Note]:
-    """What `_body` has written; {} for anything else."""
-    found: Any = None
+def read_notes(path: str) -> tuple[str, dict[str, Note], float]:
+    """(folder, {path below it: its note}, when it was used last) of a file of notes. Raises OSError or Damaged."""
+    with Opened(path) as opened:
+        if opened.found.st_size > MOST_BYTES:
+            raise Damaged("it is too large")
+        head, _, body = bytes(opened.read(opened.found.st_size)).partition(b"\n")
+    told = parsed(head)
+    if not isinstance(told, dict) or told.get("format") != FORMAT or not isinstance(told.get("folder"), str):
+        raise Damaged("it says something else")
+    if told.get("sha256") != hashlib.sha256(body).hexdigest():
+        raise Damaged("its bytes have changed")
     try:
         found = from_json(body)  # in half of json's time; it refuses names that are no text
     except ValueError:
         found = parsed(body)
     try:
-        notes = {below: ((size, modified, changed), digest)
-                 for below, (size, modified, changed, digest) in found.items()}
-        return notes if all(IS_DIGEST.fullmatch(digest) for _, digest in notes.values()) else {}
+        notes: dict[str, Note] = {below: ((size, modified, changed), digest)
+                                  for below, (size, modified, changed, digest) in found.items()}
+        whole = all(IS_DIGEST.fullmatch(digest) for _, digest in notes.values())
     except (AttributeError, TypeError, ValueError):
-        return {}
+        whole = False
+    if not whole:
+        raise Damaged("it says something else")
+    return told["folder"], notes, opened.found.st_mtime

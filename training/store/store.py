@@ -26,7 +26,7 @@ from training.store.files import (
     plain,
     write_whole,
 )
-from training.store.locks import WRITE, locks_of
+from training.store.locks import WRITE, Locks, locks_of
 
 LONGEST_WAIT = 900  # seconds for an entry of which another process says that it computes it
 POLLS = 0.05, 1.0  # seconds between two looks: at first, at most
@@ -48,7 +48,7 @@ class Store:
         self.folder, self.megabytes = folder, megabytes
         self._real = os.path.realpath(folder)
         self._told: set[str] = set()
-        self._described: set[str] = set()  # spaces whose folder says what they are
+        self._marked = False  # whether the folder says that it is a store
         self._writes = megabytes > 0
         self._waited = 0.0  # seconds, for entries that have not come
 
@@ -120,46 +120,51 @@ class Store:
         usage.used(path)
 
     def _describe(self, entry: Entry) -> None:
-        """Let the folders say what they are, once."""
-        if entry.space.digest in self._described:
-            return
-        mark(self._real)
+        """Let the folders say what they are."""
+        if not self._marked:
+            mark(self._real, self.megabytes)
+            self._marked = True
         path = os.path.join(folder_of(self._real, entry.space.digest), SPACE)
         if not os.path.isfile(path):
-            told = {"format": FORMAT, "digest": entry.space.digest, "facts": entry.space.facts}
+            told = {"format": FORMAT, "digest": entry.space.digest, "name": entry.space.name,
+                    "facts": entry.space.facts}
             write_whole(self._real, path, plain(told))
-        self._described.add(entry.space.digest)
 
     # ---- who computes what ----
     @contextlib.contextmanager
     def claim(self, entry: Entry) -> Iterator[bool]:
-        """Context in which no other process computes this entry; gives whether that is so, at once.
+        """Context in which no other process, and no other thread, computes this entry; gives whether that is so, at
+        once.
 
-        It is so, too, where there are no locks: features are then computed twice, and are the same."""
-        if not self._writes:
+        It gives True, too, where there are no locks, and where `wait` has given up: features are then computed twice,
+        and are the same."""
+        if not self._writes:  # nobody would find it
             yield True
             return
-        locks = locks_of(os.path.join(self._real, LOCK))
-        taken = locks.take(entry.key)
+        taken = self._locks.take(entry.key)
         try:
-            yield taken
+            yield taken or self._waited >= LONGEST_WAIT
         finally:
             if taken:
-                locks.free(entry.key)
+                self._locks.free(entry.key)
 
     def busy(self, entry: Entry) -> bool:
-        """Whether another process, or another thread, has claimed an entry."""
-        with self.claim(entry) as taken:
-            return not taken
+        """Whether another process, or a thread, has claimed an entry."""
+        if not self._writes:
+            return False
+        free = self._locks.take(entry.key)
+        if free:
+            self._locks.free(entry.key)
+        return not free
 
     def wait(self, entry: Entry, meanwhile: Callable[[], object] = lambda: None) -> bool:
-        """Wait until nobody else has claimed an entry: it was then computed, or its process is gone.
+        """Wait until nobody has a claim on an entry: it was then computed, or who had it is gone.
 
         Args:
             meanwhile: called again and again; what it raises ends the waiting.
         Returns:
-            False where nobody has given up a claim for LONGEST_WAIT seconds: whoever waits computes it itself. After
-            that no other entry is waited for either, until one comes.
+            False where nothing that was waited for has come for LONGEST_WAIT seconds. This store then waits for no
+            entry any more.
         """
         pause, most = POLLS
         while self.busy(entry):
@@ -173,11 +178,15 @@ class Store:
         self._waited = 0.0
         return True
 
+    @property
+    def _locks(self) -> Locks:
+        return locks_of(os.path.join(self._real, LOCK))
+
     @contextlib.contextmanager
     def _alone(self, entry: Entry) -> Iterator[None]:
         """Context in which no other process changes an entry's file, unless one does for long: what it adds at the same
         time would be lost, and computed again."""
-        locks, end = locks_of(os.path.join(self._real, LOCK)), time.monotonic() + WRITERS_WAIT
+        locks, end = self._locks, time.monotonic() + WRITERS_WAIT
         while not (taken := locks.take(entry.key, WRITE)) and time.monotonic() < end:
             time.sleep(POLLS[0])
         try:
