@@ -49,14 +49,15 @@ class Method:
     extra_state_share = 0.05
 
     # ---- what a method says: features and predictions ----
-    # True, said by a class itself: what it computes of images are the frozen image features, by `towers.encode_image` and
-    # nothing else. "img" of its batches may then be these features, (B, E), which `encode_image` gives back: they come
-    # from the feature store, and no picture is opened. A subclass may look at pixels, so it repeats the statement.
+    # True, said by a class itself: what it computes of images are the frozen image features, by `towers.encode_image`
+    # and nothing else. "img" of its batches may then be these features, (B, E), which `encode_image` gives back: they
+    # come from the feature store, and no picture is opened. A subclass may look at pixels, so it repeats the statement.
     frozen_images = False
-    # True: it needs the frozen image features beside pictures. Its batches then have "frozen" (B, E), not normalised (with
-    # several views in "img" a list of them). A class that says so itself has a `model` that takes them:
-    # model(images, frozen).
-    frozen_features = False
+    # True: its training needs the frozen image features beside pictures. Training batches then have "frozen" (B, E),
+    # not normalised, without gradients and not to be changed in place; a list where "img" is a list of views. A tuple
+    # instead of True: the numbers of the views whose features are needed; for the others the list has None.
+    # An evaluation gives them to a `model` whose forward has an argument `frozen`, and to no other.
+    frozen_features: bool | tuple[int, ...] = False
     image_tokens = False  # True: it reads the features of the patches, too, which only a ViT has
     # What `predict` learns lies in tensors that are trained, buffers or `extra_state`, which the engine puts back;
     # what lies in other attributes leaks from one image, and one evaluation, to the next.
@@ -87,8 +88,8 @@ class Method:
             towers: the frozen CLIP; with `trains_towers` a copy that may be changed.
             classnames: names of the classes, in label order.
         Returns:
-            module: images (B, 3, H, W) -> logits (B, n_cls); its parameters that want gradients are what is trained
-            (`prompting.model.PromptedCLIP` is the usual base).
+            module: images (B, 3, H, W) -> logits (B, n_cls), with `frozen_images` also features (B, E) in their place;
+            its parameters that want gradients are what is trained (`prompting.model.PromptedCLIP` is the usual base).
         """
         raise NotImplementedError
 
