@@ -49,15 +49,14 @@ class Method:
     extra_state_share = 0.05
 
     # ---- what a method says: features and predictions ----
-    # True, said by a class itself: what it computes of images are the frozen image features, by `towers.encode_image`
-    # and nothing else. "img" of its batches may then be these features, (B, E), which `encode_image` gives back: they
-    # come from the feature store, and no picture is opened. A subclass may look at pixels, so it repeats the statement.
+    # True, said by a class itself: of images it takes the frozen features, by `towers.encode_image`, and nothing else.
+    # "img" of its batches may then be these features, (B, E), which `encode_image` gives back: they come from the
+    # feature store, and no picture is opened. A subclass may look at pixels, so it repeats the statement.
     frozen_images = False
-    # True: its training needs the frozen image features beside pictures. Training batches then have "frozen" (B, E),
-    # not normalised, without gradients and not to be changed in place; a list where "img" is a list of views. A tuple
-    # instead of True: the numbers of the views whose features are needed; for the others the list has None.
-    # An evaluation gives them to a `model` whose forward has an argument `frozen`, and to no other.
-    frozen_features: bool | tuple[int, ...] = False
+    # True: it needs frozen image features beside pictures. Its training batches then have "frozen" (B, E), not
+    # normalised; where "img" is several views, those of the last. A model whose forward takes `frozen` is given them in
+    # evaluations, too: model(images, frozen).
+    frozen_features = False
     image_tokens = False  # True: it reads the features of the patches, too, which only a ViT has
     # What `predict` learns lies in tensors that are trained, buffers or `extra_state`, which the engine puts back;
     # what lies in other attributes leaks from one image, and one evaluation, to the next.
@@ -142,7 +141,8 @@ class Method:
 
         batch: "img" (B, 3, H, W) on the device, "views" (B, V, 3, H, W) with `test_views`, "impath"; never the labels.
         """
-        return self.model_inference(batch["img"], batch.get("frozen"))
+        frozen = batch.get("frozen")  # a plugin's model_inference takes images alone
+        return self.model_inference(batch["img"], *([] if frozen is None else [frozen]))
 
     @classmethod
     def view_transform(cls, cfg: Any) -> Callable[[Any], Tensor]:

@@ -23,20 +23,19 @@ class Feed(OfTrainer["PromptTrainer"]):
 
     def with_frozen(self, batch: Batch) -> Batch:
         """A batch of a method with `frozen_features`, with them: "frozen" (B, E), or a list where "img" is one."""
-        if not self.trainer.frozen_features:
+        trainer = self.trainer
+        if not trainer.frozen_features:
             return batch
-        views: Any = batch.get("frozen", batch["img"])  # features that are given count as passes, too
-        frozen = ([self._encoded(view) if self._needed(number) else None for number, view in enumerate(views)]
-                  if isinstance(views, list) else self._encoded(views))
-        return {**batch, "frozen": frozen}
-
-    def _needed(self, view: int) -> bool:
-        """Whether the method needs the frozen features of the view of this number."""
-        wanted = self.trainer.frozen_features
-        return wanted is True or isinstance(wanted, tuple) and view in wanted
+        if "frozen" in batch:
+            views = batch["frozen"] if isinstance(batch["frozen"], list) else [batch["frozen"]]
+            trainer.towers.passes.add(images=sum(map(len, views)))
+            return batch
+        return {**batch, "frozen": self._encoded(batch["img"])}
 
     @torch.no_grad()
-    def _encoded(self, images: Tensor) -> Tensor:
+    def _encoded(self, images: Any) -> Tensor | list[Any]:
+        if isinstance(images, list):
+            return [self._encoded(view) for view in images]
         trainer = self.trainer
         with trainer.precision.autocast():
             return trainer.frozen_towers.encode_image(images)
