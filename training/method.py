@@ -87,8 +87,8 @@ class Method:
             towers: the frozen CLIP; with `trains_towers` a copy that may be changed.
             classnames: names of the classes, in label order.
         Returns:
-            module: images (B, 3, H, W) -> logits (B, n_cls); its parameters that want gradients are what is trained
-            (`prompting.model.PromptedCLIP` is the usual base).
+            module: images (B, 3, H, W) -> logits (B, n_cls), with `frozen_images` also features (B, E) in their place;
+            its parameters that want gradients are what is trained (`prompting.model.PromptedCLIP` is the usual base).
         """
         raise NotImplementedError
 
@@ -141,7 +141,8 @@ class Method:
 
         batch: "img" (B, 3, H, W) on the device, "views" (B, V, 3, H, W) with `test_views`, "impath"; never the labels.
         """
-        return self.model_inference(batch["img"], batch.get("frozen"))
+        frozen = batch.get("frozen")  # a plugin's model_inference takes images alone
+        return self.model_inference(batch["img"], *([] if frozen is None else [frozen]))
 
     @classmethod
     def view_transform(cls, cfg: Any) -> Callable[[Any], Tensor]:
