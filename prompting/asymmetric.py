@@ -34,9 +34,14 @@ class AsymmetricCLIP(IndependentCLIP):
                          random_vectors(layers, n_pro, image.width))
         self.frozen_text_features = towers.encode_classnames(frozen_names, templates)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """The mean of both contrasts: (B, 3, H, W) -> (B, n_cls)."""
-        prompted, frozen = self.encode_prompted_and_frozen(images)
+    def forward(self, images: Tensor, frozen: Tensor | None = None) -> Tensor:
+        """The mean of both contrasts: images (B, 3, H, W) -> (B, n_cls).
+
+        frozen: the frozen features of the images (B, E); they are computed where they are not given."""
+        if frozen is None:
+            prompted, frozen = self.encode_prompted_and_frozen(images)
+        else:
+            prompted = self.encode_images(images)
         return (self.image_logits(prompted) + self.text_logits(frozen, self.class_features())) / 2
 
     def encode_prompted_and_frozen(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from prompting.blocks import Block, Blocks, Tower
+from prompting.errors import PromptingError
 from prompting.parallel import Collectives, SingleProcess, divide
 from prompting.passes import Passes
 
@@ -37,7 +38,8 @@ class ImageTower(Tower):
     def embed(self, images: Tensor) -> Tensor:
         """(B, 3, H, W') -> class token and patch tokens with positions (B, 1 + patches, W), before ln_pre.
 
-        Frozen and prompted passes over the same images share them."""
+        Prompted passes over the same images share them. Raises PromptingError for frozen features (B, E)."""
+        require_pictures(images)
         x = self.visual.conv1(images.to(self.dtype)).flatten(2).transpose(1, 2)
         first = self.visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
         positions: Tensor = self.visual.positional_embedding
@@ -139,6 +141,14 @@ class ImageTower(Tower):
         if layer == 0:
             prompt = self.visual.ln_pre(prompt)
         return prompt
+
+
+def require_pictures(images: Tensor) -> None:
+    """Raise PromptingError for frozen features where pictures are needed."""
+    if images.dim() == 2:
+        raise PromptingError(f"pictures (B, 3, H, W) are needed, and frozen features {tuple(images.shape)} were given, "
+                             "which a method gets that says `frozen_images` and may only hand to towers.encode_image; "
+                             "do so, or leave the statement out")
 
 
 def _prompts_of(visual_prompts: Sequence[Tensor], layer: int) -> int:

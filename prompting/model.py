@@ -35,7 +35,7 @@ class PromptedCLIP(nn.Module):
         self._computed_from: tuple[list[Tensor], list[tuple[int, int]]] = ([], [])
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> image features (B, E)."""
+        """(B, 3, H, W), or frozen features (B, E) where the method says `frozen_images` -> image features (B, E)."""
         return self.towers.encode_image(images)
 
     def encode_classes(self) -> Tensor:
@@ -47,7 +47,7 @@ class PromptedCLIP(nn.Module):
         return self.towers.cosine_logits(image_features, class_features)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> logits (B, n_cls)."""
+        """(B, 3, H, W), or frozen features (B, E) as for `encode_images` -> logits (B, n_cls)."""
         return self.logits(self.encode_images(images), self.class_features())
 
     def class_features(self) -> Tensor:

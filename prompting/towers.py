@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from prompting.blocks import ACTIVATION, is_plain
 from prompting.errors import PromptingError
-from prompting.image import ImageTower
+from prompting.image import ImageTower, require_pictures
 from prompting.parallel import Collectives, SingleProcess, divide
 from prompting.passes import Passes
 from prompting.templates import fill
@@ -96,15 +96,18 @@ class Towers:
     def encode_image_tokens(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W') -> features of the class token and of all patches, (B, 1 + patches, E), not normalised.
 
-        Raises PromptingError for a ResNet, which has no such tokens."""
+        Raises PromptingError for a ResNet, which has no such tokens, and for frozen features (B, E)."""
         image = self.promptable_image("encode_image_tokens", READS_TOKENS)
         return image.encode_tokens(image.embed(images))
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W') -> features (B, E), not normalised; frozen ones where the towers are.
 
-        Frozen features (B, E) that were computed before are given back as they are; they count as passes, too."""
+        Frozen features (B, E) that were computed before are given back as they are; they count as passes, too. Raises
+        PromptingError for those where the image tower is trained, which would give others."""
         if images.dim() == 2:
+            if self.trainable and any(p.requires_grad for p in self.model.visual.parameters()):
+                require_pictures(images)
             self.passes.add(images=len(images))
             return images
         if self.image is not None:

@@ -37,6 +37,8 @@ class AdaptedCLIP(FrozenCLIP):
 
 @TRAINER_REGISTRY.register()
 class CLIPAdapter(PromptTrainer):
+    frozen_images = True
+
     @staticmethod
     def extend_cfg(cfg):
         cfg.TRAINER.CLIPADAPTER = CN()

@@ -55,6 +55,8 @@ class CoCoOpCLIP(PromptedCLIP):
 
 @TRAINER_REGISTRY.register()
 class CoCoOp(PromptTrainer):
+    frozen_images = True
+
     @staticmethod
     def extend_cfg(cfg):
         cfg.TRAINER.COCOOP = CN()

@@ -40,6 +40,8 @@ class CoOpCLIP(PromptedCLIP):
 
 @TRAINER_REGISTRY.register()
 class CoOp(PromptTrainer):
+    frozen_images = True
+
     @staticmethod
     def extend_cfg(cfg):
         cfg.TRAINER.COOP = CN()

@@ -57,6 +57,7 @@ def blend(features: Tensor, adapter: Adapter, ratio: float) -> Tensor:
 @TRAINER_REGISTRY.register()
 class CoPrompt(MaPLe):
     model: CoPromptCLIP
+    frozen_features = True  # those of the second view
 
     @staticmethod
     def extend_cfg(cfg):
@@ -81,13 +82,12 @@ class CoPrompt(MaPLe):
                             node.TEXT_ADAPTER_RATIO)
 
     def compute_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        views = batch["img"]
-        first, second = views if isinstance(views, list) else (views, views)
+        first = batch["img"][0] if isinstance(batch["img"], list) else batch["img"]
         images, texts = self.model.encode_images(first), self.model.encode_classes()
         logits = self.model.logits(images, texts)
         number = self.sentence_number(len(self.sentence_features))
         consistency = (cosine_distance(texts, self.sentence_features[number])
-                       + cosine_distance(images, self.towers.encode_image(second)))
+                       + cosine_distance(images, batch["frozen"]))
         return self.cross_entropy(logits, batch["label"]) + self.node.W * consistency, logits
 
     def sentence_number(self, count: int) -> int:

@@ -62,6 +62,7 @@ class DecoupledCLIP(CoOpCLIP):
 @TRAINER_REGISTRY.register()
 class DePT(PromptTrainer):
     model: DecoupledCLIP
+    frozen_images = True
     class_tensors = ("linear_probe_proj.",)
 
     @staticmethod

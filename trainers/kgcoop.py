@@ -19,6 +19,7 @@ from training import Batch, PromptTrainer
 @TRAINER_REGISTRY.register()
 class KgCoOp(PromptTrainer):
     model: CoOpCLIP
+    frozen_images = True
 
     @staticmethod
     def extend_cfg(cfg):

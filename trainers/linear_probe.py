@@ -39,6 +39,8 @@ class ProbedCLIP(nn.Module):
 
 @TRAINER_REGISTRY.register()
 class LinearProbe(PromptTrainer):
+    frozen_images = True
+
     @staticmethod
     def extend_cfg(cfg):
         cfg.TRAINER.LINEARPROBE = CN()

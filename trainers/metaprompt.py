@@ -28,6 +28,7 @@ class MetaPrompt(PromptTrainer):
     model: AsymmetricCLIP
     sampler = "MetaEpisodeSampler"
     min_batch = 2
+    frozen_features = True
 
     @staticmethod
     def extend_cfg(cfg):
@@ -65,9 +66,8 @@ class MetaPrompt(PromptTrainer):
                               self.frozen_templates(*frozen_templates_of(self.cfg.DATASET.NAME)), "TRAINER.METAPROMPT")
 
     def training_step(self, batch: Batch) -> dict[str, float]:
-        model, image_tower, label = self.model, self.model.image_tower, batch["label"]
-        embedded = image_tower.embed(batch["img"])
-        frozen = image_tower.encode(embedded)
+        model, frozen, label = self.model, batch["frozen"], batch["label"]
+        embedded = model.image_tower.embed(batch["img"])
 
         # In-domain update: the loss has all three logits.
         image_logits = model.image_logits(model.encode_embedded(embedded))

@@ -50,6 +50,7 @@ def soft_cross_entropy(logits: Tensor, teacher: Tensor, temperature: float) -> T
 @TRAINER_REGISTRY.register()
 class ProGrad(PromptTrainer):
     model: CoOpCLIP
+    frozen_images = True
 
     @staticmethod
     def extend_cfg(cfg):

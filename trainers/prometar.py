@@ -51,6 +51,7 @@ class GradientGate(nn.Module):
 @TRAINER_REGISTRY.register()
 class ProMetaR(IVLP):
     model: IndependentCLIP
+    frozen_features = True
     min_batch = 2  # a query and a support image
     trains_in_turns = True  # a batch of one class trains the prompts only
     templates_taken = True  # in training
@@ -106,9 +107,8 @@ class ProMetaR(IVLP):
                                      self.frozen_templates(*IMAGENET_FIRST_60))
 
     def training_step(self, batch: Batch) -> dict[str, float]:
-        label, image_tower = batch["label"], self.model.image_tower
-        embedded = image_tower.embed(batch["img"])
-        frozen = image_tower.encode(embedded)
+        label, frozen = batch["label"], batch["frozen"]
+        embedded = self.model.image_tower.embed(batch["img"])
 
         # The whole batch.
         gradients, loss, logits = self.regularised_gradients(embedded, frozen, label)

@@ -30,6 +30,7 @@ from training import Batch
 @TRAINER_REGISTRY.register()
 class PromptSRC(IVLP):
     model: IndependentCLIP
+    frozen_features = True
     templates_taken = True  # in training
 
     @staticmethod
@@ -53,14 +54,12 @@ class PromptSRC(IVLP):
 
     def compute_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         model, towers, node = self.model, self.towers, self.node
-        embedded = model.image_tower.embed(batch["img"])
-        images, texts = model.encode_embedded(embedded), model.encode_text_prompts()
-        frozen_images = model.image_tower.encode(embedded)
+        images, texts = model.encode_images(batch["img"]), model.encode_text_prompts()
         logits = towers.cosine_logits(images, texts)
-        frozen_logits = towers.cosine_logits(frozen_images, self.frozen_text_features)
+        frozen_logits = towers.cosine_logits(batch["frozen"], self.frozen_text_features)
 
         text = l1_distance(texts, self.frozen_text_features)
-        image = l1_distance(images, frozen_images)
+        image = l1_distance(images, batch["frozen"])
         divergence = F.kl_div(logits.log_softmax(1), frozen_logits.log_softmax(1), reduction="sum", log_target=True)
         divergence = divergence / logits.numel()  # by images and classes, as in the authors' code
         loss = (self.cross_entropy(logits, batch["label"]) + node.TEXT_LOSS_WEIGHT * text

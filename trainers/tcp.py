@@ -58,6 +58,7 @@ class TCPCLIP(PromptedCLIP):
 @TRAINER_REGISTRY.register()
 class TCP(PromptTrainer):
     model: TCPCLIP
+    frozen_images = True
 
     @staticmethod
     def extend_cfg(cfg):

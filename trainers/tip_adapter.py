@@ -33,6 +33,7 @@ class TipAdapter(FrozenFeatures):
 
     model: CacheCLIP
     trains = False
+    frozen_images = True
 
     @classmethod
     def class_bound(cls, cfg):
@@ -91,6 +92,7 @@ class TipAdapter(FrozenFeatures):
 @TRAINER_REGISTRY.register()
 class TipAdapterF(TipAdapter):
     trains = True
+    frozen_images = True
     best_accuracy = -1.0
     best_keys: Tensor | None = None  # (N, E): those of the best epoch so far
     last_keys: Tensor | None = None  # at the end of a training: those of its last epoch

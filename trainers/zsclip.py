@@ -16,6 +16,7 @@ class ZeroshotCLIP(PromptTrainer):
 
     trains = False
     learns_from_images = False
+    frozen_images = True
 
     @staticmethod
     def extend_cfg(cfg):
@@ -33,6 +34,7 @@ class ZeroshotCLIP2(PromptTrainer):
 
     trains = False
     learns_from_images = False
+    frozen_images = True
 
     @staticmethod
     def extend_cfg(cfg):

@@ -49,13 +49,13 @@ class Method:
     extra_state_share = 0.05
 
     # ---- what a method says: features and predictions ----
-    # True, said by a class itself: what it computes of images are the frozen image features, by `towers.encode_image` and
-    # nothing else. "img" of its batches may then be these features, (B, E), which `encode_image` gives back: they come
-    # from the feature store, and no picture is opened. A subclass may look at pixels, so it repeats the statement.
+    # True, said by a class itself: of images it takes the frozen features, by `towers.encode_image`, and nothing else.
+    # "img" of its batches may then be these features, (B, E), which `encode_image` gives back: they come from the
+    # feature store, and no picture is opened. A subclass may look at pixels, so it repeats the statement.
     frozen_images = False
-    # True: it needs the frozen image features beside pictures. Its batches then have "frozen" (B, E), not normalised (with
-    # several views in "img" a list of them). A class that says so itself has a `model` that takes them:
-    # model(images, frozen).
+    # True: it needs frozen image features beside pictures. Its training batches then have "frozen" (B, E), not
+    # normalised; where "img" is several views, those of the last. A model whose forward takes `frozen` is given them in
+    # evaluations, too: model(images, frozen).
     frozen_features = False
     image_tokens = False  # True: it reads the features of the patches, too, which only a ViT has
     # What `predict` learns lies in tensors that are trained, buffers or `extra_state`, which the engine puts back;
@@ -87,8 +87,8 @@ class Method:
             towers: the frozen CLIP; with `trains_towers` a copy that may be changed.
             classnames: names of the classes, in label order.
         Returns:
-            module: images (B, 3, H, W) -> logits (B, n_cls); its parameters that want gradients are what is trained
-            (`prompting.model.PromptedCLIP` is the usual base).
+            module: images (B, 3, H, W) -> logits (B, n_cls), with `frozen_images` also features (B, E) in their place;
+            its parameters that want gradients are what is trained (`prompting.model.PromptedCLIP` is the usual base).
         """
         raise NotImplementedError
 
@@ -141,7 +141,8 @@ class Method:
 
         batch: "img" (B, 3, H, W) on the device, "views" (B, V, 3, H, W) with `test_views`, "impath"; never the labels.
         """
-        return self.model_inference(batch["img"], batch.get("frozen"))
+        frozen = batch.get("frozen")  # a plugin's model_inference takes images alone
+        return self.model_inference(batch["img"], *([] if frozen is None else [frozen]))
 
     @classmethod
     def view_transform(cls, cfg: Any) -> Callable[[Any], Tensor]:
