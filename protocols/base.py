@@ -80,7 +80,7 @@ class Protocol(Naming):
         """Add flags of its own; the class is called with their values, by keyword."""
 
     def plan(self, make: RunMaker) -> Iterator[Run]:
-        """The runs of one method on one dataset with one number of shots and one seed, in the order to be made.
+        """The runs of one method on one dataset with one number of shots and one seed, each behind those that it needs.
 
         Raises:
             InputError: the dataset or the method does not fit.

@@ -99,6 +99,7 @@ def _merged(spec: RunSpec, trainer: type, read: Callable[[str], ConfigFile]) -> 
     for flag, key, value in flag_settings(spec):
         merge_flag(cfg, key, value, flag)
     merge_options(cfg, spec.options, open_trainer)
+    cfg.STORE.DIR = cfg.STORE.DIR or spec.store_dir
     if not names_size(spec, files) and (size := image_size(cfg.MODEL.BACKBONE.NAME)):
         cfg.INPUT.SIZE = (size, size)
     return cfg

@@ -20,6 +20,7 @@ from dassl.utils import InputError, is_class_bound
 from prompting.backbone import weights_digest
 from runs.build_config import CONFIGS
 from runs.run_spec import RunSpec, stem
+from training.store.folder import store_folder
 from training.test_time import facts_of
 
 
@@ -46,6 +47,7 @@ def results_of(spec: RunSpec, trainer: Any, stored: CfgNode, overlap: dict[str, 
         "class_bound": is_class_bound(trainer, cfg),
         "seconds": round(seconds, 2),
         **describe_run(trainer),
+        **features_of(trainer),
         "config": plain(stored),
     }
     if silent:
@@ -57,6 +59,16 @@ def results_of(spec: RunSpec, trainer: Any, stored: CfgNode, overlap: dict[str, 
     if cfg.DATASET.SKIP_BAD_IMAGES:
         results["skipped_images"] = getattr(getattr(trainer, "dm", None), "skipped_images", {})
     return json.loads(json.dumps(results))
+
+
+def features_of(trainer: Any) -> dict[str, Any]:
+    """{"features": {"stored", "computed"}}: of how many pictures (views, where they are augmented) this process took
+    the frozen features from the feature store, and of how many it computed them. {} where no store is used."""
+    feed = getattr(trainer, "_feed", None)
+    counts = {"stored": getattr(feed, "taken", None), "computed": getattr(feed, "computed", None)}
+    if store_folder(trainer.cfg) is None or None in counts.values() or not any(counts.values()):
+        return {}
+    return {"features": counts}
 
 
 def who(spec: RunSpec, cfg: CfgNode) -> dict[str, Any]:

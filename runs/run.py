@@ -88,7 +88,7 @@ def run(spec: RunSpec, built: BuiltConfig, evaluation: Evaluation, clips: dict[s
         torch.cuda.reset_peak_memory_stats()
     trainer = _trainer_of(spec, built, clips)
     TrainerBase.progress.of(trainer).listener = listener.reached
-    stored = own_cfg(cfg, default_config(cfg))
+    stored = _kept_config(spec, cfg)
     silent = _told_without_effect(spec, cfg, trainer)
     overlap = broadcast(lambda: begin_folder(spec, stored, trainer))
     if spec.no_train:
@@ -163,6 +163,17 @@ def _evaluate(spec: RunSpec, trainer: Any, evaluation: Evaluation) -> None:
 
 
 # ---- what is said and kept of it ----
+def _kept_config(spec: RunSpec, cfg: CfgNode) -> CfgNode:
+    """The config as the run folder keeps it: whoever copies an output folder, or takes the config for another one, has
+    the feature store there."""
+    kept = own_cfg(cfg, default_config(cfg))
+    if cfg.STORE.DIR == spec.store_dir:
+        kept.defrost()
+        kept.STORE.DIR = ""
+        kept.freeze()
+    return kept
+
+
 def _told_without_effect(spec: RunSpec, cfg: CfgNode, trainer: Any) -> dict[str, str]:
     """Print notes on the learning-rate schedule and on settings without effect.
 
@@ -181,7 +192,9 @@ def _told_without_effect(spec: RunSpec, cfg: CfgNode, trainer: Any) -> dict[str,
 def settings_without_effect(spec: RunSpec, facts: RunFacts) -> dict[str, str]:
     """{key or flag: why} of what was set and acts nowhere in the run of some RunFacts."""
     given = {*spec.options[::2], *(key for _, key, _ in flag_settings(spec))}
-    silent = without_effect(facts, default_config(), given)
+    defaults = default_config()
+    defaults.STORE.DIR = spec.store_dir
+    silent = without_effect(facts, defaults, given)
     if spec.eval_only and spec.model_dir:  # what the evaluated run was trained with did act, there
         here, there = plain(facts.cfg), stored_config(spec.model_dir)
         silent = {key: why for key, why in silent.items()

@@ -31,6 +31,7 @@ class RunSpec:
         plugins: files or modules with more methods, datasets or protocols.
         options: config options, (KEY, VALUE, KEY, VALUE, ...).
         protocol: the name of the protocol whose plan the run is of, for its results.json.
+        store_dir: the folder of the feature store where neither a config file nor an option says STORE.DIR.
     """
 
     trainer: str = ""
@@ -53,6 +54,7 @@ class RunSpec:
     plugins: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     protocol: str = ""
+    store_dir: str = ""
 
     def settings(self) -> dict[str, str]:
         """{KEY: VALUE} of the options; of a key that is given twice, the last one."""

@@ -308,7 +308,24 @@ def test_the_time_that_is_left(monkeypatch, capsys):
     progress.step_made({"loss": 1.0, "acc": torch.tensor([50.0])})
     progress.show(0, 1.0, 1)
     assert "time 10.000 (10.000) data 1.000 (1.000) loss 1.0000 (1.0000) acc 50.0000 (50.0000) lr 1.0000e+00 eta " \
-        "0:01:30\n" in capsys.readouterr().out
+        "0:01:22\n" in capsys.readouterr().out
+    # 9 more of 9 s each, and a second before the other epoch's first batch
+
+
+def test_what_comes_before_the_first_batch_of_an_epoch_counts_once_in_each(monkeypatch):
+    """Such as features that are computed for the store."""
+    # 60 s until the first batch; then steps of a second, a tenth of which reads
+    clock = iter([0.0, 60.0, 60.9, 60.9, 61.0, 61.9, 61.9, 62.0, 62.9, 62.9])
+    monkeypatch.setattr("dassl.engine.progress.time", SimpleNamespace(time=lambda: next(clock), monotonic=lambda: 0.0))
+    progress, left = Progress(), []
+    progress.begin_epoch(0, 3, 10)
+    for done in range(3):
+        progress.batch_loaded()
+        progress.step_made({"loss": 1.0})
+        progress.listener, progress._told = (lambda point: left.append(point.seconds_left)), -1.0
+        progress.show(done, 1.0, 0)
+        progress.step_over()
+    assert left == pytest.approx([120 + 0.9 * 29, 120 + 1.9 / 2 * 28, 120 + 2.9 / 3 * 27])
 
 
 def test_scalars_are_written_until_the_writer_is_closed(tmp_path, monkeypatch):

@@ -31,7 +31,8 @@ WHOLE = RunSpec(
     trainer="CoOp", dataset_config_file="d.yaml", config_file="c.yaml", output_dir="out", root="data",
     backbone="ViT-B/16", seed=3, source_domains=("a", "b"), target_domains=("c",), transforms=("normalize",),
     head="mlp", resume="before", eval_only=True, model_dir="trained", load_epoch=2, no_train=True, skip_bad_images=True,
-    plugins=("p.py", "q"), options=("OPTIM.LR", "0.1", "DATASET.NUM_SHOTS", "4"), protocol="xd")
+    plugins=("p.py", "q"), options=("OPTIM.LR", "0.1", "DATASET.NUM_SHOTS", "4"), protocol="xd",
+    store_dir="features")
 
 
 def test_every_field_survives_its_words():
@@ -52,7 +53,7 @@ LISTED = WORDS.filter(lambda word: not word.startswith("-") and not is_option(wo
 KEYS = st.sampled_from(["SEED", "OPTIM.LR", "TRAINER.COOP.N_CTX", "MODEL.BACKBONE.NAME"])
 SPECS = st.builds(
     RunSpec, **dict.fromkeys(("trainer", "dataset_config_file", "config_file", "output_dir", "root", "backbone", "head",
-                              "resume", "model_dir", "protocol"), ONE),
+                              "resume", "model_dir", "protocol", "store_dir"), ONE),
     **{name: st.lists(LISTED, max_size=3).map(tuple) for name in ("source_domains", "target_domains", "transforms")},
     seed=st.integers(-3, 2**40), load_epoch=st.none() | st.integers(-2, 99), eval_only=st.booleans(),
     no_train=st.booleans(), skip_bad_images=st.booleans(), plugins=st.lists(ONE, max_size=2).map(tuple),

@@ -25,6 +25,7 @@ from tools.running.before_run import finished, only_class
 from tools.running.execution import Outcome, execute
 from tools.running.in_width import in_width
 from tools.running.live import console_for, width_of
+from tools.running.making_order import in_making_order
 from tools.running.plans import Planner
 from tools.running.time_left import waiting
 from tools.running.words import COMPARE, check_arguments, parse_arguments
@@ -58,7 +59,7 @@ def main(argv=None):
     if args.launcher == "slurm":
         return told(submitted(runs, args, refused))
     started = time.time()
-    left = list(waiting(runs, set(refused), set(refused)))
+    left = list(waiting(in_making_order(runs), set(refused), set(refused)))
     console = None if rank() else console_for(left, args.jobs, args.verbose)
     outcome = execute(runs, planner.clips, args.jobs, console, refused)
     text = broadcast(lambda: show(args, runs, outcome, f", {time.time() - started:.0f} s"))

@@ -48,5 +48,8 @@ class MetaEpisodeSampler(RandomSampler):
             return RandomSampler(data_source, seed=cfg.SEED)  # no episode can be made; MetaPrompt says so
         return cls(data_source, batch_size, split, seed=cfg.SEED)
 
+    def canonical_order(self, rng):
+        return super().order(rng)
+
     def order(self, rng):
         return splittable_order(super().order(rng), self.groups, self.batch_size, rng, self.what)

@@ -23,7 +23,7 @@ class FrozenFeatures(PromptTrainer):
                                    batch_size=cfg.DATALOADER.TEST.BATCH_SIZE, is_train=False)
         loader.batch_sampler.set_epoch(number)
         self._budget.watch(loader)
-        return loader
+        return self._feed.attach(loader, training=True)
 
     @torch.no_grad()
     def image_features(self, batches: Iterable[Batch]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -134,6 +134,7 @@ class PromptTrainer(Method, TrainerX):
         self.optimizers = self.build_optimizers() if trained else []
         self.optim, self.sched = self.optimizers[0] if trained else (None, None)
         self.register_model(FOLDER, self.model, self.optim, self.sched)
+        self._feed.attach_all()
 
     @functools.cached_property
     def frozen_towers(self) -> Towers:
@@ -237,6 +238,10 @@ class PromptTrainer(Method, TrainerX):
         with self.ranks.no_sync(), self.predicting():  # each rank has test images of its own
             return super().test(split)
 
+    def loader_to_evaluate(self, split: str) -> Any:
+        loader = super().loader_to_evaluate(split)
+        return self._feed.attach(loader, training=False) if split == "train" else loader
+
     @property
     def divides_evaluation(self) -> bool:
         return self._test_time.divisible
@@ -247,7 +252,7 @@ class PromptTrainer(Method, TrainerX):
         return self.logits_of({**batch, "img": images}), labels
 
     def model_inference(self, images: Tensor, frozen: Tensor | None = None) -> Tensor:
-        """Images (B, 3, H, W), and their frozen features (B, E) where the model takes them -> logits (B, n_cls) float32."""
+        """Images (B, 3, H, W) -> logits (B, n_cls) float32. frozen: their features (B, E), where the model takes them."""
         with self.precision.autocast():
             return (self.model(images) if frozen is None else self.model(images, frozen)).float()
 

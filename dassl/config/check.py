@@ -20,13 +20,13 @@ BOUNDS = {
     "OPTIM.BASE_LR_MULT": (0, MOST), "OPTIM.GAMMA": (0, MOST), "OPTIM.MAX_EPOCH": (1, MOST),
     "OPTIM.WARMUP_EPOCH": (-1, MOST), "OPTIM.WARMUP_CONS_LR": (0, MOST), "OPTIM.WARMUP_MIN_LR": (0, MOST),
     "OPTIM.LABEL_SMOOTHING": (0, 0.999), "OPTIM.CLIP_GRAD_NORM": (0, MOST), "TRAIN.PATIENCE": (0, MOST),
-    "TRAIN.CHECKPOINT_FREQ": (0, MOST), "TRAIN.PRINT_FREQ": (0, MOST),
+    "TRAIN.CHECKPOINT_FREQ": (0, MOST), "TRAIN.PRINT_FREQ": (0, MOST), "STORE.MB": (0, 10**9),
 }
 
 
 def check_config(cfg):
-    """Raise InputError for a number of the engine's config that is out of bounds, or an OUTPUT_DIR that is
-    empty or cannot be printed: lines of a log, of a table and of a batch script name it."""
+    """Raise InputError for a number of the engine's config that is out of bounds, an OUTPUT_DIR that is empty, and
+    one or a STORE.DIR that cannot be printed: lines of a log, of a table and of a batch script name them."""
     for key, (least, most) in BOUNDS.items():
         node = cfg
         *nodes, leaf = key.split(".")
@@ -36,6 +36,8 @@ def check_config(cfg):
             raise InputError(f"{key} must be between {least} and {most}, not {node[leaf]}")
     if not cfg.OUTPUT_DIR.strip():
         raise InputError("OUTPUT_DIR is empty; give --output-dir, the folder of the run")
-    if printable(cfg.OUTPUT_DIR) != cfg.OUTPUT_DIR:
-        raise InputError(f"OUTPUT_DIR {ascii(cfg.OUTPUT_DIR)} has control characters, marks of direction or bytes that "
-                         "are not UTF-8; choose another --output-dir (--output, for the scripts OUTPUT)")
+    for key, folder, instead in (("OUTPUT_DIR", cfg.OUTPUT_DIR, "--output-dir (--output, for the scripts OUTPUT)"),
+                                 ("STORE.DIR", cfg.STORE.DIR, "folder")):
+        if printable(folder) != folder:
+            raise InputError(f"{key} {ascii(folder)} has control characters, marks of direction or bytes that are not "
+                             f"UTF-8; choose another {instead}")

@@ -171,7 +171,8 @@ def _defaults():
     cfg.TEST.ALLOW_CHANGED = ()
 
     cfg.STORE = CN()
-    cfg.STORE.USE = True  # take image features that no training changes from the feature store, computed once for all runs
+    # take image features that no training changes from the feature store, which are computed once for all runs
+    cfg.STORE.USE = True
     cfg.STORE.DIR = ""  # the folder of the feature store; empty: the folder features in the output folder
     cfg.STORE.MB = 4096  # megabytes that the feature store keeps; what was not used for longest goes first
 

@@ -67,6 +67,12 @@ class RunFacts:
         return bool(getattr(self.dataset, "domain_names", None) or getattr(self.dataset, "domains", ()))
 
     @property
+    def frozen(self):
+        """Whether the method asks for frozen image features, which a feature store may have."""
+        return self.own_trainer and any(getattr(self.trainer, said, False)
+                                        for said in ("frozen_images", "frozen_features"))
+
+    @property
     def unlabelled(self):
         return bool(getattr(getattr(getattr(self.trainer, "dm", None), "dataset", None), "train_u", None))
 
@@ -197,7 +203,9 @@ EFFECTS = {
     **dict.fromkeys((f"INPUT.COLORJITTER_{part}" for part in "BCSH"), _transform("colorjitter")),
     "INPUT.RGS_P": _transform("randomgrayscale"),
     **dict.fromkeys(("INPUT.GB_P", "INPUT.GB_K"), _transform("gaussian_blur")),
-    "STORE.USE": ACTS, "STORE.DIR": ACTS, "STORE.MB": ACTS,
+    "STORE.USE": ("the method asks for no frozen image features", lambda run: run.frozen),
+    **dict.fromkeys(("STORE.DIR", "STORE.MB"), (
+        "no feature store is used", lambda run: run.frozen and run.cfg.STORE.USE)),
     "DATASET.ROOT": ACTS, "DATASET.NAME": ACTS,
     "DATASET.SOURCE_DOMAINS": DOMAINS, "DATASET.TARGET_DOMAINS": DOMAINS,
     "DATASET.TARGET_PART": ("no target domains are tested", lambda run: run.domains and bool(

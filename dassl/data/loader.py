@@ -68,6 +68,8 @@ class EpochLoader(DataLoader):
     worker does not answer.
 
     Attributes:
+        source: what gives the batches in place of the loader's own pass over the pictures (`read`), or None. Its
+            `batches(loader)` is called for each pass.
         on_batch: called as `on_batch(batch, size)` with each batch that is given; size: its images, those of all ranks
             together.
     Raises (from its iterator):
@@ -75,12 +77,18 @@ class EpochLoader(DataLoader):
         RuntimeError: a worker has died (`dassl.utils.surroundings` says it in one line).
     """
 
+    source: Any = None
     on_batch: Callable[[Any, int], None] | None = None
 
     def __init__(self, dataset, num_workers=0, **settings):
         super().__init__(dataset, num_workers=num_workers, worker_init_fn=begin_worker, **settings)
 
     def __iter__(self):
+        batches = self.read() if self.source is None else self.source.batches(self)
+        return batches if self.on_batch is None else self._watched(batches, self.on_batch)
+
+    def read(self):
+        """A pass over the pictures."""
         reserve = getattr(self.dataset, "reserve", None)
         if reserve is not None:
             reserve()
@@ -88,9 +96,7 @@ class EpochLoader(DataLoader):
             self._iterator._timeout = 0
         with _safe_path():
             batches = super().__iter__()
-        if self.num_workers:
-            batches = _in_time(batches)
-        return batches if self.on_batch is None else self._watched(batches, self.on_batch)
+        return _in_time(batches) if self.num_workers else batches
 
     def _watched(self, batches, on_batch):
         sampler: Any = self.batch_sampler  # of samplers.py

@@ -12,9 +12,9 @@ import io
 import os
 import zlib
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from dassl.data.contents import each, known, sha256_of
 from dassl.data.datasets import composed, relative_path
 from dassl.utils import InputError, csv_text, is_class_bound, open_regular, printable, write_atomically
 
@@ -23,22 +23,11 @@ COLUMNS = ("path", "size", "sha256")
 MOST_IMAGES, MOST_RECORD_BYTES = 3 * 10**6, 2**28  # of such a list; ImageNet has 1.3 million
 DIGITS = 16  # of a SHA-256 that are kept
 ENDS = 4096  # first and last bytes of a file that are compared before the rest
-THREADS = 8
-CHUNK = 64  # files that one thread is given together
 REMEMBERED = 2**16  # number of files whose digests a process keeps
 NAMES = {"train": "training", "val": "validation", "test": "test"}
 
 
 # ---- files -------------------------------------------------------------------------------------------------------
-
-
-def _each(function, items):
-    """[function(item), ...], made by several threads."""
-    chunks = [items[start:start + CHUNK] for start in range(0, len(items), CHUNK)]
-    if len(chunks) < 2:
-        return list(map(function, items))
-    with ThreadPoolExecutor(THREADS) as pool:
-        return [value for values in pool.map(lambda chunk: list(map(function, chunk)), chunks) for value in values]
 
 
 @dataclass(frozen=True)
@@ -51,6 +40,7 @@ class File:
     identity: tuple[object, ...] = ()
     size: int = 0
     time: int = 0
+    changed: int = 0
 
     @classmethod
     def at(cls, path):
@@ -59,7 +49,7 @@ class File:
         except (OSError, ValueError):
             return cls(path, (os.path.normpath(path),))
         identity = (found.st_dev, found.st_ino) if found.st_ino else (os.path.realpath(path),)
-        return cls(path, identity, found.st_size, found.st_mtime_ns)
+        return cls(path, identity, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
     def ends(self):
         """A digest of the first and last bytes."""
@@ -67,7 +57,11 @@ class File:
 
     def digest(self):
         """The first digits of the content's SHA-256; "" for a file that cannot be read."""
-        return _digest(self.path, self.size, self.time)
+        return _digest(self.path, self.size, self.time, self.changed)
+
+    def is_known(self):
+        """Whether its digest is known without reading it."""
+        return known(self.path, (self.size, self.time, self.changed)) is not None
 
 
 @functools.lru_cache(REMEMBERED)
@@ -82,15 +76,11 @@ def _ends(path, size, time):
 
 
 @functools.lru_cache(REMEMBERED)
-def _digest(path, size, time):
-    digest = hashlib.sha256()
+def _digest(path, size, time, changed):
     try:
-        with open_regular(path) as file:
-            while part := file.read(2**20):
-                digest.update(part)
+        return sha256_of(path, (size, time, changed))[:DIGITS]
     except OSError:
         return ""
-    return digest.hexdigest()[:DIGITS]
 
 
 # ---- images in common --------------------------------------------------------------------------------------------
@@ -126,7 +116,7 @@ class ImageSet:
         self.root = root
         self.files: dict[tuple[object, ...], File] = {}  # identity -> File
         self.noted = {}  # (path below its root, size, digest) -> None, in order
-        for file in _each(File.at, list(paths)):
+        for file in each(File.at, list(paths)):
             self.files.setdefault(file.identity, file)
 
     def __len__(self):
@@ -134,7 +124,7 @@ class ImageSet:
 
     def common(self, paths):
         """The `Common` of a list of paths with this set."""
-        files, found, copies = _each(File.at, list(paths)), {}, {}
+        files, found, copies = each(File.at, list(paths)), {}, {}
         sizes, noted, noted_sizes = defaultdict(list), defaultdict(list), {size for _, size, _ in self.noted}
         for file in self.files.values():
             sizes[file.size].append(file)
@@ -149,13 +139,15 @@ class ImageSet:
 
         # Alike by size; then by first and last bytes, which notes do not have; then by content.
         candidates = {file for size in {files[number].size for number in rest} for file in sizes.get(size, ())}
-        _each(File.ends, [*candidates, *(files[number] for number in rest if files[number].size in sizes)])
-        ends = {(file.size, file.ends()) for file in candidates}
+        compared = [*candidates, *(files[number] for number in rest if files[number].size in sizes)]
+        ends = File.digest if all(file.is_known() for file in compared) else File.ends  # which opens the files
+        each(ends, compared)
+        alike_ends = {(file.size, ends(file)) for file in candidates}
         rest = [number for number in rest
-                if files[number].size in noted_sizes or (files[number].size, files[number].ends()) in ends]
-        ends = {(files[number].size, files[number].ends()) for number in rest}
-        alike = [file for file in self.files.values() if file in candidates and (file.size, file.ends()) in ends]
-        _each(File.digest, [*alike, *(files[number] for number in rest)])
+                if files[number].size in noted_sizes or (files[number].size, ends(files[number])) in alike_ends]
+        alike_ends = {(files[number].size, ends(files[number])) for number in rest if files[number].size in sizes}
+        alike = [file for file in self.files.values() if file in candidates and (file.size, ends(file)) in alike_ends]
+        each(File.digest, [*alike, *(files[number] for number in rest)])
         known: dict[tuple[int, str], str] = {}  # (size, digest) -> path
         for file in alike:
             known.setdefault((file.size, file.digest()), file.path)
@@ -178,7 +170,7 @@ class ImageSet:
         """Write `train_images.csv.gz`, one row per image: path below the root, size in bytes, first digits of the
         SHA-256."""
         files = list(self.files.values())
-        _each(File.digest, files)
+        each(File.digest, files)
         rows = [(relative_path(os.path.abspath(file.path), self.root), file.size, file.digest()) for file in files]
         text = csv_text([COLUMNS, *dict.fromkeys([*rows, *self.noted])])
         packed = gzip.compress(text.encode("utf-8", "surrogateescape"), mtime=0)

@@ -30,8 +30,20 @@ class EpochSampler(Sampler):
     def order(self, rng):
         raise NotImplementedError
 
+    def canonical_order(self, rng):
+        """The order that this one is a repair of, drawn with the same `rng`: which pictures the feature store encodes
+        together. By default the order itself."""
+        return self.order(rng)
+
+    def canonical(self):
+        """`canonical_order` of the epoch set last."""
+        return self.canonical_order(self._rng())
+
+    def _rng(self):
+        return random.Random(derive_seed("order", self.seed, self.epoch))
+
     def __iter__(self):
-        return iter(self.order(random.Random(derive_seed("order", self.seed, self.epoch))))
+        return iter(self.order(self._rng()))
 
     def __len__(self):
         return len(self.data_source)
@@ -184,11 +196,15 @@ class EpochBatchSampler(Sampler):
         self.rank, self.world_size = rank, world_size
 
     def __iter__(self):
+        for whole in self.whole_batches():
+            yield whole[share_of(len(whole), self.rank, self.world_size)] or whole[:1]
+
+    def whole_batches(self):
+        """The batches of the next pass, those of all ranks together."""
         keys = [(index, self.epoch, position) for position, index in enumerate(self.sampler)]
         self.total = len(keys)
         for batch in range(self.first_batch, self._batches(len(keys))):
-            whole = keys[batch * self.batch_size:(batch + 1) * self.batch_size]
-            yield whole[share_of(len(whole), self.rank, self.world_size)] or whole[:1]
+            yield keys[batch * self.batch_size:(batch + 1) * self.batch_size]
 
     def size_of(self, batch):
         """The number of images of a batch of the latest pass, on all ranks together."""

@@ -18,6 +18,8 @@ def train_loaders(trainer: Any) -> list[Any]:
 def end_workers(loader: Any) -> None:
     """End the workers that a loader keeps between epochs; its next pass starts new ones. Left to the garbage collector
     they are waited for in vain, five seconds each."""
+    if getattr(loader, "source", None) is not None:
+        loader.source.end_workers()
     iterator = getattr(loader, "_iterator", None)
     if iterator is not None and hasattr(iterator, "_shutdown_workers"):
         iterator._shutdown_workers()

@@ -49,7 +49,7 @@ class Progress:
         self._entered: tuple[int, float] | None = None  # the first epoch (from 0), and when it began
         self._epoch = self._max_epoch = self._batches = 0
         self._losses, self._step_time, self._load_time = MetricMeter(), AverageMeter(), AverageMeter()
-        self._since = 0.0  # when the last step was over
+        self._since = self._before = 0.0  # when the last step was over; seconds until the epoch's first batch
 
     # ---- scalars ----
     def open(self, folder: str) -> None:
@@ -112,10 +112,12 @@ class Progress:
         """epoch: from 0, of `max_epoch`; batches: of the epoch."""
         self._epoch, self._max_epoch, self._batches = epoch, max_epoch, batches
         self._losses, self._step_time, self._load_time = MetricMeter(), AverageMeter(), AverageMeter()
-        self._since = time.time()
+        self._since, self._before = time.time(), 0.0
 
     def batch_loaded(self) -> None:
         self._load_time.update(time.time() - self._since)
+        if self._load_time.count == 1:
+            self._before = self._load_time.val
 
     def step_made(self, summary: dict[str, Any] | None) -> None:
         """summary: the numbers of the step, {name: number}."""
@@ -131,17 +133,20 @@ class Progress:
         done = batch + 1
         if self.listener is not None:
             self._tell(lambda: Point("", self._epoch + 1, self._max_epoch, done, self._batches, self._loss(),
-                                     self._step_time.avg * self._batches_left(done)))
+                                     self._seconds_left(done)))
         if not (done == self._batches or every > 0 and done % every == 0):
             return
-        eta = datetime.timedelta(seconds=int(self._step_time.avg * self._batches_left(done)))
+        eta = datetime.timedelta(seconds=int(self._seconds_left(done)))
         print(f"epoch [{self._epoch + 1}/{self._max_epoch}] batch [{done}/{self._batches}] "
               f"time {self._step_time.val:.3f} ({self._step_time.avg:.3f}) data {self._load_time.val:.3f} "
               f"({self._load_time.avg:.3f}) {self._losses} lr {lr:.4e} eta {eta}")
 
-    def _batches_left(self, done: int) -> int:
-        """How many batches are still to come when `done` of this epoch are done."""
-        return self._batches - done + (self._max_epoch - self._epoch - 1) * self._batches
+    def _seconds_left(self, done: int) -> float:
+        """Until the training ends when `done` batches of this epoch are done. What comes before an epoch's first batch
+        (workers start, features are computed for the store) comes once in each epoch, and not with each step."""
+        step = (self._step_time.sum - self._before) / max(1, self._step_time.count)
+        epochs = self._max_epoch - self._epoch - 1
+        return step * (self._batches - done + epochs * self._batches) + self._before * epochs
 
     def numbers(self) -> Iterator[tuple[str, float]]:
         """(name, number) of the step, of those that steps of this epoch have given."""

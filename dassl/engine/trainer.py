@@ -208,10 +208,7 @@ class SimpleTrainer(TrainerBase):
         self.set_model_mode("eval")
         self.evaluator.reset()
         split = part_to_evaluate(self.cfg, split or self.cfg.TEST.SPLIT, self.val_loader is not None)
-        if split == "train":
-            loader = self.dm.plain_train_loader()
-        else:
-            loader = self.val_loader if split == "val" else self.test_loader
+        loader = self.loader_to_evaluate(split)
         domains = split == "test" and len(self.cfg.DATASET.TARGET_DOMAINS) > 1
         with self._budget.paused():
             results = self._evaluation.over(split, loader, self.evaluator, self._answer, domains,
@@ -220,6 +217,12 @@ class SimpleTrainer(TrainerBase):
         for name, value in results.items():
             self.write_scalar(f"{split}/{name}", value, self.epoch)
         return deciding(results)
+
+    def loader_to_evaluate(self, split: str) -> Any:
+        """The loader of a part, whose pictures are read as test pictures."""
+        if split == "train":
+            return self.dm.plain_train_loader()
+        return self.val_loader if split == "val" else self.test_loader
 
     def _answer(self, batch: dict[str, Any]) -> tuple[Any, Any]:
         """(logits, labels) of a batch to evaluate on."""

@@ -126,6 +126,13 @@ class RunIdentity(EvaluatedRun, total=False):
     model: EvaluatedRun | None
 
 
+class Features(TypedDict):
+    """Of how many pictures the frozen features came from the feature store, and were computed."""
+
+    stored: Count
+    computed: Count
+
+
 class TestTime(TypedDict):
     """Of a method that learns of test images, or is shown several views of them."""
 
@@ -158,6 +165,7 @@ class Results(TypedDict):
     budget: NotRequired[dict[str, Count | None] | None]
     trained_parameters: NotRequired[Count]
     test_time: NotRequired[TestTime]
+    features: NotRequired[Features]
     without_effect: NotRequired[list[str]]
     init_weights: NotRequired[str | None]
     skipped_images: NotRequired[dict[str, JsonValue] | None]

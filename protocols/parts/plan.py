@@ -15,6 +15,7 @@ from protocols.parts.place import Place
 from runs.configs import Configs
 from runs.run_spec import RunSpec, stem
 from training.method import Method
+from training.store.folder import NAME
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -132,7 +133,7 @@ def class_bound(run: Run) -> bool:
 
 
 GIVEN = {"trainer", "dataset_config_file", "config_file", "output_dir", "root", "backbone", "seed", "plugins",
-         "options", "protocol"}  # the fields of a RunSpec that RunMaker fills in
+         "options", "protocol", "store_dir"}  # the fields of a RunSpec that RunMaker fills in
 
 
 def _require_fields(protocol: str, more: dict[str, Any]) -> None:
@@ -194,7 +195,8 @@ class RunMaker:
         spec = RunSpec(trainer=self.trainer, dataset_config_file=dataset.file, config_file=self.config_file,
                        output_dir=os.path.join(self.output, *place.folder.split("/")),
                        root=dataset.root or self.root, backbone=self.backbone, seed=self.seed, plugins=self.plugins,
-                       options=(*shots, *options, *self.options), protocol=self.protocol, **more)
+                       options=(*shots, *options, *self.options), protocol=self.protocol,
+                       store_dir=os.path.join(self.output, NAME), **more)
         return Run(place, spec, needs, configs=self.configs)
 
     def evaluation(self, trained: Run, part: str, dataset: Dataset | None = None, options: tuple[str, ...] = (),

@@ -10,6 +10,7 @@ from dassl.engine.run_folder import read_results, settings_digest
 from dassl.utils import InputError
 from protocols import PROTOCOL_REGISTRY, Cells, Place, protocol_named
 from protocols.parts.stored_run import StoredRun
+from training.store.folder import without_features
 
 NOT_IN_TABLES = ("confusion", "domains", "skipped_images", "untested_classes", "versions", "without_effect")
 
@@ -74,7 +75,7 @@ def collect(folders):
         if not os.path.isdir(folder):
             raise InputError(f"no folder at {folder}; give the output folder of a protocol")
         for path, names, files in os.walk(folder, onerror=unread.append):
-            names.sort()
+            names[:] = sorted(without_features(path, names))
             if "results.json" not in files:
                 if "config.yaml" in files and Place.parse(path) is not None:
                     unfinished.append(path)
@@ -206,8 +207,12 @@ def recognised(run):
 
 def places_below(folder):
     """The Places of all finished runs below a folder; their results are not read."""
-    return [place for path, _, files in os.walk(folder) if "results.json" in files
-            for place in [Place.parse(path)] if place]
+    found = []
+    for path, names, files in os.walk(folder):
+        names[:] = without_features(path, names)
+        if "results.json" in files and (place := Place.parse(path)):
+            found.append(place)
+    return found
 
 
 def sort_key(place):

@@ -33,6 +33,7 @@ from dassl.utils.optional import module_of_extra
 from protocols import Run
 from runs.command_line import mendable
 from tools.running.execution import execute
+from tools.running.making_order import in_making_order
 from tools.running.slurm_settings import require_one_line, slurm_parameters
 from tools.running.status import (
     State,
@@ -169,7 +170,7 @@ def submit(runs: Sequence[Run], output: str, parameters: dict[str, Any],
     require_own_folder(jobs_folder(output), below=output)
     with sigterm_raises(), FolderLock(sweep_folder(output)):
         found = _states_by_folder(runs, output, refused or {})
-        tasks = [Task(tuple(chain)) for chain in _open_chains(runs, found)]
+        tasks = [Task(tuple(chain)) for chain in _open_chains(in_making_order(runs), found)]
         if not tasks:
             return {}, list(found.values())
         require_own_folder(jobs_folder(output))

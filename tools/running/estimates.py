@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 from yacs.config import CfgNode
 
+from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.checkpointer import CHECKPOINTS_KEPT
 from prompting.published import PUBLISHED, at_hand
 from prompting.weights import CACHE, SHIPPED
 from protocols import Run
+from training.store.folder import store_folder
 
 if TYPE_CHECKING:
     from tools.running.preflight import Looked, Preflight
@@ -81,7 +83,22 @@ def require_room(found: Preflight, output: str) -> str:
                    f"{size(shutil.disk_usage(cache).free)} are free")
     for run in runs if problem else ():
         found.looked[run.folder].refuse(problem)
-    return f"about {size(needed)} to write, {size(free)} free"
+    return f"about {size(needed)} to write{_features_line(runs)}, {size(free)} free"
+
+
+def uses_store(run: Run) -> bool:
+    """Whether a run keeps frozen image features in a feature store."""
+    trainer = TRAINER_REGISTRY.get(run.place.trainer)
+    asks = getattr(trainer, "frozen_images", False) or getattr(trainer, "frozen_features", False)
+    return bool(asks) and store_folder(run.configs.of(run.spec)) is not None
+
+
+def _features_line(runs: Iterable[Run]) -> str:
+    """The most that the feature stores of some runs keep, in words; "" where none is used. It counts for no room that
+    must be there: on a full disk the runs go on without a store."""
+    configs = [run.configs.of(run.spec) for run in runs if uses_store(run)]
+    most = {store_folder(cfg): cfg.STORE.MB for cfg in configs}
+    return f" and up to {size(sum(most.values()) * 10**6)} of features in {', '.join(map(str, most))}" if most else ""
 
 
 def existing(folder: str) -> str:

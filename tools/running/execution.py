@@ -12,6 +12,7 @@ from protocols import Run, protocol_named
 from runs.command_line import mendable
 from tools.running.before_run import only_class, taken_over, wait_for_ending
 from tools.running.console import Console
+from tools.running.making_order import in_making_order
 from tools.running.side_by_side import make_side_by_side
 
 
@@ -138,9 +139,9 @@ def execute(runs: Sequence[Run], clips: dict[str, Any], jobs: int = 1, console: 
 
 
 def _one_by_one(outcome: Outcome, clips: dict[str, Any]) -> None:
-    """Make the runs in this process, in order."""
+    """Make the runs in this process."""
     seen: dict[str, Any] = {}
-    for run in outcome.runs:
+    for run in in_making_order(outcome.runs):
         if not outcome.ready(run):
             continue
         try:

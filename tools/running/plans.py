@@ -54,7 +54,7 @@ class Planner:
         self.clips, self.configs = {}, Configs()
 
     def plan(self, protocol, trainers, datasets, shots=None, **own):
-        """The runs of a protocol in the order to be made: a list of Run.
+        """The runs of a protocol, a list of Run, in the order of its tables; one comes after those that it needs.
 
         Args:
             protocol: its registered name.

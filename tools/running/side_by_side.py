@@ -15,6 +15,7 @@ import torch
 from dassl.utils import InputError
 from protocols import Run
 from tools.running.before_run import wait_for_ending
+from tools.running.making_order import in_making_order
 
 if TYPE_CHECKING:
     from tools.running.execution import Outcome
@@ -109,7 +110,7 @@ def make_side_by_side(outcome: Outcome, jobs: int) -> None:
         RuntimeError: a bug in a worker, with its traceback.
     """
     devices, threads = _devices(), max(1, torch.get_num_threads() // jobs)
-    left = list(outcome.runs)
+    left = in_making_order(outcome.runs)
     workers = [Worker(devices[i % len(devices)] if devices else None, threads) for i in range(min(jobs, len(left)))]
     try:
         while left or any(worker.run for worker in workers):

@@ -16,7 +16,7 @@ from dassl.utils import isolated_rng, quiet, world_size
 from protocols import Run
 from runs.command_line import mendable
 from runs.run import build_foreign
-from tools.running.estimates import missing_weights, steps_of
+from tools.running.estimates import missing_weights, steps_of, uses_store
 from tools.running.time_left import duration
 from training.prompt_trainer import PromptTrainer
 
@@ -78,8 +78,9 @@ def time_of(found: Preflight, clips: dict[str, Any], jobs: int = 1, seconds: flo
         f"{threads} CPU thread{'s' if threads > 1 else ''}")
     at_once = f"; {jobs} at a time: {duration(total / jobs)} at best" if jobs > 1 else ""
     without = f", without {unknown} run{'s' if unknown > 1 else ''} of unknown length" if unknown else ""
+    store = ", less with what the feature store has" if any(map(uses_store, runs)) else ""
     how = f"a step and a batch of an evaluation, timed {len(timed)} time{'s' if len(timed) > 1 else ''} on {device}"
-    return f"about {duration(total)} one after another{at_once}{without}; from {how}"
+    return f"about {duration(total)} one after another{at_once}{without}{store}; from {how}"
 
 
 def _kind(run: Run) -> tuple[str, str, str]:
@@ -122,7 +123,7 @@ def time_run(run: Run, clips: dict[str, Any]) -> Timed:
     workers, cfg.DATALOADER.NUM_WORKERS, cfg.VERBOSE = cfg.DATALOADER.NUM_WORKERS, 0, False
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, quiet(), isolated_rng(cfg.SEED):
-        cfg.OUTPUT_DIR = folder
+        cfg.OUTPUT_DIR, cfg.STORE.USE = folder, False  # a store would first be filled
         cfg.freeze()
         trainer = _built(cfg, clips)
         build = time.monotonic() - started

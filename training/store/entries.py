@@ -19,9 +19,11 @@ class Space:
 
     facts: plain data that reads back from JSON as it is: the tower's weights by their digest and how they are computed,
         precision, kind of device, transforms with their parameters, and the versions of what reads and computes.
+    name: what the backbone is called, for lists: the same weights may have several names.
     """
 
     facts: Mapping[str, Any]
+    name: str = ""
 
     @functools.cached_property
     def digest(self) -> str:
@@ -36,7 +38,7 @@ class Entry:
     """Features of up to MOST pictures, which are encoded in pieces of `piece` pictures in their order.
 
     space: what they share; pictures: SHA-256 of the files; views: how many augmented pictures are made of each.
-    draw: (seed, epoch, positions of the pictures in the epoch) where their transform draws; () where it does not.
+    draw: (seed, epoch, place of the first picture in the epoch, or of each) where their transform draws; else ().
     piece: PIECE, or 1 for pictures that are in no canonical order.
     about: what they are, in words, for lists: no part of what they are known by.
     """

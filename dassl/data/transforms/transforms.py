@@ -86,7 +86,7 @@ def _normal(cfg, choices):
     if "normalize" in choices:
         steps.append(Normalize(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD))
     if "instance_norm" in choices:
-        steps.append(Lambda(_instance_norm))
+        steps.append(Lambda(instance_norm))
     return steps
 
 
@@ -128,7 +128,7 @@ def _train(cfg, choices, mode):
     return steps
 
 
-def _instance_norm(image):
+def instance_norm(image):
     """Each channel of one image (C, H, W) to mean 0 and deviation 1."""
     return (image - image.mean((1, 2), keepdim=True)) / (image.std((1, 2), keepdim=True) + 1e-8)
 
@@ -138,6 +138,9 @@ class GaussianNoise:
 
     def __init__(self, mean, std):
         self.mean, self.std = mean, std
+
+    def __repr__(self):
+        return f"GaussianNoise(mean={self.mean}, std={self.std})"
 
     def __call__(self, image):
         if torch.rand(()) < 0.5:
