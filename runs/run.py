@@ -42,6 +42,7 @@ from runs.listener import Listener
 from runs.results import results_of
 from runs.run_spec import RunSpec
 from training.prompt_trainer import PromptTrainer
+from training.store.folder import store_folder
 
 Evaluation = dict[str, Any]  # of `what_is_evaluated`
 
@@ -99,6 +100,9 @@ def run(spec: RunSpec, built: BuiltConfig, evaluation: Evaluation, clips: dict[s
     else:
         _train(trainer)
     results = results_of(spec, trainer, stored, overlap, evaluation, silent, time.time() - started)
+    if counts := results.get("features"):
+        print(f"Features: {counts['stored']:,} pictures from the store, {counts['computed']:,} computed "
+              f"({store_folder(cfg)})")
 
     def store():
         write_predictions(trainer, cfg.OUTPUT_DIR)

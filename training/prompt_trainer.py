@@ -252,7 +252,7 @@ class PromptTrainer(Method, TrainerX):
         return self.logits_of({**batch, "img": images}), labels
 
     def model_inference(self, images: Tensor, frozen: Tensor | None = None) -> Tensor:
-        """Images (B, 3, H, W) -> logits (B, n_cls) float32. frozen: their features (B, E), where the model takes them."""
+        """Images (B, 3, H, W) -> logits (B, n_cls) float32. frozen: their features (B, E), if the model takes them."""
         with self.precision.autocast():
             return (self.model(images) if frozen is None else self.model(images, frozen)).float()
 

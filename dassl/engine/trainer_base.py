@@ -76,6 +76,7 @@ class TrainerBase:
         self.epoch = self.start_epoch = 0
         self.batch_idx = 0
         self.first_batch = 0  # batches of the starting epoch that an interrupted run has consumed
+        self.in_epochs = False  # whether the loop over the epochs goes on
         self.batches_done = 0  # batches of the current epoch that are trained on, 0 once its checkpoint is due
         self.best_result, self.best_epoch = -math.inf, 0
         self.went_on_from_finished = False  # whether the run goes on from a training that had come to its end
@@ -190,6 +191,7 @@ class TrainerBase:
         self.start_epoch, self.max_epoch = start_epoch, max_epoch
         self.before_train()
         self._budget.require_all(resumed=bool(self.start_epoch or self.first_batch))
+        self.in_epochs = True
         for self.epoch in range(self.start_epoch, self.max_epoch):
             for loader in train_loaders(self):
                 if hasattr(getattr(loader, "batch_sampler", None), "set_epoch"):
@@ -203,6 +205,7 @@ class TrainerBase:
             self.batches_done = 0
             if self.epoch + 1 >= self.max_epoch:  # which may have come nearer
                 break
+        self.in_epochs = False
         self.after_train()
 
     def stop_if_asked(self):
@@ -216,6 +219,7 @@ class TrainerBase:
         point = "the training is done"
         if self.batches_done:
             self.save_model(self.epoch - 1, self.output_dir, model_name=INTERRUPTED)
+        if self.batches_done or self.in_epochs:  # before an epoch's first batch the last one's checkpoint is there
             point = f"epoch {self.epoch + 1}, {self.batches_done} batches done"
         print(f"Stopped by {self._stop.name}: {point}; the same command goes on from there")
         self._stop.end()

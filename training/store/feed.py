@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 class Feed(OfTrainer["PromptTrainer"]):
     """The frozen features of a trainer's batches."""
 
+    _attached = False  # whether any loader gives them
+
     # ---- batches that come without ----
     def with_frozen(self, batch: Batch) -> Batch:
         """A training batch, or one of an evaluation, with "frozen" (B, E) where the method has `frozen_features`."""
@@ -43,6 +45,17 @@ class Feed(OfTrainer["PromptTrainer"]):
         images = batch["img"][-1] if isinstance(batch["img"], list) else batch["img"]
         with torch.no_grad(), trainer.precision.autocast():
             return {**batch, "frozen": trainer.frozen_towers.encode_image(images)}
+
+    # ---- what it has cost ----
+    @property
+    def taken(self) -> int | None:
+        """How many pictures' features came from the store; None where no loader gives any."""
+        return self.kitchen.taken if self._attached else None
+
+    @property
+    def computed(self) -> int | None:
+        """How many pictures were encoded for it, by this process."""
+        return self.kitchen.computed if self._attached else None
 
     # ---- loaders ----
     def attach_all(self) -> None:
@@ -71,7 +84,7 @@ class Feed(OfTrainer["PromptTrainer"]):
             space = Space(self._facts(steps, [pictures.k_tfm, views] if drawn and pictures.k_tfm > 1 else []),
                           self.trainer.backbone_facts["name"])
             request = Request(pictures.k_tfm, views, beside, drawn, space, cfg.DATASET.NAME)
-            loader.source = Source(loader, request, self.kitchen)
+            loader.source, self._attached = Source(loader, request, self.kitchen), True
         return loader
 
     @property
