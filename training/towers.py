@@ -52,13 +52,16 @@ def build_towers(clip_model: Any, cfg: Any, device: torch.device, precision: Pre
     return towers
 
 
-Modules = dict[str, tuple[int, type, int]]
+Modules = dict[str, tuple[Any, ...]]
 
 
 def modules_of(clip_model: torch.nn.Module) -> Modules:
-    """{name: (which module it is, its class, which is another one where it is parametrised, its number of hooks)}."""
-    return {name: (id(module), type(module), len(module._forward_hooks) + len(module._forward_pre_hooks))
-            for name, module in clip_model.named_modules()}
+    """{name: what tells whether it has changed}: of a module its class, which is another one where it is parametrised,
+    and its number of hooks; of a tensor how often its values were changed in place."""
+    modules = {name: (id(module), type(module), len(module._forward_hooks) + len(module._forward_pre_hooks))
+               for name, module in clip_model.named_modules()}
+    return modules | {name: (id(tensor), tensor._version) for named in (
+        clip_model.named_parameters(), clip_model.named_buffers()) for name, tensor in named}
 
 
 def built_model(trainer: PromptTrainer) -> torch.nn.Module:
