@@ -115,7 +115,8 @@ def test_pieces_are_added_in_any_order(tmp_path_factory, parts):
 def test_what_makes_other_features_makes_other_entries(store):
     spaces = [Space({**FACTS, name: "another"}) for name in FACTS]
     entries = [entry_of("cat"), entry_of("dog"), entry_of("cat", 69), entry_of("cat", views=2),
-               entry_of("cat", piece=1), *(entry_of("cat", draw=draw) for draw in ((1, 0, 0), (2, 0, 0), (1, 1, 0), (1, 0, 1024))),
+               entry_of("cat", piece=1),
+               *(entry_of("cat", draw=draw) for draw in ((1, 0, 0), (2, 0, 0), (1, 1, 0), (1, 0, 1024))),
                *(entry_of("cat", space=space) for space in spaces)]
     assert len({entry.key for entry in entries}) == len(entries)
     assert entry_of("cat").key == entry_of("cat", space=Space(FACTS, "another name")).key

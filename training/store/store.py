@@ -15,7 +15,6 @@ from training.store.budget import MEGABYTE, usage_of
 from training.store.entries import FORMAT, Entry
 from training.store.files import (
     LOCK,
-    SPACE,
     Damaged,
     Head,
     Opened,
@@ -26,6 +25,7 @@ from training.store.files import (
     plain,
     write_whole,
 )
+from training.store.folder import FACTS
 from training.store.locks import WRITE, Locks, locks_of
 
 LONGEST_WAIT = 900  # seconds for an entry of which another process says that it computes it
@@ -124,7 +124,7 @@ class Store:
         if not self._marked:
             mark(self._real, self.megabytes)
             self._marked = True
-        path = os.path.join(folder_of(self._real, entry.space.digest), SPACE)
+        path = os.path.join(folder_of(self._real, entry.space.digest), FACTS)
         if not os.path.isfile(path):
             told = {"format": FORMAT, "digest": entry.space.digest, "name": entry.space.name,
                     "facts": entry.space.facts}

@@ -15,11 +15,9 @@ from training.store.entries import FORMAT, digest_of
 from training.store.files import (
     IS_ENTRY,
     IS_PART,
-    IS_SPACE,
     LOCK,
     MARK,
     PICTURES,
-    SPACE,
     SPACE_DIGITS,
     Damaged,
     Head,
@@ -28,9 +26,9 @@ from training.store.files import (
     read_small,
     write_whole,
 )
+from training.store.folder import FACTS, NAME
+from training.store.folder import SPACE as IS_SPACE
 from training.store.pictures import read_notes
-
-NAME = "features"  # of the folder of a store in an output folder
 
 
 @dataclass
@@ -105,7 +103,7 @@ def _folder_in_store(folder: str, path: str) -> str:
 def told_of(folder: str, name: str) -> dict[str, Any]:
     """What the space.json of a space's folder says; {} where it is missing or damaged."""
     with contextlib.suppress(OSError, Damaged):
-        told = read_small(os.path.join(folder, name, SPACE))
+        told = read_small(os.path.join(folder, name, FACTS))
         if isinstance(told, dict):
             return told
     return {}
@@ -167,9 +165,9 @@ def faults(folder: str) -> Iterator[tuple[str, str]]:
 
 
 def _faults_of_space(path: str, name: str) -> Iterator[tuple[str, str]]:
-    yield from _fault(os.path.join(path, SPACE), lambda file: _require_space(file, name))
+    yield from _fault(os.path.join(path, FACTS), lambda file: _require_space(file, name))
     for part in sorted(_names(path)):
-        if part == SPACE:
+        if part == FACTS:
             continue
         below = os.path.join(path, part)
         if not IS_PART.fullmatch(part) or os.path.islink(below) or not os.path.isdir(below):
@@ -193,7 +191,7 @@ def _fault(path: str, read: Callable[[str], object]) -> Iterator[tuple[str, str]
     try:
         read(path)
     except FileNotFoundError:
-        if os.path.basename(path) == SPACE and _names(os.path.dirname(path)):
+        if os.path.basename(path) == FACTS and _names(os.path.dirname(path)):
             yield path, "it is missing"
     except Damaged as damage:
         yield path, str(damage)
@@ -252,8 +250,8 @@ def _remove_empty_space(folder: str, path: str) -> None:
     for part in _names(path):
         if IS_PART.fullmatch(part):
             _rmdir(os.path.join(path, part))
-    told = os.path.join(path, SPACE)
-    if _names(path) != [SPACE]:
+    told = os.path.join(path, FACTS)
+    if _names(path) != [FACTS]:
         return
     with contextlib.suppress(OSError, Damaged, InputError), Opened(told) as opened:
         content = bytes(opened.read(opened.found.st_size))
