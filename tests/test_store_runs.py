@@ -1,4 +1,4 @@
-"""Runs give the same numbers whatever the feature store holds: nothing, all, a part, damaged files, others' features."""
+"""Runs give the same numbers whatever the feature store holds: nothing, all, a part, damaged files, other runs' own."""
 import json
 import os
 import shutil
@@ -65,7 +65,7 @@ def entries(folder):
     return sorted(folder.rglob("*.safetensors"))
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def tower_with_rounding(monkeypatch):
     """The tiny tower's features are the same in any batch. Those of larger ones are not, and neither are they here."""
     encode = Feed._encode
@@ -78,14 +78,19 @@ def tower_with_rounding(monkeypatch):
 
 # ---- the same numbers ----
 @pytest.mark.parametrize("method", METHODS)
+def test_without_a_store_the_numbers_agree_to_rounding(method, run, tmp_path):
+    stored, without = run(method, "stored"), run(method, "without", "STORE.USE", "False")
+    assert "features" not in json.loads((tmp_path / "without" / "results.json").read_text())
+    for name, value in without.items():
+        np.testing.assert_allclose(stored[name], value, rtol=1e-4, atol=1e-4 if name == "logits" else 1e-6)
+
+
+@pytest.mark.usefixtures("tower_with_rounding")
+@pytest.mark.parametrize("method", METHODS)
 def test_the_numbers_of_a_run_do_not_depend_on_what_the_store_holds(method, run, told, tmp_path, monkeypatch):
-    without = run(method, "without", "STORE.USE", "False")
     empty = run(method, "empty")
     stored, computed = told("empty")
     assert computed > 0
-    for name, value in without.items():
-        np.testing.assert_allclose(empty[name], value, rtol=1e-4, atol=1e-4 if name == "logits" else 1e-6)
-
     with monkeypatch.context() as patch:
         if method in ("CoOp", "KgCoOp", "TipAdapterF"):
             forbid_pictures(patch)
@@ -147,6 +152,7 @@ def damage(path, number):
         path.write_bytes(data)
 
 
+@pytest.mark.usefixtures("tower_with_rounding")
 def test_methods_share_features_whatever_their_batches_are(run, told, tmp_path):
     """Another batch size, another sampler, another number of workers, views of one method beside features of others."""
     run("CoOp", "coop", "DATALOADER.NUM_WORKERS", 2)
@@ -160,6 +166,7 @@ def test_methods_share_features_whatever_their_batches_are(run, told, tmp_path):
     assert told("zeroshot")[1] == 0
 
 
+@pytest.mark.usefixtures("tower_with_rounding")
 def test_a_run_that_goes_on_within_an_epoch_has_the_same_numbers(run, tmp_path, monkeypatch):
     whole = run("CoOp", "whole")
     step = PromptTrainer.training_step
@@ -177,6 +184,7 @@ def test_a_run_that_goes_on_within_an_epoch_has_the_same_numbers(run, tmp_path, 
     assert identical(run("CoOp", "cut"), whole)
 
 
+@pytest.mark.usefixtures("tower_with_rounding")
 def test_a_stop_while_features_are_computed_keeps_them(run, told, tmp_path, monkeypatch):
     """The message says where the run is, and the run that goes on computes nothing twice."""
     whole = run("CoOp", "whole", "STORE.DIR", tmp_path / "other")
@@ -217,6 +225,7 @@ def status_of(child):
 
 @pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.robustness
+@pytest.mark.usefixtures("tower_with_rounding")
 def test_runs_that_are_killed_while_they_fill_the_store_leave_nothing_wrong(kills, run, tally, tmp_path):
     whole, died = run("CoOp", "whole", "STORE.DIR", tmp_path / "other"), 0
     for number in range(kills):
@@ -234,6 +243,7 @@ def test_runs_that_are_killed_while_they_fill_the_store_leave_nothing_wrong(kill
     assert died >= kills / 2
 
 
+@pytest.mark.usefixtures("tower_with_rounding")
 def test_two_processes_at_once_compute_each_picture_once(run, told, tmp_path):
     alone = [run(method, f"alone{method}", "STORE.DIR", tmp_path / "other") for method in ("CoOp", "KgCoOp")]
     _, computed = told("aloneCoOp")
