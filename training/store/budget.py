@@ -9,8 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from training.store.files import IS_ENTRY, IS_NOTES, IS_PART, IS_UNFINISHED, PICTURES, is_abandoned
-from training.store.folder import SPACE as IS_SPACE
+from training.store.files import IS_ENTRY, IS_NOTES, IS_PART, IS_SPACE, IS_UNFINISHED, PICTURES, is_abandoned
 
 MEGABYTE = 2**20
 BLOCK = 4096  # bytes that a disk gives out together

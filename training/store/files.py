@@ -30,7 +30,7 @@ from torch import Tensor
 from dassl.utils.files import SAFELY, open_own, require_own_folder
 from training.store.entries import FORMAT, Entry
 
-MARK, LOCK, PICTURES = "store.json", "store.lock", "pictures"
+MARK, LOCK, SPACE, PICTURES = "store.json", "store.lock", "space.json", "pictures"
 SPACE_DIGITS = 16  # of a space's digest, in the name of its folder
 TENSOR = "features"  # the only tensor of a file: (rows of its pieces one after the other, views, E) float32
 MOST_HEADER = 2**16  # bytes of the header of a file
@@ -39,7 +39,7 @@ MOST_SMALL = 2**20  # bytes of store.json and space.json
 ABOUT = 300  # letters of an entry's words that are kept
 TRIES = 3  # to write into a folder that others remove meanwhile
 ABANDONED = 3600  # seconds after which an unfinished file is nobody's, wherever its writer was
-IS_PART = re.compile("[0-9a-f]{2}")
+IS_SPACE, IS_PART = re.compile(rf"[0-9a-f]{{{SPACE_DIGITS}}}"), re.compile("[0-9a-f]{2}")
 IS_ENTRY, IS_NOTES = re.compile(r"[0-9a-f]{64}\.safetensors"), re.compile(r"[0-9a-f]{64}\.jsonl")
 IS_UNFINISHED = re.compile(r".+\.tmp([0-9a-f]{12})-(\d{1,10})-[0-9a-f]{12}")
 

@@ -15,6 +15,8 @@ from training.store.budget import MEGABYTE, usage_of
 from training.store.entries import FORMAT, Entry
 from training.store.files import (
     LOCK,
+    MARK,
+    SPACE,
     Damaged,
     Head,
     Opened,
@@ -25,7 +27,6 @@ from training.store.files import (
     plain,
     write_whole,
 )
-from training.store.folder import FACTS
 from training.store.locks import WRITE, Locks, locks_of
 
 LONGEST_WAIT = 900  # seconds for an entry of which another process says that it computes it
@@ -121,10 +122,10 @@ class Store:
 
     def _describe(self, entry: Entry) -> None:
         """Let the folders say what they are."""
-        if not self._marked:
+        if not (self._marked and os.path.isfile(os.path.join(self._real, MARK))):  # somebody may delete the folder
             mark(self._real, self.megabytes)
             self._marked = True
-        path = os.path.join(folder_of(self._real, entry.space.digest), FACTS)
+        path = os.path.join(folder_of(self._real, entry.space.digest), SPACE)
         if not os.path.isfile(path):
             told = {"format": FORMAT, "digest": entry.space.digest, "name": entry.space.name,
                     "facts": entry.space.facts}

@@ -15,9 +15,11 @@ from training.store.entries import FORMAT, digest_of
 from training.store.files import (
     IS_ENTRY,
     IS_PART,
+    IS_SPACE,
     LOCK,
     MARK,
     PICTURES,
+    SPACE,
     SPACE_DIGITS,
     Damaged,
     Head,
@@ -26,8 +28,7 @@ from training.store.files import (
     read_small,
     write_whole,
 )
-from training.store.folder import FACTS, NAME
-from training.store.folder import SPACE as IS_SPACE
+from training.store.folder import NAME
 from training.store.pictures import read_notes
 
 
@@ -103,7 +104,7 @@ def _folder_in_store(folder: str, path: str) -> str:
 def told_of(folder: str, name: str) -> dict[str, Any]:
     """What the space.json of a space's folder says; {} where it is missing or damaged."""
     with contextlib.suppress(OSError, Damaged):
-        told = read_small(os.path.join(folder, name, FACTS))
+        told = read_small(os.path.join(folder, name, SPACE))
         if isinstance(told, dict):
             return told
     return {}
@@ -165,9 +166,9 @@ def faults(folder: str) -> Iterator[tuple[str, str]]:
 
 
 def _faults_of_space(path: str, name: str) -> Iterator[tuple[str, str]]:
-    yield from _fault(os.path.join(path, FACTS), lambda file: _require_space(file, name))
+    yield from _fault(os.path.join(path, SPACE), lambda file: _require_space(file, name))
     for part in sorted(_names(path)):
-        if part == FACTS:
+        if part == SPACE:
             continue
         below = os.path.join(path, part)
         if not IS_PART.fullmatch(part) or os.path.islink(below) or not os.path.isdir(below):
@@ -191,7 +192,7 @@ def _fault(path: str, read: Callable[[str], object]) -> Iterator[tuple[str, str]
     try:
         read(path)
     except FileNotFoundError:
-        if os.path.basename(path) == FACTS and _names(os.path.dirname(path)):
+        if os.path.basename(path) == SPACE and _names(os.path.dirname(path)):
             yield path, "it is missing"
     except Damaged as damage:
         yield path, str(damage)
@@ -250,8 +251,8 @@ def _remove_empty_space(folder: str, path: str) -> None:
     for part in _names(path):
         if IS_PART.fullmatch(part):
             _rmdir(os.path.join(path, part))
-    told = os.path.join(path, FACTS)
-    if _names(path) != [FACTS]:
+    told = os.path.join(path, SPACE)
+    if _names(path) != [SPACE]:
         return
     with contextlib.suppress(OSError, Damaged, InputError), Opened(told) as opened:
         content = bytes(opened.read(opened.found.st_size))
