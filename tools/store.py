@@ -84,7 +84,8 @@ def files(number):
 def show(folder, args):
     found = inventory(folder)
     rows = [[backbone_of(part), *(printable(part.facts.get(name, "?")) for name in ("precision", "device")),
-             steps_of(part), part.name[:FEW], f"{part.entries:,}", f"{part.pictures:,}", f"{part.views:,}", megabytes(part.bytes), day(part.used)]
+             steps_of(part), part.name[:FEW],
+             f"{part.entries:,}", f"{part.pictures:,}", f"{part.views:,}", megabytes(part.bytes), day(part.used)]
             for part in found.parts]
     if rows:
         print(tabulate(rows, headers=HEADERS, maxcolwidths=[24, None, None, 32, *[None] * 6], disable_numparse=True,
