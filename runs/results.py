@@ -63,10 +63,9 @@ def results_of(spec: RunSpec, trainer: Any, stored: CfgNode, overlap: dict[str, 
 def features_of(trainer: Any) -> dict[str, Any]:
     """{"features": {"stored", "computed"}}: of how many pictures (views, where they are augmented) this process took
     the frozen features from the feature store, and of how many it computed them. {} where no store is used."""
-    kitchen = vars(getattr(trainer, "_feed", None) or object).get("kitchen")  # made with the first loader that it feeds
-    if kitchen is None or not (kitchen.taken or kitchen.computed):
-        return {}
-    return {"features": {"stored": kitchen.taken, "computed": kitchen.computed}}
+    feed = getattr(trainer, "_feed", None)  # a foreign trainer has none
+    counts = {"stored": getattr(feed, "taken", None), "computed": getattr(feed, "computed", None)}
+    return {"features": counts} if any(counts.values()) else {}
 
 
 def who(spec: RunSpec, cfg: CfgNode) -> dict[str, Any]:

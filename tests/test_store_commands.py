@@ -9,11 +9,15 @@ import pytest
 import yaml
 
 import train
+from dassl.engine.progress import FEATURES
 from dassl.utils import InputError
+from runs.listener import Noticing
 from tools import protocol, report
 from tools.results.run_folders import collect, places_below
 from tools.running import estimates, execution
 from tools.running.cluster import chains
+from tools.running.console import Running
+from tools.running.live import part_done, state
 from tools.running.making_order import in_making_order
 from tools.running.plans import Planner
 from trainers.coop import CoOp
@@ -267,6 +271,23 @@ def test_what_one_method_computes_the_other_takes(words, tmp_path, jobs, capsys)
         assert metrics == {path: json.loads(path.read_text())["metrics"] for path in metrics}
         assert all(features["computed"] == 0 for features in counted(tmp_path / "out" / "base2new").values())
         assert kept(tmp_path / "out") == written
+
+
+def test_a_run_tells_how_far_its_features_are(arguments, clips, tmp_path, monkeypatch):
+    monkeypatch.setattr("dassl.engine.progress.SECONDS_BETWEEN", -1.0)
+    points = []
+    words = arguments("CoOp", tmp_path / "run", "DATASET.NUM_SHOTS", "16", "OPTIM.MAX_EPOCH", "2")
+    results = train.main(words, clips=clips, listener=Noticing(points.append, None))
+    filling = [point for point in points if point.part == FEATURES]
+    assert [point.done for point in filling if not point.done] == [0, 0, 0]  # two epochs, then the test pictures
+    assert sum(point.batches for point in filling if point.done == point.batches) == results["features"]["computed"]
+    assert [point.epoch for point in filling if not point.done] == [1, 2, 2]
+    assert filling[0].seconds_left is None and filling[-1].seconds_left > 0
+    shown = Running(None, point=filling[0]._replace(done=1, batches=3))
+    assert state(shown) == "computes features  33 %" and part_done(shown) == 0
+    log = (tmp_path / "run" / "log.txt").read_text()
+    told = f"{results['features']['computed']} computed ({tmp_path / 'run' / 'features'})"
+    assert f"Features: 0 pictures from the store, {told}" in log
 
 
 def test_a_run_that_needs_no_features_counts_none(words, arguments, clips, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from dassl.data.data_manager import DatasetWrapper, SeededDataset
 from dassl.data.loader import EpochLoader
 from dassl.data.samplers import EpochBatchSampler, EpochSampler
 from dassl.engine.part import OfTrainer
+from dassl.engine.trainer_base import TrainerBase
 from prompting.towers import Towers
 from training.batches import Batch
 from training.method import Method
@@ -111,7 +112,8 @@ class Feed(OfTrainer["PromptTrainer"]):
         trainer = self.trainer
         folder = store_folder(trainer.cfg)
         store = Store(folder, trainer.cfg.STORE.MB) if folder else None
-        return Kitchen(self._encode, trainer.precision.dtype, store, Pictures(folder), self._stop_if_asked)
+        return Kitchen(self._encode, trainer.precision.dtype, store, Pictures(folder), self._stop_if_asked,
+                       TrainerBase.progress.of(trainer).computing)
 
     def _stop_if_asked(self) -> None:
         self.trainer.stop_if_asked()

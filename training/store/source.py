@@ -33,6 +33,7 @@ class Kitchen:
     store: None where nothing is kept on disk.
     pictures: knows the files' contents.
     meanwhile: called between two pieces; may raise.
+    tell: is told of how many pictures, of how many that are missing, there are features now.
     taken, computed: pictures whose features came from the store, and that were encoded.
     """
 
@@ -41,6 +42,7 @@ class Kitchen:
     store: Store | None
     pictures: Pictures
     meanwhile: Callable[[], None]
+    tell: Callable[[int, int], None]
     taken: int = 0
     computed: int = 0
 
@@ -215,11 +217,17 @@ class Source:
 
     @contextlib.contextmanager
     def _progress(self, pictures: int) -> Iterator[Callable[[int], None]]:
-        bar = tqdm(total=pictures, desc="features", unit="picture", leave=False, disable=True if rank() else None)
-        def done(pictures: int) -> None:
-            bar.update(pictures)
+        bar, so_far = tqdm(total=pictures, desc="features", unit="picture", leave=False,
+                           disable=True if rank() else None), 0
+
+        def done(more: int) -> None:
+            nonlocal so_far
+            so_far += more
+            bar.update(more)
+            self.kitchen.tell(so_far, pictures)
 
         with bar:
+            self.kitchen.tell(0, pictures)
             yield done
 
     def end_workers(self) -> None:
