@@ -115,7 +115,8 @@ def test_pieces_are_added_in_any_order(tmp_path_factory, parts):
 def test_what_makes_other_features_makes_other_entries(store):
     spaces = [Space({**FACTS, name: "another"}) for name in FACTS]
     entries = [entry_of("cat"), entry_of("dog"), entry_of("cat", 69), entry_of("cat", views=2),
-               entry_of("cat", piece=1), *(entry_of("cat", draw=draw) for draw in ((1, 0, 0), (2, 0, 0), (1, 1, 0), (1, 0, 1024))),
+               entry_of("cat", piece=1),
+               *(entry_of("cat", draw=draw) for draw in ((1, 0, 0), (2, 0, 0), (1, 1, 0), (1, 0, 1024))),
                *(entry_of("cat", space=space) for space in spaces)]
     assert len({entry.key for entry in entries}) == len(entries)
     assert entry_of("cat").key == entry_of("cat", space=Space(FACTS, "another name")).key
@@ -379,6 +380,8 @@ def test_the_folder_is_removed_meanwhile(store, folder, monkeypatch):
     monkeypatch.setattr(os, "makedirs", removed_at_once)
     store.write(entry, pieces_of(entry))
     assert same(store.read(entry), pieces_of(entry)) and left == [0]
+    assert list(upkeep.faults(os.path.realpath(folder))) == []
+    assert os.path.isfile(os.path.join(folder, "store.json"))
 
 
 # ---- the budget ----
@@ -882,12 +885,13 @@ def call(capsys, *words):
 
 
 def test_list_says_what_there_is(filled, folder, capsys, tmp_path):
+    names = [entry.space.digest[:8] for entry in filled[1]]
     for place in (folder, tmp_path):
         status, lines = call(capsys, "list", place)
         rows = [" ".join(line.split()) for line in lines]
         assert status == 0
-        assert any(row.startswith("tiny abababab fp32 cpu Resize(size=32), ToTensor() 2 70 70 0.0 20") for row in rows)
-        assert any(row.startswith("ViT-B/16 cdcdcdcd fp32 cpu Resize(size=32), ToTensor() 2 70 30 0.0 20")
+        assert any(row.startswith(f"tiny abababab fp32 cpu Resize, ToTensor {names[0]} 2 70 70 0.0 20") for row in rows)
+        assert any(row.startswith(f"ViT-B/16 cdcdcdcd fp32 cpu Resize, ToTensor {names[2]} 2 70 30 0.0 20")
                    for row in rows)
         assert rows[-1] == f"{os.path.realpath(folder)}: 0.0 MB of 100 MB (STORE.MB of the last run)"
 

@@ -22,7 +22,7 @@ from training.store.budget import MEGABYTE, kept, trim
 from training.store.upkeep import delete, faults, inventory, store_in
 
 DAY = 24 * 3600
-HEADERS = ("backbone", "precision", "device", "transform", "files", "pictures", "views", "MB", "last used")
+HEADERS = ("backbone", "precision", "device", "transform", "space", "files", "pictures", "views", "MB", "last used")
 IS_DIGITS = re.compile("[0-9a-f]{6,64}")  # of a digest
 FEW = 8  # digits of a digest that are shown
 MOST_TOLD = 20  # damaged files that are named
@@ -62,13 +62,10 @@ def backbone_of(part):
     return " ".join(known) or "?"
 
 
-def words(value):
-    """Plain data in words."""
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {words(inner)}" for key, inner in value.items())
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(words, value))
-    return printable(value)
+def steps_of(part):
+    """The steps of a space's transform without their parameters, which stand in its space.json."""
+    steps = part.facts.get("transform")
+    return ", ".join(printable(step).partition("(")[0] for step in steps) if isinstance(steps, list) else "?"
 
 
 def day(seconds):
@@ -86,12 +83,13 @@ def files(number):
 # ---- actions ----
 def show(folder, args):
     found = inventory(folder)
-    rows = [[backbone_of(part), *(words(part.facts.get(name, "?")) for name in ("precision", "device", "transform")),
+    rows = [[backbone_of(part), *(printable(part.facts.get(name, "?")) for name in ("precision", "device")),
+             steps_of(part), part.name[:FEW],
              f"{part.entries:,}", f"{part.pictures:,}", f"{part.views:,}", megabytes(part.bytes), day(part.used)]
             for part in found.parts]
     if rows:
-        print(tabulate(rows, headers=HEADERS, maxcolwidths=[24, None, None, 40, *[None] * 5], disable_numparse=True,
-                       colalign=("left",) * 4 + ("right",) * 4 + ("left",)) + "\n")
+        print(tabulate(rows, headers=HEADERS, maxcolwidths=[24, None, None, 32, *[None] * 6], disable_numparse=True,
+                       colalign=("left",) * 5 + ("right",) * 4 + ("left",)) + "\n")
     budget = f" of {found.megabytes:,} MB (STORE.MB of the last run)" if found.megabytes is not None else ""
     print(f"{folder}: {megabytes(found.bytes)} MB{budget}")
     if damaged := sum(part.damaged for part in found.parts):

@@ -28,9 +28,8 @@ from training.store.files import (
     read_small,
     write_whole,
 )
+from training.store.folder import NAME
 from training.store.pictures import read_notes
-
-NAME = "features"  # of the folder of a store in an output folder
 
 
 @dataclass
