@@ -56,7 +56,8 @@ def test_the_page_of_methods_lists_who_says_what():
 
 
 @pytest.mark.parametrize("method", IN_PLACE)
-@pytest.mark.parametrize("precision", ["amp", *(pytest.param(each, marks=pytest.mark.slow) for each in ("fp32", "fp16"))])
+@pytest.mark.parametrize("precision", ["amp", pytest.param("fp32", marks=pytest.mark.slow),
+                                       pytest.param("fp16", marks=pytest.mark.slow)])
 def test_features_in_the_place_of_images_give_the_same_numbers(method, precision, clip_model):
     pictures = answers(built(method, clip_model, precision), lambda batch: batch)
     trainer = built(method, clip_model, precision)
