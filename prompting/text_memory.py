@@ -72,9 +72,10 @@ class Remembered:
         if (tower.ranks.world_size != self.world_size or self._made is None
                 or text_state(self.model) != self._made):
             return tower.encode_sentences(tokens)
-        device = tower.device.type
+        kind = tower.device.type
+        autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
         key = (self._source, tuple(tokens.shape), tokens.cpu().numpy().tobytes(), str(tower.device), tower.dtype,
-               tower.padding, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device), *_arithmetic())
+               tower.padding, torch.get_autocast_dtype(kind) if autocast else None, *_arithmetic())
         known = self.memory.get(key)
         if known is None:
             known = tower.encode_sentences(tokens)

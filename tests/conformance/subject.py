@@ -209,7 +209,7 @@ class Subject:
 
     def fresh(self, label):
         """A trainer as it is when its first epoch begins, whose loaders give pictures and no features."""
-        return self.once(label, lambda: self.run(label, options=["STORE.USE", False], stop_epoch=0, tests=False)).trainer
+        return self.once(label, lambda: self.run(label, options=["STORE.USE", False], stop_epoch=0)).trainer
 
     @functools.cached_property
     def reloaded(self):

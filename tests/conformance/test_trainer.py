@@ -237,8 +237,8 @@ def test_frozen_features_in_the_place_of_images_change_nothing(subject):
         found.append(answers(trainer, [change(trainer, batch) for batch in batches],
                              change(trainer, subject.test_batch)))
     assert not (wrong := apart(*found)), (
-        f"with frozen features in the place of images these differ: {listed(wrong)}; the method does more with an image "
-        "than towers.encode_image, so it must not say frozen_images")
+        f"with frozen features in the place of images these differ: {listed(wrong)}; the method does more with an "
+        "image than towers.encode_image, so it must not say frozen_images")
 
 
 def test_frozen_features_beside_images_are_used_and_left_as_they_are(subject):
@@ -257,7 +257,7 @@ def test_frozen_features_beside_images_are_used_and_left_as_they_are(subject):
             "batch[\"frozen\"] was changed in place; change a copy (.clone())")
     computed, given, others = found
     assert not (wrong := apart(computed, given)), f"with features that are given these differ: {listed(wrong)}"
-    assert apart(given, others), "the features of other images change nothing: the method has no use for frozen_features"
+    assert apart(given, others), "the features of other images change nothing: the method does not need frozen_features"
 
 
 def test_what_is_evaluated_is_what_the_method_says(subject):
