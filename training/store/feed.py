@@ -14,15 +14,15 @@ from dassl.data.data_manager import DatasetWrapper, SeededDataset
 from dassl.data.loader import EpochLoader
 from dassl.data.samplers import EpochBatchSampler, EpochSampler
 from dassl.engine.part import OfTrainer
-from dassl.utils import InputError, rank
 from dassl.engine.trainer_base import TrainerBase
+from dassl.utils import InputError, rank
 from prompting.towers import Towers
 from training.batches import Batch
 from training.method import Method
 from training.store.entries import Space
 from training.store.folder import store_folder
 from training.store.pictures import Pictures
-from training.store.source import Supply, Request, Source
+from training.store.source import Request, Source, Supply
 from training.store.store import Store
 from training.store.transforms import described, draws
 
@@ -34,6 +34,7 @@ class Feed(OfTrainer["PromptTrainer"]):
     """The frozen features of a trainer's batches."""
 
     _attached = False  # whether any loader gives them
+    _versions: list[tuple[int, int]]  # of the tower's tensors when the first loader was attached
 
     # ---- batches that come without ----
     def with_frozen(self, batch: Batch) -> Batch:
@@ -113,8 +114,9 @@ class Feed(OfTrainer["PromptTrainer"]):
         trainer = self.trainer
         folder = store_folder(trainer.cfg)
         store = Store(folder, trainer.cfg.STORE.MB) if folder else None
-        return Supply(self._encode, trainer.precision.dtype, store, Pictures(folder, notes=rank() == 0), self._stop_if_asked,
-                       TrainerBase.progress.of(trainer).computing)
+        self._versions = versions_of(self._towers.model.visual)
+        return Supply(self._encode, trainer.precision.dtype, store, Pictures(folder, notes=rank() == 0),
+                      self._stop_if_asked, TrainerBase.progress.of(trainer).computing)
 
     def _stop_if_asked(self) -> None:
         self.trainer.stop_if_asked()
@@ -125,14 +127,11 @@ class Feed(OfTrainer["PromptTrainer"]):
         trainer = self.trainer
         return Towers(trainer.frozen_towers.model, trainer.device, half=trainer.precision.half)
 
-    @functools.cached_property
-    def _versions(self) -> list[tuple[int, int]]:
-        return versions_of(self._towers.model.visual)
-
     @torch.no_grad()
     def _encode(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) -> frozen features (B, E). Raises InputError where the tower's tensors are no longer those
-        that the store knows it by."""
+        """Images (B, 3, H, W) -> frozen features (B, E).
+
+        Raises InputError where the tower's tensors are no longer those that the store knows it by."""
         if self._versions != versions_of(self._towers.model.visual):
             raise InputError(f"{type(self.trainer).__name__} changes the frozen CLIP in a training, whose features "
                              "would then be other ones for all runs; with trains_towers = True it has a copy to change")
