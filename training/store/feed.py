@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import PIL
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from dassl.data.data_manager import DatasetWrapper, SeededDataset
@@ -100,6 +99,8 @@ class Feed(OfTrainer["PromptTrainer"]):
         """What determines the features of a picture that goes through some steps: plain data.
 
         views: [how many are made, which are encoded], where each is another one and there are several."""
+        import torchvision  # slow to import
+
         trainer = self.trainer
         known = trainer.backbone_facts
         return {"weights": known["digest"], "activation": known["activation"], "heads": known["heads"],
