@@ -211,7 +211,8 @@ def test_with_a_checkout_datasets_is_somebody_elses(with_checkout, checkout):
 def run_words(checkout, shapes_root, output):
     return ["--root", shapes_root, "--trainer", "ClassOffsets", "--seed", 1, "--output-dir", output,
             "--dataset-config-file", checkout / "configs" / "datasets" / "shapes.yaml", "--config-file",
-            checkout / "configs" / "trainers" / "CoOp" / "tiny.yaml", "DATASET.NUM_SHOTS", 4, "OPTIM.LR", 0.1]
+            checkout / "configs" / "trainers" / "CoOp" / "tiny.yaml", "DATASET.NUM_SHOTS", 4, "OPTIM.LR", 0.1,
+            "TEST.SPLIT", "val"]
 
 
 @pytest.mark.parametrize("program", ["console", pytest.param("train.py", marks=pytest.mark.slow)])

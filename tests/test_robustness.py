@@ -12,10 +12,10 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import socket
 import struct
 import subprocess
-import sys
 import warnings
 import zipfile
 import zlib
@@ -26,7 +26,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -1121,36 +1120,40 @@ def test_any_damage_to_a_picture_is_read_or_refused(kind, cut, flips, tmp_path_f
 
 
 # ---- one writer a folder ----
-HOLD = """
-import sys, time
-sys.path.insert(0, {root!r})
-from dassl.utils.lock import FolderLock
-with FolderLock({folder!r}):
-    print("held", flush=True)
-    time.sleep(60)
-"""
+def holding(folder):
+    """Fork a process that holds the lock of a folder until it is killed; returns its number."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            with FolderLock(str(folder)):
+                os.write(write, b"held\n")
+                signal.pause()
+        finally:
+            os._exit(1)
+    os.close(write)
+    with open(read, "rb") as told:
+        assert told.readline() == b"held\n"
+    return pid
 
 
 def test_the_second_process_is_told_of_the_first(refused, arguments, clips, tmp_path):
     out = tmp_path / "out"
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD.format(root=str(ROOT), folder=str(out))], stdout=subprocess.PIPE
-    )
+    holder = holding(out)
     try:
-        assert holder.stdout.readline() == b"held\n"
         for words in ((), ("--eval-only", "--model-dir", tmp_path), ("--no-train",)):
             refused(
                 f"a folder in use {words[:1]}",
                 "ZeroshotCLIP",
                 *words,
                 output=out,
-                parts=[f"process {holder.pid} on {socket.gethostname()}", "--output-dir"],
+                parts=[f"process {holder} on {socket.gethostname()}", "--output-dir"],
             )
         assert [path.name for path in out.iterdir()] == [".lock"]
         train.main(arguments("ZeroshotCLIP", tmp_path / "other"), clips=clips)
     finally:
-        holder.kill()
-        holder.wait()
+        os.kill(holder, signal.SIGKILL)
+        os.waitpid(holder, 0)
     assert (out / ".lock").exists()  # killed, it could not remove its lock: it is taken over
     assert train.main(arguments("ZeroshotCLIP", out), clips=clips)["metrics"]
     assert not (out / ".lock").exists()
