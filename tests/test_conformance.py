@@ -257,7 +257,7 @@ def test_a_foreign_trainer_is_checked_for_what_applies(tmp_path):
 
 @pytest.mark.parametrize(("words", "message"), [
     (("--trainer", "CoOpp"), "ERROR: unknown trainer 'CoOpp' (did you mean 'CoOp'?)"),
-    (("--plugin", "nowhere.py"), "ERROR: --plugin nowhere.py: no such file"),
+    pytest.param(("--plugin", "nowhere.py"), "ERROR: --plugin nowhere.py: no such file", marks=pytest.mark.slow),
 ])
 def test_a_wrong_name_gives_one_line(tmp_path, words, message):
     done = pytest_on(tmp_path, *words)

@@ -1191,6 +1191,12 @@ def test_a_file_system_without_locks_goes_by_the_file(tmp_path, monkeypatch):
 
 
 # ---- checkpoints fall back ----
+@pytest.fixture(scope="module")
+def three_epochs(tmp_path_factory):
+    """The folder of a run that is made once."""
+    return tmp_path_factory.mktemp("three_epochs")
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -1201,10 +1207,11 @@ def test_a_file_system_without_locks_goes_by_the_file(tmp_path, monkeypatch):
     ],
     ids=["torn", "empty", "missing", "of another form"],
 )
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(damage, arguments, clips, tmp_path, capsys):
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(damage, arguments, clips, three_epochs, tmp_path, capsys):
     words = ("OPTIM.MAX_EPOCH", 3)
-    whole = train.main(arguments("MetaPrompt", tmp_path / "whole", *words), clips=clips)
-    shutil.copytree(tmp_path / "whole", tmp_path / "out")
+    undisturbed = three_epochs / "whole"
+    whole = train.main(arguments("MetaPrompt", undisturbed, *words), clips=clips)  # taken over from the first test on
+    shutil.copytree(undisturbed, tmp_path / "out")
     (tmp_path / "out" / "results.json").unlink()
     newest = tmp_path / "out" / "prompt_learner" / "model.pth.tar-3"
     damage(newest)
@@ -1213,7 +1220,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(damage, arguments, cl
     printed = capsys.readouterr().out
     assert "Warning" in printed and "model.pth.tar-3" in printed and "after epoch 2" in printed
     assert resumed["metrics"] == whole["metrics"]
-    same_prompts(tmp_path / "out", tmp_path / "whole", 3)
+    same_prompts(tmp_path / "out", undisturbed, 3)
 
 
 def test_which_checkpoint_is_furthest(tmp_path):
