@@ -68,7 +68,9 @@ def test_a_new_file_joins_by_itself(checkout):
     assert done.stdout == "called with metaprompt count-up 1 --to 3\n"
 
 
-@pytest.mark.parametrize("content", [b"def broken(:\n", b"\x00", b"\xff\xfe"], ids=["syntax", "null", "bytes"])
+@pytest.mark.parametrize("content", [
+    pytest.param(b"def broken(:\n", id="syntax"), pytest.param(b"\x00", id="null", marks=pytest.mark.slow),
+    pytest.param(b"\xff\xfe", id="bytes", marks=pytest.mark.slow)])
 def test_a_file_that_is_no_python_harms_no_other_program(content, checkout):
     (checkout / "tools" / "broken.py").write_bytes(content)
     (checkout / "tools" / "._count_up.py").write_bytes(b"\x00\x05")  # as macOS leaves on foreign disks
@@ -96,12 +98,12 @@ def test_a_program_imports_at_its_start_what_it_always_needs(program):
 @pytest.mark.parametrize(("word", "meant"), [
     ("reprot", "report"), ("reports", "report"), ("Train", "train"), ("prepare_data", "data"), ("comapre", "compare"),
     ("interpret_prompt", "interpret-prompt"), ("zzz", None), ("--trainer", "train"), ("", None)])
-def test_a_word_that_names_no_program_is_refused(word, meant):
-    done = call(word, check=2)
-    hint = f" (did you mean '{meant}'?)" if meant else ""
-    assert done.stdout == ""
-    assert done.stderr.startswith(f"error: there is no program '{word}'{hint}; there are: compare, data, ")
-    assert done.stderr.count("\n") == 1
+def test_a_word_that_names_no_program_is_refused(word, meant, monkeypatch, capsys):
+    assert called_here(monkeypatch, word) == 2
+    told, hint = capsys.readouterr(), f" (did you mean '{meant}'?)" if meant else ""
+    assert told.out == ""
+    assert told.err.startswith(f"error: there is no program '{word}'{hint}; there are: compare, data, ")
+    assert told.err.count("\n") == 1
 
 
 def test_a_word_of_control_characters_is_shown_escaped():
@@ -178,8 +180,9 @@ def test_no_other_datasets_is_taken_for_ours(tmp_path):
 
 # ---- how programs were started before ----
 @pytest.mark.parametrize(("file", "name"), [
-    ("report", "report"), ("plot", "plot"), ("predict", "predict"), ("protocol", "protocol"), ("prepare_data", "data"),
-    ("interpret_prompt", "interpret-prompt"), ("method_table", "method-table")])
+    ("report", "report"), ("prepare_data", "data"), *(pytest.param(*names, marks=pytest.mark.slow) for names in (
+        ("plot", "plot"), ("predict", "predict"), ("protocol", "protocol"), ("interpret_prompt", "interpret-prompt"),
+        ("method_table", "method-table")))])
 def test_the_former_call_says_what_to_give_instead(file, name, tmp_path):
     done = subprocess.run([sys.executable, str(ROOT / "tools" / f"{file}.py"), "output"], cwd=tmp_path, text=True,
                           capture_output=True, check=False)
