@@ -187,6 +187,7 @@ def test_with_the_wheel_datasets_is_somebody_elses(with_wheel):
         f"{library}/__init__.py" for library in LIBRARIES]
 
 
+@pytest.mark.slow  # so does CI's job for the wheel
 def test_with_the_wheel_a_package_of_ones_own_trains(with_wheel, tmp_path):
     done = with_wheel("python", "-m", "class_offsets.alone", tmp_path)
     accuracies = json.loads(done.stdout.splitlines()[-1])
