@@ -199,7 +199,7 @@ def test_a_rank_that_dies_ends_the_others(victim, number, next_number, words, tm
         assert "Resuming from" in out and out.count("=> result") == 1, err
     results = train.main(words())  # finished by torchrun, or now
     assert results["processes"] == next_number
-    assert results["metrics"]["test"]["accuracy"] == expected["metrics"]["test"]["accuracy"]
+    assert results["metrics"]["val"]["accuracy"] == expected["metrics"]["val"]["accuracy"]
     assert ranks.difference(learned(tmp_path / "whole"), learned(tmp_path / "out")) < TOLERANCE
     tally["survived"] += 1
 
