@@ -239,6 +239,7 @@ def test_a_stop_is_made_by_all_ranks_at_one_batch(words, tmp_path, tally):
     tally["survived"] += 1
 
 
+@pytest.mark.slow  # test_finite.py has the same error in forks; that torchrun's ranks tell one line is seen above
 def test_an_error_of_one_rank_is_told_once(arguments, drawn_root, tmp_path):
     """A test picture that only the second of two ranks reads."""
     root = tmp_path / "data"
