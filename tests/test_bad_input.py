@@ -308,6 +308,7 @@ def program(*argv):
                           check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
+@pytest.mark.slow  # a start of Python with PyTorch; test_the_program_runs has one, too
 def test_the_program_exits_with_2(arguments, tmp_path):
     done = program(*arguments("CoOp", tmp_path / "out", "DATALOADER.NUM_WORKERS", "2", root=tmp_path / "nowhere"))
     assert done.returncode == 2

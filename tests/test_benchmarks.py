@@ -41,7 +41,9 @@ def tiny():
 
 
 # ---- the twin ----
-@pytest.mark.parametrize("work", WORKS.values(), ids=WORKS)
+@pytest.mark.parametrize("work", [
+    pytest.param(work, id=name, marks=pytest.mark.slow if name in ("CoOp from noise", "MetaPrompt, two layers") else ())
+    for name, work in WORKS.items()])
 def test_both_sides_give_the_same_losses_gradients_and_logits(work):
     ours, plain = both_sides(work)
     found = alternate(ours.train_step, plain.train_step, 1, "cpu")
@@ -154,7 +156,8 @@ def test_pairs_add_up_and_the_page_tells_of_all(tmp_path, monkeypatch):
 
 # ---- the text tower ----
 @pytest.mark.parametrize("shape", [(3,), (11, 1, 3), (2, 3)], ids=["shared", "class-specific", "an image's own"])
-@pytest.mark.parametrize("position", ["end", "middle", "front"])
+@pytest.mark.parametrize("position", ["end", *(pytest.param(word, marks=pytest.mark.slow)
+                                                for word in ("middle", "front"))])
 def test_chunks_of_classes_change_nothing_but_rounding(tiny, shape, position):
     tower = Towers(tiny).text
     prompts = ClassPrompts(tower, class_names(11), 3, position)
@@ -172,7 +175,7 @@ def test_chunks_of_classes_change_nothing_but_rounding(tiny, shape, position):
     assert all(torch.equal(a, b) for a, b in zip(pieces, run(200_000)))
 
 
-@pytest.mark.parametrize("padding", [5, 1000])
+@pytest.mark.parametrize("padding", [5, pytest.param(1000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("shape", [(3,), (11, 1, 3), (2, 3)], ids=["shared", "class-specific", "an image's own"])
 def test_padding_classes_to_one_length_changes_nothing_but_rounding(tiny, shape, padding):
     tower = Towers(tiny).text

@@ -1,5 +1,6 @@
 """The GPU's benchmark, in its small form on the CPU: its rows compare what they should, and a failure stays a row."""
 import json
+import sys
 
 import pytest
 import torch
@@ -15,8 +16,8 @@ def settings_as_before():
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize("part", [part if part == "parity" else pytest.param(part, marks=pytest.mark.slow)
-                                  for part in gpu.PARTS])
+@pytest.mark.slow  # that of the records is made below, in a process of its own
+@pytest.mark.parametrize("part", gpu.PARTS)
 def test_every_part_runs_without_a_gpu(part, tmp_path, own_registries, monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if part == "equality":
@@ -53,7 +54,10 @@ def test_a_row_that_fails_and_one_that_comes_too_late_are_rows(tmp_path, monkeyp
     assert all(row["ok"] is None and "time is up" in row["cells"][0] for row in late["rows"])
 
 
-def test_a_part_whose_process_dies_is_a_row(tmp_path):
+@pytest.mark.parametrize("executable", ["false", pytest.param(sys.executable, marks=pytest.mark.slow)],
+                         ids=["false", "python"])
+def test_a_part_whose_process_dies_is_a_row(executable, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu.sys, "executable", executable)
     args = type("Args", (), {"device": "no such device", "seconds": 1.0})
     found = gpu.part_in_process("parity", args, str(tmp_path))
     assert found["rows"][-1]["ok"] is False and "ended with status" in found["rows"][-1]["cells"][0]

@@ -197,6 +197,7 @@ def test_after_sigterm_only_a_job_that_slurm_still_wants_is_requeued(state, goes
     assert bool(requeued) == goes_on
 
 
+@pytest.mark.slow  # two processes that start; the same in this process above
 def test_a_task_goes_on_through_submitits_local_executor(one_run, clips, out, tmp_path, monkeypatch):
     """The same task object in processes of its own: submitit's signal, requeue, next start, success."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

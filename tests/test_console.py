@@ -158,7 +158,7 @@ def test_runs_that_have_the_numbers_of_others_are_one_line(said):
     assert lines == ["runs 1 to 6 of 8  done before", "runs 7 to 8 of 8  have the numbers of another run"]
 
 
-@pytest.mark.parametrize("jobs", ["1", "2"])
+@pytest.mark.parametrize("jobs", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_what_a_user_must_see_is_shown_once(jobs, said, plugin):
     lines, err = said("base2new", "--trainer", "Warns", "--plugin", plugin, "--jobs", jobs, seeds=("1", "2"))
     warnings = [line for line in lines if "odd" in line]
@@ -411,11 +411,11 @@ def test_what_must_be_seen_is_noticed(line):
     assert seen == [line]
 
 
-def test_what_is_listed_between_runs_is_not_shown(said):
+@pytest.mark.parametrize("jobs", ["1", pytest.param("2", marks=pytest.mark.slow)])
+def test_what_is_listed_between_runs_is_not_shown(jobs, said):
     """To find that the numbers of another seed count, its data are listed; what is said of them is the log's."""
-    for jobs in ("1", "2"):
-        lines, _ = said("base2new", "--trainer", "ZeroshotCLIP", "--jobs", jobs, seeds=("1", "2"), output=jobs)
-        assert len(lines) >= 3 and all(re.match("run", line) for line in lines), lines
+    lines, _ = said("base2new", "--trainer", "ZeroshotCLIP", "--jobs", jobs, seeds=("1", "2"), output=jobs)
+    assert len(lines) >= 3 and all(re.match("run", line) for line in lines), lines
 
 
 @given(st.floats(0, 1e7))
@@ -426,7 +426,8 @@ def test_durations_are_words(seconds):
 
 
 # ---- in a terminal ----
-@pytest.mark.parametrize("environment", [{}, {"NO_COLOR": "1"}], ids=["", "no colour"])
+@pytest.mark.parametrize("environment", [{}, pytest.param({"NO_COLOR": "1"}, marks=pytest.mark.slow)],
+                         ids=["", "no colour"])
 def test_live_lines_come_and_go(environment, words, tmp_path, plugin):
     def command():
         return train.command_line(lambda: protocol.main([

@@ -74,8 +74,12 @@ def colours_of(figure):
 KINDS = ("base2new", "dg", "sdg", "xd", "fewshot")
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("methods", [1, 4, 19], ids=str)
+# Those of these two are drawn by the same code as dg's.
+SAME_BARS = [pytest.param(kind, marks=pytest.mark.slow) if kind in ("sdg", "xd") else kind for kind in KINDS]
+
+
+@pytest.mark.parametrize("kind", SAME_BARS)
+@pytest.mark.parametrize("methods", [pytest.param(1, marks=pytest.mark.slow), 4, 19], ids=str)
 def test_a_comparisons_figure_is_whole(kind, methods, tmp_path):
     """The legend lies in the figure and beside the axes, names the methods in the order asked; axes keep their room."""
     names = {1: ["CoOp"], 4: FOUR, 19: [*reversed(style.own_methods()[1:]), LONG]}[methods]
@@ -116,7 +120,7 @@ def test_a_single_part_has_no_average():
 
 @pytest.mark.parametrize(("seeds", "spread", "bars"), [((1,), 1.0, False), ((1, 2, 3), 0.0, False),
                                                        ((1, 2, 3), 0.003, False), ((1, 2, 3), 1.0, True)])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SAME_BARS)
 def test_error_bars_are_of_seeds_that_differ(kind, seeds, spread, bars):
     """One seed has none, nor do seeds whose deviation is printed as 0.00: not a line, a cap or a band."""
     [axes, *_] = made(kind, cells_of(kind, FOUR, seeds, spread))[0].axes

@@ -5,6 +5,7 @@ import json
 import os
 
 import pytest
+import ranks
 import torch
 from conftest import ROOT
 from test_ranks import Torchrun, told
@@ -186,11 +187,24 @@ def test_a_run_of_a_protocol_fails_and_the_others_go_on(drawn_root, tiny_config,
     assert "1 of 2 runs failed" in said and last in said
 
 
-def test_several_processes_end_together(arguments, drawn_root, run, tmp_path, monkeypatch):
+@pytest.fixture
+def last(run, tmp_path, monkeypatch):
     """A picture that only the second of two ranks reads."""
     assert run("ZeroshotCLIP", tmp_path / "one") == 0
-    last = paths_of(tmp_path / "one")[-1]
-    monkeypatch.setenv("PLANTED", last)
+    monkeypatch.setenv("PLANTED", paths_of(tmp_path / "one")[-1])
+    return paths_of(tmp_path / "one")[-1]
+
+
+def test_several_processes_end_together(last, arguments, tmp_path):
+    words = arguments("ZeroshotCLIP", tmp_path / "two", "--plugin", PLUGINS / "planted.py")
+    (status, _), (other_status, said) = ranks.fork(2, tmp_path / "told", lambda: train.main(words))
+    assert (status, other_status) == (1, 2)
+    assert last in said and "not finite (nan)" in said
+    assert not (tmp_path / "two" / "results.json").exists()
+
+
+@pytest.mark.slow
+def test_several_processes_of_torchrun_end_together(last, arguments, tmp_path):
     out, err = Torchrun(2, arguments("ZeroshotCLIP", tmp_path / "two", "--plugin", PLUGINS / "planted.py")).end(120)
     (said,) = told(err)
     assert last in said and "not finite (nan)" in said

@@ -26,11 +26,13 @@ def everything():
         yield world, {reader.name: reader for reader in readers}
 
 
+@pytest.mark.parametrize(("seconds", "inputs"), [(1, 100), pytest.param(4, 600, marks=pytest.mark.slow)],
+                         ids=["short", "longer"])
 @pytest.mark.parametrize("name", [kind.name for kind in fuzz_readers.READERS])
-def test_a_short_run_finds_nothing(name, everything, tmp_path):
+def test_a_short_run_finds_nothing(name, seconds, inputs, everything, tmp_path):
     world, readers = everything
     fuzzer = fuzz.Fuzzer([readers[name]], world, seed=1, limit=60, keep=tmp_path / "kept")
-    fuzzer.run(seconds=2, inputs=300)
+    fuzzer.run(seconds=seconds, inputs=inputs)
     told = "\n\n".join(path.read_text() for path in (tmp_path / "kept").glob("*.txt"))
     assert not fuzzer.faults, told
     assert fuzzer.tallies[0].counts.total()

@@ -191,7 +191,12 @@ def zero_shot(root, clips, tmp_path_factory):
             for number, folder in folders.items()}
 
 
-@pytest.fixture(scope="module", params=KINDS)
+# What runs share: weights under a parametrisation, an average that is evaluated, updates and a cache at test time.
+USUAL = ("LoRAParametrized", "FineTunedAverage", "EntropyOverViews", "FeatureCache")
+
+
+@pytest.fixture(scope="module", params=[name if name in USUAL else pytest.param(name, marks=pytest.mark.slow)
+                                        for name in KINDS])
 def whole(request, root, clips, tmp_path_factory):
     """(name, folder, results) of the run that nothing disturbs."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -262,15 +267,24 @@ def test_stopped_and_resumed_it_ends_the_same(whole, root, clips, tmp_path, monk
     assert same(kept(tmp_path), kept(folder))
 
 
-@pytest.mark.parametrize("names", [
-    ("LoRAParametrized", "BatchPrototypes"),
-    pytest.param(tuple(KINDS), marks=pytest.mark.slow)], ids=["some", "all"])
-def test_two_processes_give_the_numbers_of_one(names, tmp_path):
-    one = kinds.small_runs(tmp_path / "one", names)
+def by_torchrun(folder, names):
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", kinds.__file__,
-         str(tmp_path / "two"), *names], capture_output=True, text=True, check=False, timeout=600)
+         str(folder), *names], capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def by_fork(folder, names):
+    told = ranks.fork(2, folder, lambda: kinds.main(folder, *names))
+    assert [status for status, _ in told] == [0, 0], told
+
+
+@pytest.mark.parametrize(("names", "start"), [
+    (("LoRAParametrized", "BatchPrototypes"), by_fork),
+    pytest.param(tuple(KINDS), by_torchrun, marks=pytest.mark.slow)], ids=["some", "all"])
+def test_two_processes_give_the_numbers_of_one(names, start, tmp_path):
+    one = kinds.small_runs(tmp_path / "one", names)
+    start(tmp_path / "two", names)
     two = torch.load(tmp_path / "two" / "found.pt", weights_only=True)
     for name in names:
         losses, learned, counted, counted_here, same_images = ranks.compare(one[name], two[name])

@@ -68,7 +68,9 @@ def test_a_new_file_joins_by_itself(checkout):
     assert done.stdout == "called with metaprompt count-up 1 --to 3\n"
 
 
-@pytest.mark.parametrize("content", [b"def broken(:\n", b"\x00", b"\xff\xfe"], ids=["syntax", "null", "bytes"])
+@pytest.mark.parametrize("content", [
+    pytest.param(b"def broken(:\n", id="syntax"), pytest.param(b"\x00", id="null", marks=pytest.mark.slow),
+    pytest.param(b"\xff\xfe", id="bytes", marks=pytest.mark.slow)])
 def test_a_file_that_is_no_python_harms_no_other_program(content, checkout):
     (checkout / "tools" / "broken.py").write_bytes(content)
     (checkout / "tools" / "._count_up.py").write_bytes(b"\x00\x05")  # as macOS leaves on foreign disks
@@ -84,7 +86,7 @@ def test_the_help_imports_no_program():
     assert "torch" not in done.stderr and "importlib" in done.stderr
 
 
-@pytest.mark.parametrize("program", ["report", "protocol"])
+@pytest.mark.parametrize("program", [pytest.param("report", marks=pytest.mark.slow), "protocol"])
 def test_a_program_imports_at_its_start_what_it_always_needs(program):
     """torchvision takes as long as all else; submitit may not be there."""
     done = subprocess.run([sys.executable, "-c", f"import sys, tools.{program}; print(*sys.modules)"], cwd=ROOT,
@@ -96,12 +98,12 @@ def test_a_program_imports_at_its_start_what_it_always_needs(program):
 @pytest.mark.parametrize(("word", "meant"), [
     ("reprot", "report"), ("reports", "report"), ("Train", "train"), ("prepare_data", "data"), ("comapre", "compare"),
     ("interpret_prompt", "interpret-prompt"), ("zzz", None), ("--trainer", "train"), ("", None)])
-def test_a_word_that_names_no_program_is_refused(word, meant):
-    done = call(word, check=2)
-    hint = f" (did you mean '{meant}'?)" if meant else ""
-    assert done.stdout == ""
-    assert done.stderr.startswith(f"error: there is no program '{word}'{hint}; there are: compare, data, ")
-    assert done.stderr.count("\n") == 1
+def test_a_word_that_names_no_program_is_refused(word, meant, monkeypatch, capsys):
+    assert called_here(monkeypatch, word) == 2
+    told, hint = capsys.readouterr(), f" (did you mean '{meant}'?)" if meant else ""
+    assert told.out == ""
+    assert told.err.startswith(f"error: there is no program '{word}'{hint}; there are: compare, data, ")
+    assert told.err.count("\n") == 1
 
 
 def test_a_word_of_control_characters_is_shown_escaped():
@@ -129,16 +131,19 @@ def test_nobody_reads(checkout):
 
 
 # ---- the programs, called ----
-def test_train_from_another_folder(arguments, tmp_path):
+def test_train_from_another_folder(arguments, tmp_path, monkeypatch, capsys):
     done = call("train", *arguments("ZeroshotCLIP", tmp_path / "run"), check=0, cwd=tmp_path)
     assert "* accuracy: " in done.stdout and (tmp_path / "run" / "results.json").is_file()
-    table = call("report", tmp_path / "run", check=0, cwd=tmp_path)
-    assert "ZeroshotCLIP" in table.stdout
+    monkeypatch.chdir(tmp_path)
+    assert called_here(monkeypatch, "report", "run") == 0
+    assert "ZeroshotCLIP" in capsys.readouterr().out
 
 
 def test_the_status_is_the_programs(tmp_path, monkeypatch, capsys):
-    done = call("train", "--trainer", "NoSuch", check=2, cwd=tmp_path)
-    assert "NoSuch" in done.stderr and "Traceback" not in done.stderr
+    monkeypatch.chdir(tmp_path)
+    assert called_here(monkeypatch, "train", "--trainer", "NoSuch") == 2
+    told = capsys.readouterr().err
+    assert "NoSuch" in told and "Traceback" not in told
     assert called_here(monkeypatch, "compare", "--dataset", "nowhere") == 2
     assert "nowhere" in capsys.readouterr().err
 
@@ -151,11 +156,15 @@ def called_here(monkeypatch, *words):
 
 
 def test_help_of_a_program(monkeypatch, capsys):
-    assert call("train", "--help", check=0).stdout.startswith("usage: metaprompt train ")
     with pytest.raises(SystemExit) as end:
         called_here(monkeypatch, "compare", "--help")
     assert not end.value.code
     assert capsys.readouterr().out.startswith("usage: metaprompt protocol compare ")
+
+
+@pytest.mark.slow
+def test_help_of_train():
+    assert call("train", "--help", check=0).stdout.startswith("usage: metaprompt train ")
 
 
 @pytest.mark.slow  # test_packaging.py looks at this where the command is installed
@@ -175,8 +184,9 @@ def test_no_other_datasets_is_taken_for_ours(tmp_path):
 
 # ---- how programs were started before ----
 @pytest.mark.parametrize(("file", "name"), [
-    ("report", "report"), ("plot", "plot"), ("predict", "predict"), ("protocol", "protocol"), ("prepare_data", "data"),
-    ("interpret_prompt", "interpret-prompt"), ("method_table", "method-table")])
+    ("report", "report"), ("prepare_data", "data"), *(pytest.param(*names, marks=pytest.mark.slow) for names in (
+        ("plot", "plot"), ("predict", "predict"), ("protocol", "protocol"), ("interpret_prompt", "interpret-prompt"),
+        ("method_table", "method-table")))])
 def test_the_former_call_says_what_to_give_instead(file, name, tmp_path):
     done = subprocess.run([sys.executable, str(ROOT / "tools" / f"{file}.py"), "output"], cwd=tmp_path, text=True,
                           capture_output=True, check=False)

@@ -187,6 +187,7 @@ def test_with_the_wheel_datasets_is_somebody_elses(with_wheel):
         f"{library}/__init__.py" for library in LIBRARIES]
 
 
+@pytest.mark.slow  # so does CI's job for the wheel
 def test_with_the_wheel_a_package_of_ones_own_trains(with_wheel, tmp_path):
     done = with_wheel("python", "-m", "class_offsets.alone", tmp_path)
     accuracies = json.loads(done.stdout.splitlines()[-1])
@@ -211,7 +212,8 @@ def test_with_a_checkout_datasets_is_somebody_elses(with_checkout, checkout):
 def run_words(checkout, shapes_root, output):
     return ["--root", shapes_root, "--trainer", "ClassOffsets", "--seed", 1, "--output-dir", output,
             "--dataset-config-file", checkout / "configs" / "datasets" / "shapes.yaml", "--config-file",
-            checkout / "configs" / "trainers" / "CoOp" / "tiny.yaml", "DATASET.NUM_SHOTS", 4, "OPTIM.LR", 0.1]
+            checkout / "configs" / "trainers" / "CoOp" / "tiny.yaml", "DATASET.NUM_SHOTS", 4, "OPTIM.LR", 0.1,
+            "TEST.SPLIT", "val"]
 
 
 @pytest.mark.parametrize("program", ["console", pytest.param("train.py", marks=pytest.mark.slow)])

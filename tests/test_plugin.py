@@ -111,6 +111,7 @@ def test_a_public_style_trainer_goes_on_where_it_stopped(words, tmp_path, monkey
     assert torch.equal(whole["ctx"], cut["ctx"])
 
 
+@pytest.mark.slow  # a start of Python with PyTorch
 def test_as_a_program(words, cache, tmp_path):
     """In a fresh process: two lines set the stand-in for the download, the rest is train.py."""
     stub = tmp_path / "stub.py"

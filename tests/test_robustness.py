@@ -12,10 +12,10 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import socket
 import struct
 import subprocess
-import sys
 import warnings
 import zipfile
 import zlib
@@ -26,7 +26,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -114,16 +113,18 @@ def nested(key, value):
 
 
 # ---- configs ----
-def test_every_key_refuses_other_types(refused, tiny_config, tmp_path):
+@pytest.mark.parametrize("which", [*(pytest.param(number, marks=pytest.mark.slow) for number in (0, 1)), 2])
+def test_every_key_refuses_other_types(which, refused, tmp_path):
+    """Nothing, a group of keys, or another type than the default's."""
     for key, default in leaves(train.default_config()):
         wrong = [None, {"a": 1}]
         wrong.append(
             "words" if isinstance(default, (bool, int, float)) else [[1]] if isinstance(default, str) else None
         )
-        for number, value in enumerate(wrong[: 2 if wrong[2] is None else 3]):
-            path = tmp_path / "wrong.yaml"
-            path.write_text(yaml.safe_dump(nested(key, value)))
-            refused(f"config {key}: {value!r} ({number})", "CoOp", "--dataset-config-file", path, parts=[key])
+        number = 1 if which == 2 and wrong[2] is None else which
+        path = tmp_path / "wrong.yaml"
+        path.write_text(yaml.safe_dump(nested(key, wrong[number])))
+        refused(f"config {key}: {wrong[number]!r} ({number})", "CoOp", "--dataset-config-file", path, parts=[key])
 
 
 def test_every_bound_is_kept(refused):
@@ -1121,36 +1122,40 @@ def test_any_damage_to_a_picture_is_read_or_refused(kind, cut, flips, tmp_path_f
 
 
 # ---- one writer a folder ----
-HOLD = """
-import sys, time
-sys.path.insert(0, {root!r})
-from dassl.utils.lock import FolderLock
-with FolderLock({folder!r}):
-    print("held", flush=True)
-    time.sleep(60)
-"""
+def holding(folder):
+    """Fork a process that holds the lock of a folder until it is killed; returns its number."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            with FolderLock(str(folder)):
+                os.write(write, b"held\n")
+                signal.pause()
+        finally:
+            os._exit(1)
+    os.close(write)
+    with open(read, "rb") as told:
+        assert told.readline() == b"held\n"
+    return pid
 
 
 def test_the_second_process_is_told_of_the_first(refused, arguments, clips, tmp_path):
     out = tmp_path / "out"
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD.format(root=str(ROOT), folder=str(out))], stdout=subprocess.PIPE
-    )
+    holder = holding(out)
     try:
-        assert holder.stdout.readline() == b"held\n"
         for words in ((), ("--eval-only", "--model-dir", tmp_path), ("--no-train",)):
             refused(
                 f"a folder in use {words[:1]}",
                 "ZeroshotCLIP",
                 *words,
                 output=out,
-                parts=[f"process {holder.pid} on {socket.gethostname()}", "--output-dir"],
+                parts=[f"process {holder} on {socket.gethostname()}", "--output-dir"],
             )
         assert [path.name for path in out.iterdir()] == [".lock"]
         train.main(arguments("ZeroshotCLIP", tmp_path / "other"), clips=clips)
     finally:
-        holder.kill()
-        holder.wait()
+        os.kill(holder, signal.SIGKILL)
+        os.waitpid(holder, 0)
     assert (out / ".lock").exists()  # killed, it could not remove its lock: it is taken over
     assert train.main(arguments("ZeroshotCLIP", out), clips=clips)["metrics"]
     assert not (out / ".lock").exists()
@@ -1188,6 +1193,12 @@ def test_a_file_system_without_locks_goes_by_the_file(tmp_path, monkeypatch):
 
 
 # ---- checkpoints fall back ----
+@pytest.fixture(scope="module")
+def three_epochs(tmp_path_factory):
+    """The folder of a run that is made once."""
+    return tmp_path_factory.mktemp("three_epochs")
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -1198,10 +1209,11 @@ def test_a_file_system_without_locks_goes_by_the_file(tmp_path, monkeypatch):
     ],
     ids=["torn", "empty", "missing", "of another form"],
 )
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(damage, arguments, clips, tmp_path, capsys):
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(damage, arguments, clips, three_epochs, tmp_path, capsys):
     words = ("OPTIM.MAX_EPOCH", 3)
-    whole = train.main(arguments("MetaPrompt", tmp_path / "whole", *words), clips=clips)
-    shutil.copytree(tmp_path / "whole", tmp_path / "out")
+    undisturbed = three_epochs / "whole"
+    whole = train.main(arguments("MetaPrompt", undisturbed, *words), clips=clips)  # taken over from the first test on
+    shutil.copytree(undisturbed, tmp_path / "out")
     (tmp_path / "out" / "results.json").unlink()
     newest = tmp_path / "out" / "prompt_learner" / "model.pth.tar-3"
     damage(newest)
@@ -1210,7 +1222,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(damage, arguments, cl
     printed = capsys.readouterr().out
     assert "Warning" in printed and "model.pth.tar-3" in printed and "after epoch 2" in printed
     assert resumed["metrics"] == whole["metrics"]
-    same_prompts(tmp_path / "out", tmp_path / "whole", 3)
+    same_prompts(tmp_path / "out", undisturbed, 3)
 
 
 def test_which_checkpoint_is_furthest(tmp_path):

@@ -252,7 +252,7 @@ def kept(output):
     return {path.name: path.stat().st_size for path in (output / "features").rglob("*.safetensors")}
 
 
-@pytest.mark.parametrize("jobs", ["1", "2"])
+@pytest.mark.parametrize("jobs", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_what_one_method_computes_the_other_takes(words, tmp_path, jobs, capsys):
     """Base classes: 3 training views an epoch of 3 classes and 9 test pictures; new ones: 9 test pictures."""
     argv = words("compare", "--trainer", "CoOp", "KgCoOp", "--seeds", "1", "2", "--jobs", jobs)

@@ -18,7 +18,9 @@ from dassl.utils import Terminated
 from training import PromptTrainer
 from training.store.feed import Feed
 
-METHODS = ("CoOp", "KgCoOp", "MetaPrompt", "PromptSRC", "TipAdapterF")
+# Features in the place of images, and beside them; the rest is like one of them to the store.
+METHODS = ("CoOp", "MetaPrompt", *(pytest.param(name, marks=pytest.mark.slow)
+                                   for name in ("KgCoOp", "PromptSRC", "TipAdapterF")))
 SMALL = {"TipAdapterF": ("TRAINER.TIPADAPTERF.AUGMENT_EPOCH", 2),
          "PromptSRC": ("TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION", 3, "TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT", 3)}
 

@@ -32,6 +32,7 @@ from training.without_data import DataManagerWithoutData, NeedsImages
 
 NAMES = tiny_clip.CLASSNAMES
 WORDS = "a photo of a"
+DEAR = ("CoPrompt", "ProMetaR", "PromptSRC")  # a step of theirs takes as long as those of all others
 DEEP = {"CTX_INIT": WORDS, "PREC": "auto"}
 INDEPENDENT = {**DEEP, "PROMPT_DEPTH_VISION": 9, "PROMPT_DEPTH_TEXT": 9}
 COUPLED = {**DEEP, "N_CTX": 2, "PROMPT_DEPTH": 9}
@@ -505,7 +506,8 @@ def test_what_goes_to_the_device():
     assert to_device(names, device) is names and to_device(empty, device) is empty and to_device(3, device) == 3
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [pytest.param(name, marks=pytest.mark.slow if name in DEAR else ())
+                                    for name in METHODS])
 def test_a_step_and_an_evaluation_on_another_device(method, clip_model):
     """Nothing is left on the CPU: the stand-in for a GPU refuses to compute with tensors of two devices."""
     def run():
@@ -521,8 +523,10 @@ def test_a_step_and_an_evaluation_on_another_device(method, clip_model):
     assert other_loss == pytest.approx(loss, rel=1e-4) and other_scores == pytest.approx(scores, rel=1e-3, abs=1e-4)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("precision", ["amp", "fp16"])
+@pytest.mark.parametrize(("method", "precision"), [
+    pytest.param(name, precision, marks=() if precision == "amp" and name not in DEAR or name == "CoOp" else
+                 pytest.mark.slow)
+    for name in METHODS for precision in ("amp", "fp16")])
 def test_lower_precision_is_used_where_it_is_asked_for(method, precision, clip_model):
     trainer = make_trainer(method, clip_model, NAMES, {**SMALL.get(method, {}), "PREC": precision}, batch=4)
     assert trainer.precision.name == precision

@@ -14,8 +14,11 @@ from .recorded import FilesOpened
 from .subject import PART_SIZES, Subject
 
 # One of each sort is checked with all other tests, and the rest with the slow ones: episodes, evaluated weights, a
-# cache that is bound to its classes, nothing trained.
+# cache that is bound to its classes, nothing trained. Checks that make a run of their own are made with the first.
 OF_EACH_SORT = ("MetaPrompt", "PromptSRC", "TipAdapterF", "ZeroshotCLIP")
+RUN_OF_ITS_OWN = ("test_the_same_seed_gives_the_same_result", "test_another_seed_gives_another_result",
+                  "test_workers_change_nothing", "test_the_smallest_batch", "test_an_odd_last_batch",
+                  "test_amp_agrees_with_fp32")
 
 
 @functools.cache  # once: what a plugin registers is new only the first time
@@ -49,8 +52,9 @@ def pytest_generate_tests(metafunc):
     config = metafunc.config
     asked = (config.getoption("trainer") or config.getoption("plugin")
              or any("conformance" in str(argument) for argument in config.invocation_params.args))
+    usual = OF_EACH_SORT[:1] if metafunc.function.__name__ in RUN_OF_ITS_OWN else OF_EACH_SORT
     metafunc.parametrize("subject", [
-        name if asked or name in OF_EACH_SORT else pytest.param(name, marks=pytest.mark.slow)
+        name if asked or name in usual else pytest.param(name, marks=pytest.mark.slow)
         for name in names(config)], indirect=True, scope="session")
 
 
