@@ -141,11 +141,13 @@ def test_each_parameter_of_a_transform_is_told(key, value, train):
 
 
 def test_a_transform_that_cannot_be_told_from_others_has_no_words():
-    from torchvision.transforms import Compose, Lambda, RandomApply, Resize, ToTensor
+    from torch import nn
+    from torchvision.transforms import ColorJitter, Compose, Lambda, RandomApply, Resize, ToTensor
 
     class Own(Resize):
         pass
 
-    for step in (Lambda(lambda image: image), Own(32), RandomApply([Lambda(abs)]), lambda image: image):
+    for step in (Lambda(lambda image: image), Own(32), RandomApply([Lambda(abs)]), lambda image: image,
+                 RandomApply(nn.ModuleList([ColorJitter(0.1)]))):
         assert described(Compose([step, ToTensor()])) is None
         assert described(step) is None
