@@ -19,6 +19,7 @@ from trainers.coop import CoOp
 from training import PromptTrainer
 from training.store.feed import Feed
 from training.store.pictures import Pictures
+from training.store.store import Store
 
 
 @pytest.fixture
@@ -187,3 +188,19 @@ def test_a_plugin_that_looks_at_pixels_gets_them(run, clip_model, tmp_path, monk
     run(clip_model, "run", method="Looks")
     assert shapes == {4}
     assert features_of(tmp_path / "run") is None
+
+
+def test_features_of_another_width_are_computed_again(run, clip_model, tmp_path, monkeypatch):
+    """No tower of these weights gives them: somebody has written them by hand."""
+    def narrow(self, entry, pieces):
+        write(self, entry, {piece: rows[..., :3] for piece, rows in pieces.items()})
+
+    write = Store.write
+    own = run(clip_model, "own", method="ZeroshotCLIP", store="other")
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "write", narrow)
+        run(clip_model, "narrow", method="ZeroshotCLIP")
+    assert np.array_equal(logits(run(clip_model, "again", method="ZeroshotCLIP")), logits(own))
+    assert features_of(tmp_path / "again") == {"stored": 0, "computed": 18}
+    run(clip_model, "mended", method="ZeroshotCLIP")
+    assert features_of(tmp_path / "mended") == {"stored": 18, "computed": 0}

@@ -125,7 +125,8 @@ class Feed(OfTrainer["PromptTrainer"]):
         store = Store(folder, trainer.cfg.STORE.MB) if folder else None
         self._versions = versions_of(self._towers.model.visual)
         return Supply(self._encode, trainer.precision.dtype, store, Pictures(folder, notes=rank() == 0),
-                      self._stop_if_asked, TrainerBase.progress.of(trainer).computing, self._require_unchanged)
+                      self._stop_if_asked, TrainerBase.progress.of(trainer).computing, self._require_unchanged,
+                      trainer.clip_model.text_projection.shape[1])
 
     def _stop_if_asked(self) -> None:
         self.trainer.stop_if_asked()

@@ -36,6 +36,7 @@ class Supply:
     meanwhile: called between two pieces; may raise.
     tell: is told of how many pictures, of how many that are missing, there are features now.
     begin: called before a pass; raises where the tower is no longer that of the features.
+    width: E, of the tower; features of another one in the store are not used.
     taken, computed: pictures whose features came from the store, and that were encoded.
     """
 
@@ -46,6 +47,7 @@ class Supply:
     meanwhile: Callable[[], None]
     tell: Callable[[int, int], None]
     begin: Callable[[], None]
+    width: int
     taken: int = 0
     computed: int = 0
 
@@ -140,7 +142,8 @@ class Source:
 
     def _read(self, part: Part) -> None:
         if self.supply.store is not None:
-            part.pieces.update(self.supply.store.read(part.entry))
+            found = self.supply.store.read(part.entry)
+            part.pieces.update({piece: rows for piece, rows in found.items() if rows.shape[2] == self.supply.width})
 
     def _fill_alone(self, left: list[Part], done: Callable[[int], None]) -> None:
         """Compute what is missing, and keep it. What another process is computing is left for later, and then waited
