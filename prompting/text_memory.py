@@ -64,8 +64,8 @@ class Remembered:
 
     def __init__(self, memory: TextMemory, given: CLIP, used: CLIP, world_size: int) -> None:
         self.memory, self.model, self.world_size = memory, used, world_size
-        # The version of a tensor tells of changes in place, but not of those through .data, of which the sum of its bits
-        # tells. It is taken once, not for every pass: so many numbers take as long as some prompts.
+        # The version of a tensor tells of changes in place, but for those through .data; the sum of its bits does.
+        # It is taken once, not for every pass: so many numbers take as long as some prompts.
         self._source, self._made = (text_state(given), *sums_of(given)), text_state(used)
 
     def features(self, tower: TextTower, tokens: Tensor) -> Tensor:
