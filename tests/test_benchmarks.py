@@ -1,5 +1,6 @@
 """The benchmark's two sides give the same numbers; what makes ours fast or small changes none of them."""
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,6 +9,7 @@ import drawn
 import pytest
 import torch
 from conftest import ROOT
+from PIL import Image
 
 from benchmarks import all as benchmarks_all
 from benchmarks import ranks as benchmarks_ranks
@@ -19,7 +21,7 @@ from benchmarks.sides import Work, both_sides
 from dassl.config import get_cfg_default
 from dassl.data.data_manager import build_data_loader
 from dassl.data.datasets import Datum
-from dassl.data.image_cache import ImageCache
+from dassl.data.image_cache import STATE, ImageCache
 from dassl.data.transforms import build_transform
 from dassl.utils import InputError, read_image
 from prompting import ClassPrompts, Towers
@@ -307,11 +309,24 @@ def test_workers_share_what_they_decode(pictures):
 
 def test_the_cache_stays_within_its_budget(pictures):
     sizes = [3 * read_image(path).width * read_image(path).height for path in pictures]
-    cache = ImageCache(pictures, budget=len(pictures) + sum(sizes[:3]) + 10)
-    assert len(cache) == 3 and len(cache.memory) == len(pictures) + sum(sizes[:3])
+    marks = len(pictures) * (1 + STATE.size)
+    cache = ImageCache(pictures, budget=marks + sum(sizes[:3]) + 10)
+    assert len(cache) == 3 and len(cache.memory) == marks + sum(sizes[:3])
     for index, path in enumerate(pictures * 2):
         assert cache.read(index % 6).tobytes() == read_image(path).tobytes()
     assert len(ImageCache(pictures, budget=10)) == 0
+
+
+def test_a_picture_that_has_changed_is_decoded_anew(pictures, tmp_path):
+    """Also one of the same size. Of one that is gone, what was decoded stays."""
+    path = str(tmp_path / "picture.png")
+    Image.new("RGB", (8, 8), "red").save(path)
+    cache = ImageCache([path], budget=2**20)
+    assert cache.read(0).getpixel((0, 0)) == (255, 0, 0)
+    Image.new("RGB", (8, 8), "blue").save(path)
+    assert cache.read(0).getpixel((0, 0)) == (0, 0, 255)
+    os.remove(path)
+    assert cache.read(0).size == (8, 8)
 
 
 def test_a_missing_picture_is_named_when_it_is_read(pictures):

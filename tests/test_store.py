@@ -698,6 +698,28 @@ def test_waiting_has_an_end(store, holder, monkeypatch):
     assert same(store.read(entry_of("cat")), pieces_of(entry_of("cat")))
 
 
+@pytest.mark.parametrize("what", ["written", "read"])
+def test_a_slow_process_that_keeps_what_it_has_is_waited_for(what, store, holder, folder, monkeypatch):
+    """Until nothing more comes of it. What others do with the file, such as to note that they have read it, is no news
+    of it."""
+    monkeypatch.setattr(store_module, "LONGEST_WAIT", 0.5)
+    monkeypatch.setattr(store_module, "POLLS", (0.05, 0.1))
+    holder("cat")
+    entry = entry_of("cat")
+    store.write(entry, pieces_of(entry, 0))
+    began, numbers = time.monotonic(), [1, 2]
+
+    def meanwhile():
+        assert time.monotonic() - began < 30
+        if what == "read":
+            os.utime(path_of(folder, entry), ns=(time.time_ns(), time.time_ns()))
+        elif numbers and time.monotonic() - began > 0.35 * (3 - len(numbers)):
+            store.write(entry, pieces_of(entry, numbers.pop(0)))
+
+    assert not store.wait(entry, meanwhile)
+    assert what == "read" or time.monotonic() - began > 1.1
+
+
 @pytest.mark.parametrize("without", ["module", "ENOLCK", "ENOTSUP"])
 def test_without_locks_everybody_computes(without, store, folder, holder, monkeypatch):
     holder("cat")

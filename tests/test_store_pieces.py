@@ -1,5 +1,10 @@
 """What is encoded together follows from the data, the seed and the epoch, and from nothing else."""
+import threading
+import types
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -8,8 +13,10 @@ from dassl.data.datasets import Datum
 from dassl.data.samplers import EpochBatchSampler, RandomSampler, SequentialSampler
 from dassl.data.transforms import build_transform
 from training.episodes import MetaEpisodeSampler
+from training.store import source
 from training.store.entries import PIECE, Entry, Space
 from training.store.pieces import plan_of_pictures, plan_of_views
+from training.store.source import Request, Source, Supply
 from training.store.transforms import described, draws
 
 SPACE = Space({"weights": "none"})
@@ -141,11 +148,59 @@ def test_each_parameter_of_a_transform_is_told(key, value, train):
 
 
 def test_a_transform_that_cannot_be_told_from_others_has_no_words():
-    from torchvision.transforms import Compose, Lambda, RandomApply, Resize, ToTensor
+    from torch import nn
+    from torchvision.transforms import ColorJitter, Compose, Lambda, RandomApply, Resize, ToTensor
 
     class Own(Resize):
         pass
 
-    for step in (Lambda(lambda image: image), Own(32), RandomApply([Lambda(abs)]), lambda image: image):
+    for step in (Lambda(lambda image: image), Own(32), RandomApply([Lambda(abs)]), lambda image: image,
+                 RandomApply(nn.ModuleList([ColorJitter(0.1)]))):
         assert described(Compose([step, ToTensor()])) is None
         assert described(step) is None
+
+
+def test_what_other_ranks_have_computed_is_not_taken_from_the_store(monkeypatch):
+    """Two ranks, each in a thread, with an empty store, and then once more."""
+    items, ranks, barrier = items_of([0] * 70), threading.local(), threading.Barrier(2)
+    shared = {}
+
+    def all_gather(value):
+        shared[ranks.number] = value
+        barrier.wait(60)
+        values = [shared[0], shared[1]]
+        barrier.wait(60)
+        return values
+
+    monkeypatch.setattr(source, "world_size", lambda: 2)
+    monkeypatch.setattr(source, "rank", lambda: ranks.number)
+    monkeypatch.setattr(source, "all_gather", all_gather)
+    kept = {}
+    store = types.SimpleNamespace(read=lambda entry: kept.get(entry.key, {}),
+                                  write=lambda entry, pieces: kept.setdefault(entry.key, {}).update(pieces))
+    pictures = types.SimpleNamespace(digests=digests)
+
+    def one(number):
+        ranks.number = number
+        supply = Supply(lambda images: images, torch.float32, store, pictures, lambda: None, lambda done, of: None,
+                        lambda: None, 1)
+        filled = Source.__new__(Source)
+        filled.request, filled.supply = Request(1, [0], False, False, SPACE, "data"), supply
+        filled.data = types.SimpleNamespace(data_source=items)
+
+        def encoded(pieces):
+            for keys in pieces:
+                supply.computed += len(keys)
+                yield torch.tensor([[[float(index)]] for index, _, _ in keys])
+
+        filled._encoded, filled._held, told = encoded, None, []
+        for _ in range(2):
+            filled._held = None
+            table = filled._table([(index, 0, index) for index in range(70)])
+            assert table.of([(index, 0, index) for index in range(70)]).flatten().tolist() == list(range(70))
+            told.append((supply.taken, supply.computed))
+            barrier.wait(60)
+        return told
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(one, range(2))) == [[(0, 38), (70, 38)], [(0, 32), (70, 32)]]

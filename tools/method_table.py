@@ -78,7 +78,8 @@ class Builder:
         path = ROOT / "configs" / "trainers" / method / f"{config}.yaml"
         if not path.is_file():
             raise InputError(f"{method} has no {path.name}")
-        common = ("DATASET.NUM_SHOTS", str(SHOTS), "DATALOADER.NUM_WORKERS", "0", "VERBOSE", "False")
+        common = ("DATASET.NUM_SHOTS", str(SHOTS), "DATALOADER.NUM_WORKERS", "0", "VERBOSE", "False",
+                  "STORE.USE", "False")  # a step is timed with its pictures
         spec = RunSpec(root=self.args.root, seed=1, trainer=method, config_file=str(path),
                        dataset_config_file=str(ROOT / "configs" / "datasets" / "shapes.yaml"),
                        options=(*common, *options, *self.args.opts))

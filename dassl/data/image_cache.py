@@ -1,10 +1,15 @@
 """Decoded pictures of a small training set, so that an epoch only augments."""
 import mmap
+import os
+import struct
 
 from PIL import Image
 
+from dassl.data.contents import state_of
 from dassl.utils import read_image
 from dassl.utils.images import size_of
+
+STATE = struct.Struct("=3q")  # of a picture's file when it was decoded (`contents.State`)
 
 
 class ImageCache:
@@ -13,7 +18,7 @@ class ImageCache:
     A picture is decoded when it is first asked for. Its pixels, (H, W, 3) uint8, are kept in memory that the workers of
     a loader share with the process that forked them: what one worker has decoded, no other decodes again. Workers that
     are started afresh instead of forked each fill a memory of their own. No file is opened before the first use, or
-    `reserve`.
+    `reserve`. A picture whose file has changed since is decoded every time.
 
     Args:
         paths: the files.
@@ -33,7 +38,8 @@ class ImageCache:
         if self.reserved:
             return
         self.reserved = True
-        used = len(self.paths)  # one byte per picture in front of all says whether the picture is there
+        # In front of all, per picture: one byte that says whether it is there, and then its file's state.
+        used = len(self.paths) * (1 + STATE.size)
         for index, path in enumerate(self.paths):
             found = size_of(path, self.exif)
             if found is None:
@@ -66,11 +72,23 @@ class ImageCache:
         if memory is None or index not in self.places:
             return read_image(self.paths[index], self.exif)
         start, (width, height) = self.places[index]
-        length = 3 * width * height
+        length, place = 3 * width * height, len(self.paths) + index * STATE.size
+        state = _state(self.paths[index])
         if not memory[index]:
             picture = read_image(self.paths[index], self.exif)
             if picture.size != (width, height):  # the file has changed, or its header did not tell
                 return picture
             memory[start:start + length] = picture.tobytes()
+            STATE.pack_into(memory, place, *(state or (0, 0, 0)))
             memory[index] = 1  # last: who sees it, sees the whole picture
+        elif state and STATE.unpack_from(memory, place) != state:  # another worker may read what is kept meanwhile
+            return read_image(self.paths[index], self.exif)
         return Image.frombytes("RGB", (width, height), memory[start:start + length])
+
+
+def _state(path):
+    """The state of a file; None where it cannot be asked for, such as one that is gone."""
+    try:
+        return state_of(os.stat(path))
+    except OSError:
+        return None

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 import PIL
@@ -15,10 +16,12 @@ from dassl.data.samplers import EpochBatchSampler, EpochSampler
 from dassl.engine.part import OfTrainer
 from dassl.engine.trainer_base import TrainerBase
 from dassl.utils import InputError, rank
+from prompting.backbone import image_digest
+from prompting.blocks import has_hooks
 from prompting.towers import Towers
 from training.batches import Batch
 from training.method import Method
-from training.store.entries import Space
+from training.store.entries import Space, digest_of
 from training.store.folder import store_folder
 from training.store.pictures import Pictures
 from training.store.source import Request, Source, Supply
@@ -33,7 +36,7 @@ class Feed(OfTrainer["PromptTrainer"]):
     """The frozen features of a trainer's batches."""
 
     _attached = False  # whether any loader gives them
-    _versions: list[tuple[int, int]]  # of the tower's tensors when the first loader was attached
+    _versions: list[Hashable]  # of the tower when the first loader was attached
 
     # ---- batches that come without ----
     def with_frozen(self, batch: Batch) -> Batch:
@@ -80,7 +83,7 @@ class Feed(OfTrainer["PromptTrainer"]):
             return loader
         pictures = loader.dataset.dataset
         steps = None if pictures.transform is None else described(pictures.transform)
-        if steps is not None and not (in_place and pictures.return_img0):
+        if steps is not None and self._weights and not (in_place and pictures.return_img0):
             drawn, views = draws(steps), list(range(pictures.k_tfm))
             views = views[-1:] if beside else views
             space = Space(self._facts(steps, [pictures.k_tfm, views] if drawn and pictures.k_tfm > 1 else []),
@@ -95,6 +98,11 @@ class Feed(OfTrainer["PromptTrainer"]):
         trainer = self.trainer
         return trainer.frozen_features and "frozen" in inspect.signature(trainer.model.forward).parameters
 
+    @functools.cached_property
+    def _weights(self) -> str | None:
+        """What tells the image tower from others; None where nothing does."""
+        return image_digest(self.trainer.clip_model)
+
     def _facts(self, steps: list[str], views: list[Any]) -> dict[str, Any]:
         """What determines the features of a picture that goes through some steps: plain data.
 
@@ -103,7 +111,8 @@ class Feed(OfTrainer["PromptTrainer"]):
 
         trainer = self.trainer
         known = trainer.backbone_facts
-        return {"weights": known["digest"], "activation": known["activation"], "heads": known["heads"],
+        return {"weights": self._weights, "modules": digest_of(repr(trainer.clip_model.visual)),
+                "activation": known["activation"], "heads": known["heads"],
                 "size": trainer.towers.resolution, "precision": trainer.precision.name, "device": trainer.device.type,
                 "float32": torch.get_float32_matmul_precision(), "tf32": torch.backends.cudnn.allow_tf32,
                 "transform": steps, "views": views, "exif": bool(trainer.cfg.INPUT.EXIF),
@@ -117,10 +126,17 @@ class Feed(OfTrainer["PromptTrainer"]):
         store = Store(folder, trainer.cfg.STORE.MB) if folder else None
         self._versions = versions_of(self._towers.model.visual)
         return Supply(self._encode, trainer.precision.dtype, store, Pictures(folder, notes=rank() == 0),
-                      self._stop_if_asked, TrainerBase.progress.of(trainer).computing)
+                      self._stop_if_asked, TrainerBase.progress.of(trainer).computing, self._require_unchanged,
+                      trainer.clip_model.text_projection.shape[1])
 
     def _stop_if_asked(self) -> None:
         self.trainer.stop_if_asked()
+
+    def _require_unchanged(self) -> None:
+        """Raise InputError where the tower is no longer the one that the store knows."""
+        if self._versions != versions_of(self._towers.model.visual):
+            raise InputError(f"{type(self.trainer).__name__} changes the frozen CLIP in a training, whose features "
+                             "would then be other ones for all runs; with trains_towers = True it has a copy to change")
 
     @functools.cached_property
     def _towers(self) -> Towers:
@@ -130,19 +146,17 @@ class Feed(OfTrainer["PromptTrainer"]):
 
     @torch.no_grad()
     def _encode(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) -> frozen features (B, E).
-
-        Raises InputError where the tower's tensors are no longer those that the store knows it by."""
-        if self._versions != versions_of(self._towers.model.visual):
-            raise InputError(f"{type(self.trainer).__name__} changes the frozen CLIP in a training, whose features "
-                             "would then be other ones for all runs; with trains_towers = True it has a copy to change")
+        """Images (B, 3, H, W) -> frozen features (B, E)."""
+        self._require_unchanged()
         with self.trainer.precision.autocast():
             return self._towers.encode_image(images.to(self.trainer.device, non_blocking=True))
 
 
-def versions_of(module: nn.Module) -> list[tuple[int, int]]:
-    """What tells whether a tensor of a module was replaced or has changed in place."""
-    return [(id(tensor), tensor._version) for tensor in (*module.parameters(), *module.buffers())]
+def versions_of(module: nn.Module) -> list[Hashable]:
+    """What tells whether a tensor of a module was replaced or has changed in place, or a module in it was replaced or
+    has got a hook."""
+    return [*((id(part), type(part), has_hooks(part)) for part in module.modules()),
+            *((id(tensor), tensor._version) for tensor in (*module.parameters(), *module.buffers()))]
 
 
 def is_plain(loader: Any) -> bool:
@@ -150,4 +164,6 @@ def is_plain(loader: Any) -> bool:
     return (type(loader) is EpochLoader and type(loader.dataset) is SeededDataset
             and type(loader.dataset.dataset) is DatasetWrapper and loader.dataset.dataset.test_views is None
             and type(loader.batch_sampler) is EpochBatchSampler
-            and isinstance(loader.batch_sampler.sampler, EpochSampler))
+            and isinstance(loader.batch_sampler.sampler, EpochSampler)
+            and all(getattr(type(loader.batch_sampler.sampler), name) is getattr(EpochSampler, name)
+                    for name in ("__iter__", "set_epoch", "canonical", "_rng")))

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from dassl.data.loader import EpochLoader
 from dassl.engine.loaders import end_workers
 from dassl.metrics import require_finite
-from dassl.utils import all_gather, rank, world_size
+from dassl.utils import InputError, all_gather, rank, world_size
 from training.batches import Batch
 from training.store.entries import Space
 from training.store.pictures import Pictures
@@ -35,6 +35,8 @@ class Supply:
     pictures: knows the files' contents.
     meanwhile: called between two pieces; may raise.
     tell: is told of how many pictures, of how many that are missing, there are features now.
+    begin: called before a pass; raises where the tower is no longer that of the features.
+    width: E, of the tower; features of another one in the store are not used.
     taken, computed: pictures whose features came from the store, and that were encoded.
     """
 
@@ -44,6 +46,8 @@ class Supply:
     pictures: Pictures
     meanwhile: Callable[[], None]
     tell: Callable[[int, int], None]
+    begin: Callable[[], None]
+    width: int
     taken: int = 0
     computed: int = 0
 
@@ -85,6 +89,7 @@ class Source:
         keys = [key for batch in self.order.whole_batches() for key in batch]
         if not keys:
             return
+        self.supply.begin()
         table, batches = self._table(keys), list(self.order)
         if self.request.beside:
             for batch, keys in zip(loader.read(), batches):
@@ -128,15 +133,17 @@ class Source:
         wanted, before = sum(part.pictures(part.wanted) for part in parts), self.supply.computed
         missing = [part for part in parts if part.missing]
         if world_size() > 1:
-            self._fill_together(parts)
-        elif missing:
+            self.supply.taken += wanted - self._fill_together(parts)
+            return
+        if missing:
             with self._progress(sum(part.pictures(part.missing) for part in missing)) as done:
                 self._fill_alone(missing, done)
         self.supply.taken += wanted - (self.supply.computed - before)
 
     def _read(self, part: Part) -> None:
         if self.supply.store is not None:
-            part.pieces.update(self.supply.store.read(part.entry))
+            found = self.supply.store.read(part.entry)
+            part.pieces.update({piece: rows for piece, rows in found.items() if rows.shape[2] == self.supply.width})
 
     def _fill_alone(self, left: list[Part], done: Callable[[int], None]) -> None:
         """Compute what is missing, and keep it. What another process is computing is left for later, and then waited
@@ -185,11 +192,22 @@ class Source:
             by_part.setdefault(id(part), (part, {}))[1][piece] = part.pieces[piece]
         for part, pieces in by_part.values():
             if self.supply.store is not None:
-                self.supply.store.write(part.entry, pieces)
+                self.supply.store.write(part.entry, {piece: rows for piece, rows in pieces.items()
+                                                     if self._is_of(part, piece)})
         unwritten.clear()
 
-    def _fill_together(self, parts: list[Part]) -> None:
-        """Compute what any of a run's processes lacks: each computes whole pieces, in turn, and rank 0 keeps them."""
+    def _is_of(self, part: Part, piece: int) -> bool:
+        """Whether the pictures of a piece still are those that the entry is known by: it may be some time between a
+        look at a file and its decoding."""
+        paths = [self.data.data_source[index].impath for index, _, _ in part.keys_of(piece)]
+        try:
+            return self.supply.pictures.digests(paths) == list(part.entry.pictures[part.entry.rows(piece)])
+        except InputError:  # one is gone
+            return False
+
+    def _fill_together(self, parts: list[Part]) -> int:
+        """Compute what any of a run's processes lacks: each computes whole pieces, in turn, and rank 0 keeps them.
+        Returns how many pictures that were."""
         lacking = [(number, piece) for number, part in enumerate(parts) for piece in part.missing]
         work = sorted(set().union(*all_gather(set(lacking))))
         own = work[rank()::world_size()]
@@ -203,6 +221,7 @@ class Source:
             parts[number].pieces[piece] = rows
         if rank() == 0:
             self._write([(parts[number], piece) for number, piece in found])
+        return sum(map(len, found.values()))
 
     def _encoded(self, pieces: list[list[Key]]) -> Iterator[Tensor]:
         """Features (rows, views, E) float32 on the CPU of pieces, each of which goes through the tower as one batch."""

@@ -29,7 +29,7 @@ from training.store.files import (
 )
 from training.store.locks import WRITE, Locks, locks_of
 
-LONGEST_WAIT = 900  # seconds for an entry of which another process says that it computes it
+LONGEST_WAIT = 900  # seconds for news of an entry of which another process says that it computes it
 POLLS = 0.05, 1.0  # seconds between two looks: at first, at most
 WRITERS_WAIT = 5.0  # seconds for another process that changes the same file
 
@@ -164,12 +164,14 @@ class Store:
         Args:
             meanwhile: called again and again; what it raises ends the waiting.
         Returns:
-            False where nothing that was waited for has come for LONGEST_WAIT seconds. This store then waits for no
-            entry any more.
+            False where nothing that was waited for has come for LONGEST_WAIT seconds, nor a part of it. This store then
+            waits for no entry any more.
         """
-        pause, most = POLLS
+        (pause, most), state = POLLS, self._state(entry)
         while self.busy(entry):
             meanwhile()
+            if (now := self._state(entry)) != state:  # a slow process keeps what it has now and then
+                self._waited, state = 0.0, now
             if self._waited >= LONGEST_WAIT:
                 return False
             began = time.monotonic()
@@ -178,6 +180,14 @@ class Store:
             pause = min(2 * pause, most)
         self._waited = 0.0
         return True
+
+    def _state(self, entry: Entry) -> tuple[int, int] | None:
+        """What tells whether an entry's file has been written; None where there is none."""
+        try:
+            found = os.stat(path_of(self._real, entry), follow_symlinks=False)
+        except OSError:
+            return None
+        return found.st_ino, found.st_size  # its times are changed by who reads it, too
 
     @property
     def _locks(self) -> Locks:

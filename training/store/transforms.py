@@ -36,7 +36,9 @@ def _step(step: Any) -> str | None:
         return NORM if step.lambd is instance_norm else None
     if kind is not GaussianNoise and kind.__module__ not in MODULES:
         return None
-    known = [(name, _value(value)) for name, value in sorted(vars(step).items())
+    # A torch module has its parts, such as a ModuleList of transforms, in dicts of its own.
+    inner = getattr(step, "_modules", {})
+    known = [(name, _value(value)) for name, value in sorted([*vars(step).items(), *inner.items()])
              if not name.startswith("_") and name != "training"]
     if any(value is None for _, value in known):
         return None
