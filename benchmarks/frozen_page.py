@@ -5,12 +5,13 @@ from benchmarks.measure import TOLERANCE, median
 
 ABOUT = """\
 Made by `python -m benchmarks.compare --docs docs`; `benchmarks.all` leaves this section as it is. The same work without
-the [feature store](FEATURE_STORE.md), with an empty one and with a full one, in turns in one process: {backbone}, float32,
-one torch thread, JPEG pictures of 500 x 375 that are made on the spot, `DATALOADER.NUM_WORKERS 0`. Measured is processor
-time; the clock's ratio stands beside it. All that a user's step or test pays is in it: without the store opening,
-decoding, transforming and encoding the pictures; with it the digests of their files, reading and verifying what is
-stored. Ratios are none / warm, or none / filling. Equality: the norm of the difference over the norm, below {tolerance};
-a full store gives the numbers of an empty one bit for bit.
+the [feature store](FEATURE_STORE.md), with an empty one and with a full one, in turns in one process: {backbone},
+float32, one torch thread, JPEG pictures of 500 x 375 that are made on the spot, `DATALOADER.NUM_WORKERS 0`. Measured is
+processor time; the clock's ratio stands beside it. All that a user's step or test pays is in it: without the store
+opening, decoding, transforming and encoding the pictures; with it the digests of their files, and reading and verifying
+what is stored. A step's time is that of {steps} steps of an epoch over so many, and what an epoch reads is in it.
+Ratios are without / with. Equality: the norm of the difference over the norm, below {tolerance}; a full store gives the
+numbers of an empty one bit for bit.
 
 Machine: {machine}."""
 
@@ -21,7 +22,8 @@ def section(stored: dict) -> str:
         return ""
     first = next(iter(stored.values()))
     backbone = "the tiny CLIP" if first["backbone"] == "tiny" else f"{first['backbone']} with random weights"
-    about = ABOUT.format(machine=first["machine"], tolerance=f"{TOLERANCE:.0e}", backbone=backbone)
+    about = ABOUT.format(machine=first["machine"], tolerance=f"{TOLERANCE:.0e}", backbone=backbone,
+                         steps=" or ".join(sorted({str(row.steps) for row in STEP_ROWS.values()})))
     rows = [line for name in (*STEP_ROWS, "evaluation") if name in stored for line in lines_of(stored[name])]
     comparison = stored.get("comparison")
     rows += lines_of_comparison(comparison) if comparison else []
@@ -84,6 +86,7 @@ def comparison_text(found: dict) -> str:
     table = page.table(rows, ["method", "without, s", "with, s", "ratio", "pictures computed", "taken from the store"])
     pictures = row["classes"] * row["pictures"]
     return (f"The methods one after the other, each without and then with the store, by `train.main`, which reads the "
-            f"data and writes the run folder, too: {row['classes']} classes, {row['shots']} shots, batch {row['batch']}, "
-            f"one epoch ({row['classes'] * row['shots'] // row['batch']} steps), {pictures} test pictures. The CLIP is "
-            f"loaded once beforehand. In the end the store holds {found['bytes'] / 2**10:,.0f} KiB.\n\n{table}")
+            f"data and writes the run folder, too: {row['classes']} classes, {row['shots']} shots, batch "
+            f"{row['batch']}, one epoch ({row['classes'] * row['shots'] // row['batch']} steps), {pictures} test "
+            f"pictures. The CLIP is loaded once beforehand. In the end the store holds "
+            f"{found['bytes'] / 2**10:,.0f} KiB.\n\n{table}")

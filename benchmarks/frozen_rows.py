@@ -137,7 +137,11 @@ def measured_evaluation(place: Place, row: EvaluationRow, pairs: int) -> dict:
     def side(method: str, folder: Path | None) -> Callable[[], torch.Tensor]:
         with contextlib.redirect_stdout(io.StringIO()):
             trainer = trainer_of(place.words(method, data, "evaluation", folder, options=options), clips)
-        return lambda: quietly(lambda: torch.as_tensor(evaluation(trainer)))
+        def run() -> torch.Tensor:
+            with contextlib.redirect_stdout(io.StringIO()):
+                return torch.as_tensor(evaluation(trainer))
+
+        return run
 
     once, results = in_turns({"none": lambda turn: side(row.method, None),
                               "filling": lambda turn: side(row.first, store)}, 1)
