@@ -14,7 +14,9 @@ from benchmarks.frozen_work import BATCH, Place, evaluation, forget_files, in_tu
 from benchmarks.measure import relative_difference, timed
 
 METHODS = ("CoOp", "KgCoOp", "ProGrad", "TCP", "DePT", "CLIPAdapter", "LinearProbe", "ZeroshotCLIP")
-CLASSES = 100  # of the dataset of steps and evaluation; 50 of them are its base classes
+# Of the dataset of steps and evaluation: classes, training pictures and test pictures per class. The first half of the
+# classes are its base classes.
+DATA = (100, 2, 10)
 BASE = ("DATASET.SUBSAMPLE_CLASSES", "base")
 WARM_AT_LEAST, FILLING_AT_LEAST, COMPARISON_AT_LEAST = 30.0, 0.95, 5.0
 
@@ -49,12 +51,10 @@ class EvaluationRow:
     what: str
     first: str
     method: str
-    classes: int
-    pictures: int  # per class
 
 
 EVALUATION = EvaluationRow("evaluation of a second static-prompt method, 1,000 pictures, 100 classes", "CoOp",
-                           "KgCoOp", CLASSES, 10)
+                           "KgCoOp")
 
 
 @dataclass
@@ -86,8 +86,8 @@ def measured_steps(place: Place, row: StepRow, pairs: int) -> dict:
     "differences": of losses and of gradients}.
 
     Each pass begins anew: its trainer is built before the time is taken, and learns the pictures' digests within it."""
-    clips, data = place.clips(), place.data(CLASSES, 2, EVALUATION.pictures)
-    options = ("DATASET.NUM_SHOTS", row.shots, *(BASE if row.classes < CLASSES else ()))
+    clips, data = place.clips(), place.data(*DATA)
+    options = ("DATASET.NUM_SHOTS", row.shots, *(BASE if row.classes < DATA[0] else ()))
 
     def side(store: Path | None) -> Callable[[], tuple]:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -131,7 +131,7 @@ def compared(what: str, results: dict) -> list[float]:
 # ---- an evaluation ----
 def measured_evaluation(place: Place, row: EvaluationRow, pairs: int) -> dict:
     """As `measured_steps`, of a test. "filling" is that of the first method; it and "none" are measured once."""
-    clips, data = place.clips(), place.data(row.classes, 2, row.pictures)
+    clips, data = place.clips(), place.data(*DATA)
     store, options = emptied(place.folder / "store_evaluation"), ("DATASET.NUM_SHOTS", 1)
 
     def side(method: str, folder: Path | None) -> Callable[[], torch.Tensor]:

@@ -7,6 +7,8 @@ without stored image features, and with them.
 A step's operations grow linearly with the classes: they are counted for two numbers of classes and carried on from
 there, and multiplied by the steps that the methods' published settings make on 11 datasets with 16 shots and 3 seeds.
 """
+import contextlib
+import io
 import sys
 from dataclasses import dataclass
 
@@ -17,6 +19,7 @@ from benchmarks.measure import CountOperations
 from benchmarks.models import random_clip
 from benchmarks.sides import Ours, Work
 from dassl.config.words import ArgumentParser
+from prompting import Towers
 from tools.prepare_data import SOURCES
 from train import command_line
 
@@ -67,7 +70,8 @@ def counted(work, model, stored=False):
     """Operations of one step or test batch; of the second one, when what is remembered is there.
 
     stored: the frozen image features are at hand."""
-    ours = Ours(work, model)
+    with contextlib.redirect_stdout(io.StringIO()):
+        ours = Ours(work, model)
     run = ours.train_step if work.stage == "train" else ours.evaluate
     if stored:  # operations do not depend on the numbers
         features = torch.randn(work.batch, model.text_projection.shape[1])
@@ -79,9 +83,9 @@ def counted(work, model, stored=False):
     return count.flop
 
 
-def line(method, stage, batch, n_ctx, model, stored=False, backbone="ViT-B/16"):
+def line(method, stage, batch, n_ctx, model, stored=False):
     """number of classes -> operations of a step or batch."""
-    few, more = (counted(Work(method, classes, batch, n_ctx, stage=stage, backbone=backbone), model, stored)
+    few, more = (counted(Work(method, classes, batch, n_ctx, stage=stage), model, stored)
                  for classes in (FEW, MORE))
     slope = (more - few) / (MORE - FEW)
     return lambda classes: few + slope * (classes - FEW)
@@ -89,17 +93,17 @@ def line(method, stage, batch, n_ctx, model, stored=False, backbone="ViT-B/16"):
 
 def image_operations(model):
     """Operations of a frozen picture's pass through the image tower."""
-    ours = Ours(Work("CoOp", 4, COUNTED), model)
+    size = model.visual.input_resolution
     with CountOperations() as count, torch.no_grad():
-        ours.trainer.towers.encode_image(ours.batch["img"])
+        Towers(model).encode_image(torch.randn(COUNTED, 3, size, size))
     return count.flop / COUNTED
 
 
-def runs_of(method, model, stored=False, backbone="ViT-B/16"):
+def runs_of(method, model, stored=False):
     """{dataset: (operations of a seed's training, of its two evaluations)}"""
     setting = SETTINGS[method]
-    step = line(method, "train", setting.batch, setting.n_ctx, model, stored, backbone)
-    test = line(method, "eval", COUNTED, setting.n_ctx, model, stored, backbone)
+    step = line(method, "train", setting.batch, setting.n_ctx, model, stored)
+    test = line(method, "eval", COUNTED, setting.n_ctx, model, stored)
     return {name: (setting.steps(name) * step(base_classes(name)),
                    SOURCES[name].expected["test"] / COUNTED * test(base_classes(name))) for name in DATASETS}
 
@@ -125,7 +129,8 @@ def stored_words(methods):
                               + SOURCES[name].expected["test"]) for name in DATASETS}
     name = max(largest, key=lambda name: largest[name])
     return (f"The store then holds {views:,} training views and {tests:,} test pictures, "
-            f"{BYTES * (views + tests) / 1e9:.1f} GB; one seed of one dataset takes at most {largest[name] / 1e9:.1f} GB ({name})")
+            f"{BYTES * (views + tests) / 1e9:.1f} GB; one seed of one dataset takes at most "
+            f"{largest[name] / 1e9:.1f} GB ({name})")
 
 
 def totals(runs):
@@ -164,7 +169,7 @@ def table_with(without, stored, image, rate):
         rows.append(row(f"{name}, nothing at hand", both(without, methods), both(stored, methods), encoded * image,
                         (f"{sum(sum(pictures_of(method)) for method in methods) / 1e6:.2f}", f"{read / 1e6:.2f}")))
     return tabulate(rows, headers=["with the feature store", "without, PFLOP", "with", "encoding once", "ratio",
-                                   "hours, 1 GPU", "pictures read without, millions", "with"])
+                                   "hours, 1 GPU", "pictures read without, millions", "with"], disable_numparse=True)
 
 
 def main(argv=None):
