@@ -21,6 +21,7 @@ from prompting.errors import PromptingError
 from prompting.openai import tokenizer
 from prompting.parallel import Collectives, SingleProcess, divide
 from prompting.passes import Passes
+from prompting.text_memory import Remembered
 
 if TYPE_CHECKING:
     from clip.model import CLIP
@@ -65,7 +66,7 @@ class TextTower(Tower):
         per run;
         padding: how many tokens may pad classes to one length, to run them in one piece;
         ranks: the processes that share a pass;
-        passes: the counter of prompts.
+        passes: the counter of prompts; memory: of the frozen sentences that were encoded before, or None.
     """
 
     def __init__(self, clip_model: CLIP, ranks: Collectives | None = None, passes: Passes | None = None,
@@ -76,6 +77,7 @@ class TextTower(Tower):
         self.width, self.embed_dim = clip_model.text_projection.shape
         self.context_length: int = clip_model.context_length
         self.activation_bytes: int | None = None
+        self.memory: Remembered | None = None
         self.padding = PADDING_ON_GPU if self.device.type == "cuda" else 0
 
     @property
@@ -311,15 +313,17 @@ class TextTower(Tower):
         """Plain sentences -> (len(texts), E) float32, not normalised; with gradients where the tower is trained.
 
         Raises PromptingError for a sentence longer than CLIP's context."""
-        features, learns = [], torch.is_grad_enabled() and self.trained
+        learns = torch.is_grad_enabled() and self.trained
         chunk = len(texts) if learns else chunk  # what is kept for the backward pass has its own limit
+        encode = self.encode_sentences if self.memory is None else functools.partial(self.memory.features, self)
         with torch.set_grad_enabled(learns):
-            for start in range(0, len(texts), chunk):
-                tokens = self.tokenize(texts[start:start + chunk])
-                eot = tokens.argmax(dim=1)
-                x = self.embed_tokens(tokens) + self.positions(0, tokens.shape[1])
-                features.append(self._encode(Prompts(x[:1, :1], x[None, :, 1:], eot))[0].float())
-        return torch.cat(features)
+            return torch.cat([encode(self.tokenize(texts[start:start + chunk]))  # a copy, also of a single tensor
+                              for start in range(0, len(texts), chunk)])
+
+    def encode_sentences(self, tokens: Tensor) -> Tensor:
+        """Token numbers of whole sentences (C, T) -> (C, E) float32, not normalised."""
+        x = self.embed_tokens(tokens) + self.positions(0, tokens.shape[1])
+        return self._encode(Prompts(x[:1, :1], x[None, :, 1:], tokens.argmax(dim=1)))[0].float()
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """(len(texts), T) token numbers; T is the length of the longest sentence with its start and end tokens."""

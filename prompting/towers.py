@@ -15,6 +15,7 @@ from prompting.parallel import Collectives, SingleProcess, divide
 from prompting.passes import Passes
 from prompting.templates import fill
 from prompting.text import TextTower
+from prompting.text_memory import Remembered, TextMemory
 
 if TYPE_CHECKING:
     from clip.model import CLIP
@@ -40,6 +41,7 @@ class Towers:
         ranks: the processes that divide the towers' work; by default this one alone.
         trainable: whether weights or modules are to be changed.
         passes: the counter; by default a new one.
+        text_memory: of frozen sentences, shared by towers over this model; by default none. Trainable towers use none.
     Raises:
         PromptingError: a block has another activation than QuickGELU; what is trainable is to be in half precision.
     Attributes:
@@ -49,13 +51,14 @@ class Towers:
     """
 
     def __init__(self, model: CLIP, device: str | torch.device = "cpu", half: bool = False,
-                 ranks: Collectives | None = None, trainable: bool = False, passes: Passes | None = None) -> None:
+                 ranks: Collectives | None = None, trainable: bool = False, passes: Passes | None = None,
+                 text_memory: TextMemory | None = None) -> None:
         _require_known_activation(model)
         if half and trainable:
             raise PromptingError("towers that are trained cannot be in half precision; use PREC amp or fp32")
         device, self.ranks = torch.device(device), ranks or SingleProcess()
         wanted = torch.float16 if half else torch.float32
-        weight = model.text_projection
+        weight, given = model.text_projection, model
         if (trainable or weight.device.type != device.type or weight.dtype != wanted or model.training
                 or any(p.requires_grad for p in model.parameters())):
             model = copy.deepcopy(model).requires_grad_(False).float().eval().to(device)
@@ -66,6 +69,8 @@ class Towers:
         self.model, self.device, self.trainable = model, device, trainable
         self.passes = Passes() if passes is None else passes
         self.text = TextTower(model, self.ranks, self.passes, trainable)
+        if text_memory is not None and not trainable:
+            self.text.memory = Remembered(text_memory, given, model, self.ranks.world_size)
         self.image = (ImageTower(model, self.ranks, self.passes, trainable) if hasattr(model.visual, "transformer")
                       else None)
         self.resolution: int = model.visual.input_resolution

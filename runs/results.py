@@ -20,7 +20,6 @@ from dassl.utils import InputError, is_class_bound
 from prompting.backbone import weights_digest
 from runs.build_config import CONFIGS
 from runs.run_spec import RunSpec, stem
-from training.store.folder import store_folder
 from training.test_time import facts_of
 
 
@@ -64,11 +63,9 @@ def results_of(spec: RunSpec, trainer: Any, stored: CfgNode, overlap: dict[str, 
 def features_of(trainer: Any) -> dict[str, Any]:
     """{"features": {"stored", "computed"}}: of how many pictures (views, where they are augmented) this process took
     the frozen features from the feature store, and of how many it computed them. {} where no store is used."""
-    feed = getattr(trainer, "_feed", None)
+    feed = getattr(trainer, "_feed", None)  # a foreign trainer has none
     counts = {"stored": getattr(feed, "taken", None), "computed": getattr(feed, "computed", None)}
-    if store_folder(trainer.cfg) is None or None in counts.values() or not any(counts.values()):
-        return {}
-    return {"features": counts}
+    return {"features": counts} if any(counts.values()) else {}
 
 
 def who(spec: RunSpec, cfg: CfgNode) -> dict[str, Any]:

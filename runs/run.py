@@ -89,7 +89,7 @@ def run(spec: RunSpec, built: BuiltConfig, evaluation: Evaluation, clips: dict[s
         torch.cuda.reset_peak_memory_stats()
     trainer = _trainer_of(spec, built, clips)
     TrainerBase.progress.of(trainer).listener = listener.reached
-    stored = _kept_config(spec, cfg)
+    stored = kept_config(spec, cfg)
     silent = _told_without_effect(spec, cfg, trainer)
     overlap = broadcast(lambda: begin_folder(spec, stored, trainer))
     if spec.no_train:
@@ -167,7 +167,7 @@ def _evaluate(spec: RunSpec, trainer: Any, evaluation: Evaluation) -> None:
 
 
 # ---- what is said and kept of it ----
-def _kept_config(spec: RunSpec, cfg: CfgNode) -> CfgNode:
+def kept_config(spec: RunSpec, cfg: CfgNode) -> CfgNode:
     """The config as the run folder keeps it: whoever copies an output folder, or takes the config for another one, has
     the feature store there."""
     kept = own_cfg(cfg, default_config(cfg))

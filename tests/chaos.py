@@ -242,9 +242,10 @@ def remains(output):
         "generators": newest["rng"],
         "numbers in results.json": results["metrics"],
         "name of the newest checkpoint": (output / "prompt_learner" / "checkpoint").read_text(),
-        # A kill after the results and before the end leaves its lock, which nothing takes for a living one's.
+        # A kill after the results and before the end leaves its lock, which nothing takes for a living one's; what the
+        # feature store holds changes no number.
         "files": sorted(str(p.relative_to(output)) for p in output.rglob("*")
-                        if p.is_file() and "tensorboard" not in p.parts and p.name != ".lock"),
+                        if p.is_file() and not {"tensorboard", "features"} & {*p.parts} and p.name != ".lock"),
     }
 
 

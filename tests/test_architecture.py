@@ -69,7 +69,8 @@ def test_a_batch_goes_through_the_functions_in_their_order(tmp_path, tiny_config
         train.main([
             "--trainer", "CoOp", "--root", str(drawn_root), "--seed", "1", "--output-dir", str(tmp_path / "run"),
             "--dataset-config-file", str(ROOT / "configs/datasets/caltech101.yaml"), "--config-file", tiny_config,
-            "--backbone", next(iter(clips)), "DATASET.NUM_SHOTS", "2", "DATALOADER.NUM_WORKERS", "0"], clips=clips)
+            "--backbone", next(iter(clips)), "DATASET.NUM_SHOTS", "2", "DATALOADER.NUM_WORKERS", "0",
+            "STORE.USE", "False"], clips=clips)  # with it the pictures are read before the first batch
     finally:
         sys.setprofile(None)
     assert first_calls == list(range(len(wanted)))

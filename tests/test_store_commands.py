@@ -9,15 +9,20 @@ import pytest
 import yaml
 
 import train
+from dassl.engine.progress import FEATURES
 from dassl.utils import InputError
+from runs.listener import Noticing
 from tools import protocol, report
 from tools.results.run_folders import collect, places_below
 from tools.running import estimates, execution
 from tools.running.cluster import chains
+from tools.running.console import Running
+from tools.running.live import part_done, state
 from tools.running.making_order import in_making_order
 from tools.running.plans import Planner
 from trainers.coop import CoOp
-from training.store.folder import FACTS, store_folder
+from training.store.files import MARK
+from training.store.folder import store_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -60,7 +65,8 @@ def test_a_folder_of_the_store_that_cannot_be_printed_is_refused(arguments, tmp_
     assert "STORE.DIR 'a\\x1b[31mb' has control characters" in one_line(lambda: train.main(argv))
 
 
-@pytest.mark.parametrize("name, own", [("base2new", {}), ("xd", {"targets": ["pacs"]}), ("dg", {}), ("zeroshot", {})])
+@pytest.mark.parametrize(("name", "own"), [
+    ("base2new", {}), ("xd", {"targets": ["pacs"]}), ("dg", {}), ("zeroshot", {})])
 def test_all_runs_of_a_protocol_share_one_store_evaluations_too(planner, tmp_path, name, own):
     method = "ZeroshotCLIP" if name == "zeroshot" else "CoOp"
     runs = planner().plan(name, [method], ["pacs" if name == "dg" else "caltech101"], [1], **own)
@@ -113,15 +119,15 @@ def test_a_variant_of_the_store_alone_changes_nothing(words):
                             "STORE.USE", "False"))
 
 
-@pytest.mark.parametrize("asks, options, silent", [
+@pytest.mark.parametrize(("asks", "options", "silent"), [
     (True, ("STORE.MB", "7"), None), (True, ("STORE.USE", "False"), None),
     (True, ("STORE.USE", "False", "STORE.MB", "7"), ["STORE.MB"]), (False, ("STORE.USE", "False"), ["STORE.USE"]),
     (False, ("STORE.DIR", "x"), ["STORE.DIR"]), (False, ("--store-dir", "x"), None)])
 def test_what_a_store_does_not_do_is_told(arguments, clips, tmp_path, monkeypatch, asks, options, silent):
     """asks: whether the method takes frozen image features."""
     monkeypatch.setattr(CoOp, "frozen_images", asks)
-    results = train.main(arguments("CoOp", tmp_path / "run", "OPTIM.MAX_EPOCH", "1", "DATASET.NUM_SHOTS", "1", *options),
-                         clips=clips)
+    words = arguments("CoOp", tmp_path / "run", "OPTIM.MAX_EPOCH", "1", "DATASET.NUM_SHOTS", "1", *options)
+    results = train.main(words, clips=clips)
     assert results.get("without_effect") == silent
 
 
@@ -213,12 +219,12 @@ def test_the_folder_of_a_store_is_passed_over(words, tmp_path, monkeypatch):
     space = "0123456789abcdef"
     for store in (out / "features", run / "features", out, out / "mine"):
         inner = store / space / "ab"
-        shutil.copytree(run, inner, ignore=shutil.ignore_patterns("features", space))  # which would be a run by itself
-        (store / space / FACTS).write_text("{}")
+        shutil.copytree(run, inner, ignore=shutil.ignore_patterns("features", space))
+        (store / MARK).touch()
     assert sorted(map(str, places_below(str(out)))) == sorted(map(str, before.where))
     after = collect([str(out)])
     assert after.where == before.where and after.single == before.single == []
-    (out / "mine" / space / FACTS).unlink()  # then it is no store, and the run there is found
+    (out / "mine" / MARK).unlink()  # then it is no store, and the run there is found
     assert [(path, run.reason) for path, run, _ in collect([str(out)]).single] == [
         (str(out / "mine" / space / "ab"), f"the same run as {run}")]
 
@@ -229,3 +235,71 @@ def test_a_dataset_may_be_called_like_the_store(words, tmp_path):
     argv = words("fewshot", "--trainer", "CoOp", "--seeds", "1", dataset=str(tmp_path / "features.yaml"))
     protocol.main(argv)
     assert [place.dataset for place in collect([str(tmp_path / "out")]).cells] == ["features"]
+
+
+# ---- what is computed ----
+def counted(output):
+    """{(method, seed, part): what results.json says of features} of the runs below an output folder."""
+    found = {}
+    for path in sorted(output.rglob("results.json")):
+        results = json.loads(path.read_text())
+        found[results["trainer"], results["seed"], results["run"]["part"]] = results.get("features")
+    return found
+
+
+def kept(output):
+    """{file of features: its size} of an output folder."""
+    return {path.name: path.stat().st_size for path in (output / "features").rglob("*.safetensors")}
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_what_one_method_computes_the_other_takes(words, tmp_path, jobs, capsys):
+    """Base classes: 3 training views an epoch of 3 classes and 9 test pictures; new ones: 9 test pictures."""
+    argv = words("compare", "--trainer", "CoOp", "KgCoOp", "--seeds", "1", "2", "--jobs", jobs)
+    protocol.main(argv)
+    found, written = counted(tmp_path / "out"), kept(tmp_path / "out")
+    assert len(found) == 8 and not list((tmp_path / "out" / "base2new").rglob("features"))
+    for (_, _, part), features in found.items():
+        assert features["stored"] + features["computed"] == (12 if part == "base" else 9)
+    total = sum(features["computed"] for features in found.values())
+    assert total == 2 * 3 + 9 + 9  # each view and each picture once, whichever run was the first
+    if jobs == "1":  # else the workers start a second time
+        assert {key[:2] for key, features in found.items() if features["computed"]} == {("CoOp", 1), ("CoOp", 2)}
+        metrics = {path: json.loads(path.read_text())["metrics"] for path in (tmp_path / "out").rglob("results.json")}
+        shutil.move(tmp_path / "out" / "base2new", tmp_path / "before")
+        protocol.main(argv)
+        assert metrics == {path: json.loads(path.read_text())["metrics"] for path in metrics}
+        assert all(features["computed"] == 0 for features in counted(tmp_path / "out" / "base2new").values())
+        assert kept(tmp_path / "out") == written
+
+
+def test_a_run_tells_how_far_its_features_are(arguments, clips, tmp_path, monkeypatch):
+    monkeypatch.setattr("dassl.engine.progress.SECONDS_BETWEEN", -1.0)
+    points = []
+    words = arguments("CoOp", tmp_path / "run", "DATASET.NUM_SHOTS", "16", "OPTIM.MAX_EPOCH", "2")
+    results = train.main(words, clips=clips, listener=Noticing(points.append, None))
+    filling = [point for point in points if point.part == FEATURES]
+    assert [point.done for point in filling if not point.done] == [0, 0, 0]  # two epochs, then the test pictures
+    assert sum(point.batches for point in filling if point.done == point.batches) == results["features"]["computed"]
+    assert [point.epoch for point in filling if not point.done] == [1, 2, 2]
+    assert filling[0].seconds_left is None and filling[-1].seconds_left > 0
+    shown = Running(None, point=filling[0]._replace(done=1, batches=3))
+    assert state(shown) == "computes features  33 %" and part_done(shown) == 0
+    log = (tmp_path / "run" / "log.txt").read_text()
+    told = f"{results['features']['computed']} computed ({tmp_path / 'run' / 'features'})"
+    assert f"Features: 0 pictures from the store, {told}" in log
+
+
+def test_a_run_that_needs_no_features_counts_none(words, arguments, clips, tmp_path, monkeypatch):
+    more = ("DATASET.NUM_SHOTS", "1", "OPTIM.MAX_EPOCH", "1")
+    assert "features" not in train.main(arguments("CoOp", tmp_path / "off", *more, "STORE.USE", "False"), clips=clips)
+    assert not (tmp_path / "off" / "features").exists()
+    monkeypatch.setattr(CoOp, "frozen_images", False)
+    assert "features" not in train.main(arguments("CoOp", tmp_path / "pixels", *more), clips=clips)
+    assert not (tmp_path / "pixels" / "features").exists()
+
+
+def test_what_is_timed_before_the_first_run_fills_no_store(words, tmp_path):
+    told = protocol.main(words("fewshot", "--trainer", "CoOp", "--seeds", "1", "--preflight"))
+    assert "one after another, less with what the feature store has; from a step" in told
+    assert not (tmp_path / "out").exists()

@@ -211,11 +211,11 @@ class PromptTrainer(Method, TrainerX):
         super().train()
 
     def forward_backward(self, batch: Batch) -> dict[str, float]:
-        batch = self.batch = self.all_gather_batch({key: to_device(value, self.device) for key, value in batch.items()})
+        batch = self.all_gather_batch({key: to_device(value, self.device) for key, value in batch.items()})
+        batch = self.batch = self._feed.with_frozen(batch)
         if not self.watch.over:
             self.watch.begin(self.trained_tensors())
         try:
-            batch = self.batch = self._feed.with_frozen(batch)
             with self.precision.autocast():
                 summary = self.training_step(batch)
             require_honoured(self.cfg, self.honoured, type(self).__name__)

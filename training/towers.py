@@ -1,6 +1,7 @@
 """The CLIP of a run, loaded once, its towers set up for device and memory, and what a method may do with them."""
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,10 +12,20 @@ from prompting.backbone import load_clip, weights_digest
 from prompting.memory import activation_budget
 from prompting.passes import Passes
 from prompting.precision import Precision
+from prompting.text_memory import TextMemory
 from prompting.towers import Towers
 
 if TYPE_CHECKING:
     from training.prompt_trainer import PromptTrainer
+
+# {loaded CLIP: {(rank, world size): memory of its frozen sentences}}: all runs of a process encode them once. Each rank
+# has a memory of its own, so that all of them find the same in theirs and take part in the same passes.
+_text_memories: weakref.WeakKeyDictionary[Any, dict[tuple[int, int], TextMemory]] = weakref.WeakKeyDictionary()
+
+
+def text_memory(clip_model: Any, ranks: Ranks) -> TextMemory:
+    """The memory of the frozen sentences of a loaded CLIP."""
+    return _text_memories.setdefault(clip_model, {}).setdefault((ranks.rank, ranks.world_size), TextMemory())
 
 
 def loaded_clip(name: str, clips: dict[str, Any]) -> Any:
@@ -31,7 +42,8 @@ def build_towers(clip_model: Any, cfg: Any, device: torch.device, precision: Pre
     """The promptable towers of a CLIP, over a copy of it where they are trainable.
 
     Raises InputError where they take images of another size than INPUT.SIZE."""
-    towers = Towers(clip_model, device, half=precision.half, ranks=ranks, trainable=trainable, passes=passes)
+    towers = Towers(clip_model, device, half=precision.half, ranks=ranks, trainable=trainable, passes=passes,
+                    text_memory=text_memory(clip_model, ranks))
     towers.text.activation_bytes = cfg.TRAIN.TEXT_MEMORY_MB * 2**20 or activation_budget(device, local_world_size())
     size = towers.resolution
     if tuple(cfg.INPUT.SIZE) != (size, size):
@@ -40,13 +52,16 @@ def build_towers(clip_model: Any, cfg: Any, device: torch.device, precision: Pre
     return towers
 
 
-Modules = dict[str, tuple[int, type, int]]
+Modules = dict[str, tuple[Any, ...]]
 
 
 def modules_of(clip_model: torch.nn.Module) -> Modules:
-    """{name: (which module it is, its class, which is another one where it is parametrised, its number of hooks)}."""
-    return {name: (id(module), type(module), len(module._forward_hooks) + len(module._forward_pre_hooks))
-            for name, module in clip_model.named_modules()}
+    """{name: what tells whether it has changed}: of a module its class, which is another one where it is parametrised,
+    and its number of hooks; of a tensor how often its values were changed in place."""
+    modules = {name: (id(module), type(module), len(module._forward_hooks) + len(module._forward_pre_hooks))
+               for name, module in clip_model.named_modules()}
+    return modules | {name: (id(tensor), tensor._version) for named in (
+        clip_model.named_parameters(), clip_model.named_buffers()) for name, tensor in named}
 
 
 def built_model(trainer: PromptTrainer) -> torch.nn.Module:

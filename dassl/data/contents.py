@@ -36,7 +36,7 @@ def state_of(found: os.stat_result) -> State:
 
 def known(path: str, state: State) -> str | None:
     """The SHA-256 of a file in that state; None where this process has not learned it."""
-    found = _KNOWN.get(os.path.abspath(path))
+    found = _KNOWN.get(path) or _KNOWN.get(os.path.abspath(path))
     return found[1].hex() if found and found[0] == state else None
 
 

@@ -8,15 +8,17 @@ from typing import Any, NamedTuple
 from dassl.utils import AverageMeter, InputError, MetricMeter, rank, require_own_folder
 
 SECONDS_BETWEEN = 0.25  # that a listener is told how far the run is
+FEATURES = "features"  # part of a Point while frozen features are computed, before a pass over their pictures
 
 
 class Point(NamedTuple):
     """How far a run is.
 
     Attributes:
-        part: of the data that is evaluated on (val, test, train); "" in the training.
+        part: of the data that is evaluated on (val, test, train); "" in the training, FEATURES before a pass.
         epoch: from 1, of `epochs`; both 0 in an evaluation.
-        done: batches of the epoch or of the evaluation, of `batches`; both 0 where a trainer's loop does not say.
+        done: batches of the epoch or of the evaluation, of `batches`; both 0 where a trainer's loop does not say; of
+            FEATURES pictures.
         loss: its mean over the epoch's batches so far; None where no step has given one.
         seconds_left: until the training ends, without the evaluation after it; None where nothing is known yet.
     """
@@ -47,6 +49,7 @@ class Progress:
         self.listener: Callable[[Point], None] | None = None
         self._told = -SECONDS_BETWEEN  # when the listener was told
         self._entered: tuple[int, float] | None = None  # the first epoch (from 0), and when it began
+        self._place = Point()  # at the beginning of this epoch; in an evaluation that of no epoch
         self._epoch = self._max_epoch = self._batches = 0
         self._losses, self._step_time, self._load_time = MetricMeter(), AverageMeter(), AverageMeter()
         self._since = self._before = 0.0  # when the last step was over; seconds until the epoch's first batch
@@ -94,12 +97,17 @@ class Progress:
         now = time.monotonic()
         first, since = self._entered = self._entered or (epoch, now)
         left = (now - since) / (epoch - first) * (max_epoch - epoch) if epoch > first else None
-        self._tell(lambda: Point("", epoch + 1, max_epoch, 0, 0, self._loss(), left), always=epoch == first)
+        self._place = Point("", epoch + 1, max_epoch, 0, 0, self._loss(), left)
+        self._tell(lambda: self._place, always=epoch == first)
+
+    def computing(self, done: int, pictures: int) -> None:
+        """The frozen features of so many pictures have been computed."""
+        self._tell(lambda: self._place._replace(part=FEATURES, done=done, batches=pictures), always=done == 0)
 
     def evaluated(self, part: str, done: int, batches: int) -> None:
         """An evaluation has done so many batches."""
-        if self.listener is not None:
-            self._tell(lambda: Point(part, done=done, batches=batches), always=done == 0)
+        self._place = Point()
+        self._tell(lambda: Point(part, done=done, batches=batches), always=done == 0)
 
     def _loss(self) -> float | None:
         """The mean of the epoch's loss: of the number of that name, else of the first with that word in its name."""

@@ -76,7 +76,7 @@ class TrainerBase:
         self.epoch = self.start_epoch = 0
         self.batch_idx = 0
         self.first_batch = 0  # batches of the starting epoch that an interrupted run has consumed
-        self.in_epochs = False  # whether the loop over the epochs goes on
+        self.in_epochs = False  # whether epochs are trained, or what comes before the first is done
         self.batches_done = 0  # batches of the current epoch that are trained on, 0 once its checkpoint is due
         self.best_result, self.best_epoch = -math.inf, 0
         self.went_on_from_finished = False  # whether the run goes on from a training that had come to its end
@@ -189,9 +189,9 @@ class TrainerBase:
     # ---- the loop ----
     def train(self, start_epoch, max_epoch):
         self.start_epoch, self.max_epoch = start_epoch, max_epoch
+        self.in_epochs = True
         self.before_train()
         self._budget.require_all(resumed=bool(self.start_epoch or self.first_batch))
-        self.in_epochs = True
         for self.epoch in range(self.start_epoch, self.max_epoch):
             for loader in train_loaders(self):
                 if hasattr(getattr(loader, "batch_sampler", None), "set_epoch"):

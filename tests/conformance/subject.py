@@ -86,6 +86,10 @@ class Subject:
         """What a statement of `Method` is for this trainer; nothing is said by one in Dassl's style."""
         return getattr(self.plain.trainer, statement) if self.native else False
 
+    def says_itself(self, statement):
+        """The same of one that a class must repeat: what it inherits is not said."""
+        return self.native and vars(self.cls).get(statement, False)
+
     @property
     def batch(self):
         return max(BATCH, self.min_batch)
@@ -202,6 +206,10 @@ class Subject:
     def untrained(self):
         """As it is when its first epoch begins."""
         return self.once("untrained", lambda: self.run("untrained", stop_epoch=0))
+
+    def fresh(self, label):
+        """A trainer as it is when its first epoch begins, whose loaders give pictures and no features."""
+        return self.once(label, lambda: self.run(label, options=["STORE.USE", False], stop_epoch=0)).trainer
 
     @functools.cached_property
     def reloaded(self):

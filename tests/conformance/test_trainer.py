@@ -13,6 +13,7 @@ from datasets import shapes
 from prompting import PromptingError
 from prompting.text import readable
 
+from .features import answers, apart, beside_images, in_place_of_images, takes_frozen, training_batches
 from .pictures import drawn, logits, split
 from .states import differing, tensors_in
 from .subject import EPOCHS
@@ -225,6 +226,38 @@ def test_the_test_batch_changes_nothing(subject):
         parts = logits(subject.plain.trainer, *split(subject.test_batch, sizes))
         torch.testing.assert_close(parts, whole, rtol=ROUNDING, atol=ROUNDING, msg=lambda text, sizes=sizes: (
             f"nine test images have other logits in batches of {sizes}; the method is not `transductive`\n{text}"))
+
+
+def test_frozen_features_in_the_place_of_images_change_nothing(subject):
+    """Losses, gradients and logits: with the features it has no picture to look at."""
+    subject.need(subject.says_itself("frozen_images"), "does not say frozen_images")
+    batches, found = training_batches(subject) if subject.trains else [], []
+    for label, change in (("with_pictures", lambda trainer, batch: batch), ("with_features", in_place_of_images)):
+        trainer = subject.fresh(label)
+        found.append(answers(trainer, [change(trainer, batch) for batch in batches],
+                             change(trainer, subject.test_batch)))
+    assert not (wrong := apart(*found)), (
+        f"with frozen features in the place of images these differ: {listed(wrong)}; the method does more with an "
+        "image than towers.encode_image, so it must not say frozen_images")
+
+
+def test_frozen_features_beside_images_are_used_and_left_as_they_are(subject):
+    """Those that are given and those that are computed give the same numbers; others give others."""
+    subject.need(subject.says("frozen_features") and subject.trains, "does not say frozen_features")
+    batches, found = training_batches(subject), []
+    for label in ("frozen_computed", "frozen_given", "frozen_of_others"):
+        trainer = subject.fresh(label)
+        given = [beside_images(trainer, batch) for batch in (*batches, subject.test_batch)]
+        if label == "frozen_of_others":
+            given = [{**batch, "frozen": batch["frozen"].roll(1, 0)} for batch in given]
+        kept = [batch["frozen"].clone() for batch in given]
+        *steps, test = [*batches, subject.test_batch] if label == "frozen_computed" else given
+        found.append(answers(trainer, steps, test if takes_frozen(trainer) else subject.test_batch))
+        assert all(torch.equal(batch["frozen"], before) for batch, before in zip(given, kept)), (
+            "batch[\"frozen\"] was changed in place; change a copy (.clone())")
+    computed, given, others = found
+    assert not (wrong := apart(computed, given)), f"with features that are given these differ: {listed(wrong)}"
+    assert apart(given, others), "the features of other images change nothing: the method does not need frozen_features"
 
 
 def test_what_is_evaluated_is_what_the_method_says(subject):

@@ -75,7 +75,7 @@ def collect(folders):
         if not os.path.isdir(folder):
             raise InputError(f"no folder at {folder}; give the output folder of a protocol")
         for path, names, files in os.walk(folder, onerror=unread.append):
-            names[:] = sorted(without_features(path, names))
+            names[:] = without_features(names, files)
             if "results.json" not in files:
                 if "config.yaml" in files and Place.parse(path) is not None:
                     unfinished.append(path)
@@ -209,7 +209,7 @@ def places_below(folder):
     """The Places of all finished runs below a folder; their results are not read."""
     found = []
     for path, names, files in os.walk(folder):
-        names[:] = without_features(path, names)
+        names[:] = without_features(names, files)
         if "results.json" in files and (place := Place.parse(path)):
             found.append(place)
     return found

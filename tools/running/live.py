@@ -17,6 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from dassl.engine.progress import FEATURES
 from dassl.utils.text import escaped, unescaped
 from protocols import Run
 from tools.running.console import Console, Lines, Running, Verbose
@@ -103,6 +104,8 @@ def state(each: Running) -> str:
     point = each.point
     if point is None:
         return f"starts  {duration(each.seconds())}"
+    if point.part == FEATURES:
+        return f"computes features  {100 * point.done // max(1, point.batches)} %"
     if point.part:
         return f"tests on {point.part}  {100 * point.done // max(1, point.batches)} %"
     loss = "" if point.loss is None else f"  loss {point.loss:.3f}"
@@ -115,7 +118,7 @@ def part_done(each: Running) -> float:
     point = each.point
     if point is None or not point.epochs:
         return 0.0
-    return (point.epoch - 1 + (point.done / point.batches if point.batches else 0)) / point.epochs
+    return (point.epoch - 1 + (point.done / point.batches if point.batches and not point.part else 0)) / point.epochs
 
 
 def _one_line(words: str, style: str = "") -> Text:

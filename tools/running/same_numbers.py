@@ -23,7 +23,7 @@ from dassl.utils import (
 )
 from protocols import Run
 from runs.results import who
-from runs.run import what_is_evaluated
+from runs.run import kept_config, what_is_evaluated
 
 COPIED = (PREDICTIONS, "logits.npz", "cmat.pt")  # what an evaluation leaves beside its results
 FREE = {"SEED", "DATASET.NUM_SHOTS"}
@@ -66,7 +66,7 @@ def _write_folder(run: Run, cfg: CfgNode, results: dict[str, Any]) -> None:
     shots = {**results["config"]["DATASET"], "NUM_SHOTS": cfg.DATASET.NUM_SHOTS}
     config = {**results["config"], "OUTPUT_DIR": cfg.OUTPUT_DIR, "SEED": cfg.SEED, "DATASET": shots}
     same_as = os.path.relpath(run.same, run.folder).replace(os.sep, "/")
-    write_config(cfg, run.folder)
+    write_config(kept_config(run.spec, cfg), run.folder)
     for name in COPIED:
         if os.path.isfile(os.path.join(run.same, name)):
             with open_regular(os.path.join(run.same, name)) as stored:

@@ -8,19 +8,21 @@ from typing import TYPE_CHECKING, Any
 import PIL
 import torch
 import torchvision
-from torch import Tensor
+from torch import Tensor, nn
 
 from dassl.data.data_manager import DatasetWrapper, SeededDataset
 from dassl.data.loader import EpochLoader
 from dassl.data.samplers import EpochBatchSampler, EpochSampler
 from dassl.engine.part import OfTrainer
+from dassl.engine.trainer_base import TrainerBase
+from dassl.utils import InputError, rank
 from prompting.towers import Towers
 from training.batches import Batch
 from training.method import Method
 from training.store.entries import Space
 from training.store.folder import store_folder
 from training.store.pictures import Pictures
-from training.store.source import Kitchen, Request, Source
+from training.store.source import Request, Source, Supply
 from training.store.store import Store
 from training.store.transforms import described, draws
 
@@ -32,6 +34,7 @@ class Feed(OfTrainer["PromptTrainer"]):
     """The frozen features of a trainer's batches."""
 
     _attached = False  # whether any loader gives them
+    _versions: list[tuple[int, int]]  # of the tower's tensors when the first loader was attached
 
     # ---- batches that come without ----
     def with_frozen(self, batch: Batch) -> Batch:
@@ -50,12 +53,12 @@ class Feed(OfTrainer["PromptTrainer"]):
     @property
     def taken(self) -> int | None:
         """How many pictures' features came from the store; None where no loader gives any."""
-        return self.kitchen.taken if self._attached else None
+        return self.supply.taken if self._attached else None
 
     @property
     def computed(self) -> int | None:
         """How many pictures were encoded for it, by this process."""
-        return self.kitchen.computed if self._attached else None
+        return self.supply.computed if self._attached else None
 
     # ---- loaders ----
     def attach_all(self) -> None:
@@ -84,7 +87,7 @@ class Feed(OfTrainer["PromptTrainer"]):
             space = Space(self._facts(steps, [pictures.k_tfm, views] if drawn and pictures.k_tfm > 1 else []),
                           self.trainer.backbone_facts["name"])
             request = Request(pictures.k_tfm, views, beside, drawn, space, cfg.DATASET.NAME)
-            loader.source, self._attached = Source(loader, request, self.kitchen), True
+            loader.source, self._attached = Source(loader, request, self.supply), True
         return loader
 
     @property
@@ -106,12 +109,14 @@ class Feed(OfTrainer["PromptTrainer"]):
                 "versions": [torch.__version__, torchvision.__version__, PIL.__version__]}
 
     @functools.cached_property
-    def kitchen(self) -> Kitchen:
+    def supply(self) -> Supply:
         """What all loaders of the trainer share."""
         trainer = self.trainer
         folder = store_folder(trainer.cfg)
         store = Store(folder, trainer.cfg.STORE.MB) if folder else None
-        return Kitchen(self._encode, trainer.precision.dtype, store, Pictures(folder), self._stop_if_asked)
+        self._versions = versions_of(self._towers.model.visual)
+        return Supply(self._encode, trainer.precision.dtype, store, Pictures(folder, notes=rank() == 0),
+                      self._stop_if_asked, TrainerBase.progress.of(trainer).computing)
 
     def _stop_if_asked(self) -> None:
         self.trainer.stop_if_asked()
@@ -124,8 +129,19 @@ class Feed(OfTrainer["PromptTrainer"]):
 
     @torch.no_grad()
     def _encode(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) -> frozen features (B, E).
+
+        Raises InputError where the tower's tensors are no longer those that the store knows it by."""
+        if self._versions != versions_of(self._towers.model.visual):
+            raise InputError(f"{type(self.trainer).__name__} changes the frozen CLIP in a training, whose features "
+                             "would then be other ones for all runs; with trains_towers = True it has a copy to change")
         with self.trainer.precision.autocast():
             return self._towers.encode_image(images.to(self.trainer.device, non_blocking=True))
+
+
+def versions_of(module: nn.Module) -> list[tuple[int, int]]:
+    """What tells whether a tensor of a module was replaced or has changed in place."""
+    return [(id(tensor), tensor._version) for tensor in (*module.parameters(), *module.buffers())]
 
 
 def is_plain(loader: Any) -> bool:

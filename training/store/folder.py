@@ -2,24 +2,25 @@
 from __future__ import annotations
 
 import os
-import re
+from collections.abc import Collection
 
 from yacs.config import CfgNode
 
-NAME = "features"  # of the folder, in a run folder or in the output folder that runs of a protocol share
-SPACE = re.compile(r"[0-9a-f]{16}")  # the folder of a Space in it: the first digits of its digest
-FACTS = "space.json"  # in the folder of a Space
+from training.store.files import IS_SPACE, MARK
+
+NAME = "features"  # of the folder, in a run folder or in the output folder that the runs of a protocol share
 
 
 def store_folder(cfg: CfgNode) -> str | None:
-    """The folder of the feature store of a run's config, which need not exist; None where STORE.USE is False."""
+    """The folder of the feature store of a run's config, which need not exist; None with STORE.USE False."""
     if not cfg.STORE.USE:
         return None
     return os.path.expanduser(cfg.STORE.DIR) if cfg.STORE.DIR else os.path.join(cfg.OUTPUT_DIR, NAME)
 
 
-def without_features(path: str, names: list[str]) -> list[str]:
-    """Those of the folders `names` in `path` that hold no features: of a store there may be thousands of files, and
-    no run. A store is known by what is in it, as STORE.DIR may have any name."""
-    return [name for name in names
-            if not (SPACE.fullmatch(name) and os.path.isfile(os.path.join(path, name, FACTS)))]
+def without_features(names: Collection[str], files: Collection[str]) -> list[str]:
+    """Those of the folders in a folder, in order, that may hold runs: of a store there may be thousands of files. A
+    store is known by what is in it, as STORE.DIR may have any name.
+
+    files: those in the same folder."""
+    return [name for name in sorted(names) if MARK not in files or not IS_SPACE.fullmatch(name)]

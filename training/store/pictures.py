@@ -37,17 +37,21 @@ class Pictures:
         """SHA-256 of each file. Raises InputError as `read_image` does for one that cannot be read."""
         places = [os.path.abspath(path) for path in paths]
         states = each(_state, places)
-        new = [number for number, state in enumerate(states) if state is None or not known(places[number], state)]
+        found = [state and known(place, state) for place, state in zip(places, states)]
+        new = [number for number, digest in enumerate(found) if digest is None]
         top = _top(places) if new and self.folder else ""
         noted = self._noted(top) if top else {}
         for number in new:
-            state, below = states[number], places[number][len(top):]
-            if state is not None and noted.get(below, ((), ""))[0] == state:
-                learn(places[number], state, noted[below][1])
-        digests = each(_digest, list(zip(places, states)))
+            state, note = states[number], noted.get(places[number][len(top):])
+            if note and note[0] == state:
+                learn(places[number], *note)
+                found[number] = note[1]
+        new = [number for number in new if found[number] is None]
+        for number, digest in zip(new, each(_digest, [(places[number], states[number]) for number in new])):
+            found[number] = digest
         if top and self.notes:
             self._note(top, noted, [places[number] for number in new])
-        return digests
+        return [digest or "" for digest in found]
 
     # ---- notes of earlier runs: one file for all pictures below the folder that those of a list have in common ----
     def _path(self, top: str) -> str:
@@ -84,7 +88,7 @@ class Pictures:
 def _top(places: list[str]) -> str:
     """The folder, with its separator, that files have in common; "" where they have none."""
     with contextlib.suppress(ValueError):  # on several drives of Windows
-        return os.path.join(os.path.commonpath([os.path.dirname(place) for place in places]), "")
+        return os.path.join(os.path.commonpath({os.path.dirname(place) for place in places}), "")
     return ""
 
 

@@ -24,8 +24,9 @@ from training.store.store import Store
 AHEAD = 8  # pieces per loader worker that a process claims at a time: others compute the next ones meanwhile
 FLUSH = 60.0  # seconds of computing after which what there is of an entry is written
 
+
 @dataclass
-class Kitchen:
+class Supply:
     """What the sources of a trainer share.
 
     encode: images (B, 3, H, W) -> frozen features (B, E), in one batch on the trainer's device.
@@ -33,6 +34,7 @@ class Kitchen:
     store: None where nothing is kept on disk.
     pictures: knows the files' contents.
     meanwhile: called between two pieces; may raise.
+    tell: is told of how many pictures, of how many that are missing, there are features now.
     taken, computed: pictures whose features came from the store, and that were encoded.
     """
 
@@ -41,6 +43,7 @@ class Kitchen:
     store: Store | None
     pictures: Pictures
     meanwhile: Callable[[], None]
+    tell: Callable[[int, int], None]
     taken: int = 0
     computed: int = 0
 
@@ -66,8 +69,8 @@ class Request:
 class Source:
     """Gives the batches of one loader (`EpochLoader.source`)."""
 
-    def __init__(self, loader: EpochLoader, request: Request, kitchen: Kitchen) -> None:
-        self.request, self.kitchen = request, kitchen
+    def __init__(self, loader: EpochLoader, request: Request, supply: Supply) -> None:
+        self.request, self.supply = request, supply
         self.data: Any = loader.dataset  # a SeededDataset
         self.order: Any = loader.batch_sampler  # an EpochBatchSampler
         # Reads pieces; its workers are kept from epoch to epoch, where those of the loader are.
@@ -85,10 +88,10 @@ class Source:
         table, batches = self._table(keys), list(self.order)
         if self.request.beside:
             for batch, keys in zip(loader.read(), batches):
-                yield {**batch, "frozen": table.of(keys)[:, 0].to(self.kitchen.dtype)}
+                yield {**batch, "frozen": table.of(keys)[:, 0].to(self.supply.dtype)}
             return
         for keys in batches:
-            yield self._batch(keys, table.of(keys).to(self.kitchen.dtype))
+            yield self._batch(keys, table.of(keys).to(self.supply.dtype))
 
     def _batch(self, keys: list[Key], rows: Tensor) -> Batch:
         """A batch of the pictures of some keys, as the loader makes it, with features (B, views, E) in their place."""
@@ -107,7 +110,7 @@ class Source:
         if self._held is not None and all(key in self._held for key in keys):
             return self._held
         request, data = self.request, self.data
-        views, digests = len(request.views), self.kitchen.pictures.digests
+        views, digests = len(request.views), self.supply.pictures.digests
         if request.drawn:
             plan = plan_of_views(data.data_source, self.order.sampler, keys, data.seed, request.space, views, digests,
                                  request.about)
@@ -122,23 +125,23 @@ class Source:
         """Read all that is wanted from the store, and compute the rest."""
         for part in parts:
             self._read(part)
-        wanted, before = sum(part.pictures(part.wanted) for part in parts), self.kitchen.computed
+        wanted, before = sum(part.pictures(part.wanted) for part in parts), self.supply.computed
         missing = [part for part in parts if part.missing]
         if world_size() > 1:
             self._fill_together(parts)
         elif missing:
             with self._progress(sum(part.pictures(part.missing) for part in missing)) as done:
                 self._fill_alone(missing, done)
-        self.kitchen.taken += wanted - (self.kitchen.computed - before)
+        self.supply.taken += wanted - (self.supply.computed - before)
 
     def _read(self, part: Part) -> None:
-        if self.kitchen.store is not None:
-            part.pieces.update(self.kitchen.store.read(part.entry))
+        if self.supply.store is not None:
+            part.pieces.update(self.supply.store.read(part.entry))
 
     def _fill_alone(self, left: list[Part], done: Callable[[int], None]) -> None:
         """Compute what is missing, and keep it. What another process is computing is left for later, and then waited
         for."""
-        store = self.kitchen.store
+        store = self.supply.store
         while left:
             busy: list[Part] = []
             for chunk in chunks(left, AHEAD * max(1, self._reader.num_workers)):
@@ -151,7 +154,7 @@ class Source:
                             self._read(part)
                     self._compute(own, done)
             if store is not None and len(busy) == len(left):
-                store.wait(busy[0].entry, self.kitchen.meanwhile)
+                store.wait(busy[0].entry, self.supply.meanwhile)
             for part in busy:
                 before = part.pictures(part.missing)
                 self._read(part)
@@ -171,7 +174,7 @@ class Source:
                 if not part.missing or time.monotonic() - written > FLUSH:
                     self._write(unwritten)
                     written = time.monotonic()
-                self.kitchen.meanwhile()
+                self.supply.meanwhile()
         finally:
             self._write(unwritten)
 
@@ -181,8 +184,8 @@ class Source:
         for part, piece in unwritten:
             by_part.setdefault(id(part), (part, {}))[1][piece] = part.pieces[piece]
         for part, pieces in by_part.values():
-            if self.kitchen.store is not None:
-                self.kitchen.store.write(part.entry, pieces)
+            if self.supply.store is not None:
+                self.supply.store.write(part.entry, pieces)
         unwritten.clear()
 
     def _fill_together(self, parts: list[Part]) -> None:
@@ -194,7 +197,7 @@ class Source:
         computed: dict[tuple[int, int], Tensor] = {}
         for turn in range(-(-len(work) // world_size())):  # all of them ask for signals equally often
             computed.update({place: next(encoded) for place in own[turn:turn + 1]})
-            self.kitchen.meanwhile()
+            self.supply.meanwhile()
         found = {place: rows for share in all_gather(computed) for place, rows in share.items()} if work else {}
         for (number, piece), rows in found.items():
             parts[number].pieces[piece] = rows
@@ -208,18 +211,24 @@ class Source:
         self.pieces.pieces = pieces
         for batch in self._reader:
             images = batch["img"] if self.request.made > 1 else [batch["img"]]
-            rows = torch.stack([self.kitchen.encode(images[view]).float().cpu() for view in self.request.views], dim=1)
+            rows = torch.stack([self.supply.encode(images[view]).float().cpu() for view in self.request.views], dim=1)
             require_finite(rows.flatten(1), batch["impath"], "features")
-            self.kitchen.computed += len(rows)
+            self.supply.computed += len(rows)
             yield rows
 
     @contextlib.contextmanager
     def _progress(self, pictures: int) -> Iterator[Callable[[int], None]]:
-        bar = tqdm(total=pictures, desc="features", unit="picture", leave=False, disable=True if rank() else None)
-        def done(pictures: int) -> None:
-            bar.update(pictures)
+        bar, so_far = tqdm(total=pictures, desc="features", unit="picture", leave=False,
+                           disable=True if rank() else None), 0
+
+        def done(more: int) -> None:
+            nonlocal so_far
+            so_far += more
+            bar.update(more)
+            self.supply.tell(so_far, pictures)
 
         with bar:
+            self.supply.tell(0, pictures)
             yield done
 
     def end_workers(self) -> None:

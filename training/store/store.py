@@ -15,6 +15,7 @@ from training.store.budget import MEGABYTE, usage_of
 from training.store.entries import FORMAT, Entry
 from training.store.files import (
     LOCK,
+    MARK,
     SPACE,
     Damaged,
     Head,
@@ -121,7 +122,7 @@ class Store:
 
     def _describe(self, entry: Entry) -> None:
         """Let the folders say what they are."""
-        if not self._marked:
+        if not (self._marked and os.path.isfile(os.path.join(self._real, MARK))):  # somebody may delete the folder
             mark(self._real, self.megabytes)
             self._marked = True
         path = os.path.join(folder_of(self._real, entry.space.digest), SPACE)

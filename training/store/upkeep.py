@@ -28,9 +28,8 @@ from training.store.files import (
     read_small,
     write_whole,
 )
+from training.store.folder import NAME
 from training.store.pictures import read_notes
-
-NAME = "features"  # of the folder of a store in an output folder
 
 
 @dataclass
@@ -93,8 +92,8 @@ def store_in(folder: str) -> str:
                 return os.path.realpath(place)
         if os.path.isfile(os.path.join(place, LOCK)):  # its first features are being computed
             return os.path.realpath(place)
-    raise InputError(f"{folder} is no feature store, and there is none in it; give an output folder, in which its store "
-                     f"is the folder {NAME}, or the folder that STORE.DIR names")
+    raise InputError(f"{folder} is no feature store, and there is none in it; give an output folder, whose store is "
+                     f"the folder {NAME} in it, or the folder that STORE.DIR names")
 
 
 def _folder_in_store(folder: str, path: str) -> str:

@@ -24,6 +24,7 @@ class ShiftedCLIP(PromptedCLIP):
 
 @TRAINER_REGISTRY.register()
 class Healthy(PromptTrainer):
+    frozen_images = True
     module = ShiftedCLIP
 
     def build_model(self, towers, classnames):
