@@ -163,7 +163,8 @@ def table_with(without, stored, image, rate):
                           f"{sum(pictures_of(method)) / 1e6:.2f}"))
             for method in without]
     text_side = [method for method in without if method not in IMAGE_SIDE]
-    for name, methods in (("text-side methods together", text_side), ("all of them", list(without))):
+    for name, methods in (("text-side methods together", text_side), ("all of them", list(without)),
+                          ("ten settings of CoOp", 10 * ["CoOp"])):
         encoded = sum(stored_pictures(methods))
         read = encoded + sum(sum(pictures_of(method)) for method in methods if method in IMAGE_SIDE)
         rows.append(row(f"{name}, nothing at hand", both(without, methods), both(stored, methods), encoded * image,
