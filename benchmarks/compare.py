@@ -15,7 +15,7 @@ import torch
 
 from benchmarks import page
 from benchmarks.frozen_page import section
-from benchmarks.frozen_rows import measurements
+from benchmarks.frozen_rows import TESTED, measurements
 from benchmarks.frozen_work import Place
 from dassl.config.words import ArgumentParser
 from dassl.utils import InputError, mkdir_if_missing, read_json, write_json
@@ -29,6 +29,8 @@ def main(argv=None):
     parser.add_argument("--only", nargs="+", metavar="NAME",
                         help=f"{', '.join(measurements(Place(Path()), 1))} (default all)")
     parser.add_argument("--pairs", type=int, default=3, help="measurements of each side")
+    parser.add_argument("--tested", type=int, default=TESTED,
+                        help=f"test pictures per class of the evaluation (default {TESTED})")
     parser.add_argument("--backbone", default="ViT-B/16", choices=("ViT-B/16", "tiny"),
                         help="random weights of that shape, or the tiny CLIP")
     parser.add_argument("--folder", help="where data, weights and runs lie, and are found the next time; default a "
@@ -47,7 +49,7 @@ def main(argv=None):
     with tempfile.TemporaryDirectory() as temporary:
         place = Place(Path(args.folder or temporary).absolute(), args.backbone)
         mkdir_if_missing(str(place.folder))
-        for name, measure in measurements(place, args.pairs).items():
+        for name, measure in measurements(place, args.pairs, args.tested).items():
             path = Path(args.output, f"{name}.json")
             if args.page_only or (args.only and name not in args.only) or path.is_file():
                 continue

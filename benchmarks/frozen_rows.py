@@ -14,9 +14,10 @@ from benchmarks.frozen_work import BATCH, Place, evaluation, forget_files, in_tu
 from benchmarks.measure import relative_difference, timed
 
 METHODS = ("CoOp", "KgCoOp", "ProGrad", "TCP", "DePT", "CLIPAdapter", "LinearProbe", "ZeroshotCLIP")
-# Of the dataset of steps and evaluation: classes, training pictures and test pictures per class. The first half of the
-# classes are its base classes.
-DATA = (100, 2, 10)
+# Of the dataset of steps and evaluation: classes and training pictures per class. The first half of the classes are its
+# base classes.
+DATA = (100, 2)
+TESTED = 10  # test pictures per class of an evaluation
 BASE = ("DATASET.SUBSAMPLE_CLASSES", "base")
 WARM_AT_LEAST, FILLING_AT_LEAST, COMPARISON_AT_LEAST = 30.0, 0.95, 5.0
 
@@ -48,13 +49,14 @@ STEP_ROWS = {
 class EvaluationRow:
     """An evaluation of `method`, whose features an evaluation of `first` has left."""
 
-    what: str
     first: str
     method: str
+    pictures: int  # per class
 
-
-EVALUATION = EvaluationRow("evaluation of a second static-prompt method, 1,000 pictures, 100 classes", "CoOp",
-                           "KgCoOp")
+    @property
+    def what(self) -> str:
+        return (f"evaluation of a second static-prompt method, {DATA[0] * self.pictures:,} pictures, {DATA[0]} "
+                "classes")
 
 
 @dataclass
@@ -71,13 +73,18 @@ class Comparison:
 COMPARISON = Comparison()
 
 
-def measurements(place: Place, pairs: int) -> dict[str, Callable[[], dict]]:
-    """{name: function -> plain numbers, for JSON}, in the order they are made."""
+def measurements(place: Place, pairs: int, tested: int = TESTED) -> dict[str, Callable[[], dict]]:
+    """{name: function -> plain numbers, for JSON}, in the order they are made.
+
+    Args:
+        pairs: measurements of each side; tested: pictures per class of the evaluation.
+    """
     found: dict[str, Callable[[], dict]] = {
         name: lambda row=row: measured_steps(place, row, pairs)  # type: ignore[misc]
         for name, row in STEP_ROWS.items()}
     return found | {"comparison": lambda: measured_comparison(place, COMPARISON),
-                    "evaluation": lambda: measured_evaluation(place, EVALUATION, pairs)}
+                    "evaluation": lambda: measured_evaluation(place, EvaluationRow("CoOp", "KgCoOp", tested),
+                                                              pairs)}
 
 
 # ---- steps ----
@@ -86,7 +93,7 @@ def measured_steps(place: Place, row: StepRow, pairs: int) -> dict:
     "differences": of losses and of gradients}.
 
     Each pass begins anew: its trainer is built before the time is taken, and learns the pictures' digests within it."""
-    clips, data = place.clips(), place.data(*DATA)
+    clips, data = place.clips(), place.data(*DATA, 1)
     options = ("DATASET.NUM_SHOTS", row.shots, *(BASE if row.classes < DATA[0] else ()))
 
     def side(store: Path | None) -> Callable[[], tuple]:
@@ -131,7 +138,7 @@ def compared(what: str, results: dict) -> list[float]:
 # ---- an evaluation ----
 def measured_evaluation(place: Place, row: EvaluationRow, pairs: int) -> dict:
     """As `measured_steps`, of a test. "filling" is that of the first method; it and "none" are measured once."""
-    clips, data = place.clips(), place.data(*DATA)
+    clips, data = place.clips(), place.data(*DATA, row.pictures)
     store, options = emptied(place.folder / "store_evaluation"), ("DATASET.NUM_SHOTS", 1)
 
     def side(method: str, folder: Path | None) -> Callable[[], torch.Tensor]:
@@ -148,7 +155,7 @@ def measured_evaluation(place: Place, row: EvaluationRow, pairs: int) -> dict:
     found, warm = in_turns({"warm": lambda turn: side(row.method, store)}, pairs)
     differences = [relative_difference([warm["warm"]], [results["none"]])]
     require_equal(row.what, differences)
-    return {"row": asdict(row), **once, **found, "differences": differences}
+    return {"row": {**asdict(row), "what": row.what}, **once, **found, "differences": differences}
 
 
 def quietly(function: Callable) -> object:

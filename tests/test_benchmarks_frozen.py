@@ -12,14 +12,14 @@ from benchmarks.models import random_clip
 from benchmarks.sides import Work
 from training.store.store import Store
 
-CLASSES, SHOTS, TESTED = 8, 2, 1  # of which four are base classes
+CLASSES, SHOTS = 8, 2  # of which four are base classes
 STEP = StepRow("CoOp", 1.0, "CoOp", 4, SHOTS, 4, 2, filling=True)
 
 
 @pytest.fixture(autouse=True)
 def few_pictures(monkeypatch):
     rows = {"coop_50": STEP, "metaprompt_50": StepRow("MetaPrompt", 1.0, "MetaPrompt", 4, SHOTS, 4, 1)}
-    monkeypatch.setattr(frozen_rows, "DATA", (CLASSES, SHOTS, TESTED))
+    monkeypatch.setattr(frozen_rows, "DATA", (CLASSES, SHOTS))
     monkeypatch.setattr(frozen_rows, "STEP_ROWS", rows)
     monkeypatch.setattr("benchmarks.frozen_page.STEP_ROWS", rows)
     monkeypatch.setattr(frozen_rows, "COMPARISON", Comparison(("CoOp", "ZeroshotCLIP"), 4, SHOTS, 3, 4))
@@ -29,7 +29,7 @@ def test_everything_is_measured_once_and_the_page_tells_of_it(tmp_path, capsys):
     docs = tmp_path / "docs"
     docs.mkdir()
     (docs / "SPEED.md").write_text("# Speed\n\n## Many runs\n\nmeasured elsewhere\n\n## On a GPU\n\nthere\n")
-    words = ["--backbone", "tiny", "--pairs", "1", "--output", str(tmp_path / "out"), "--folder",
+    words = ["--backbone", "tiny", "--pairs", "1", "--tested", "1", "--output", str(tmp_path / "out"), "--folder",
              str(tmp_path / "work"), "--docs", str(docs)]
     found = compare.main(words)
     assert list(found) == ["coop_50", "metaprompt_50", "comparison", "evaluation"]
