@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors.torch import save_file
 
 import train
@@ -89,7 +90,9 @@ def trainer_of(words: list[str], clips: dict):
 
 def steps(trainer, number: int):
     """The first steps of the first epoch, with all that the loader does for them -> (losses, gradients applied)."""
-    losses, gradients, apply_gradients = [], [], trainer.apply_gradients
+    losses: list[float] = []
+    gradients: list[torch.Tensor] = []
+    apply_gradients = trainer.apply_gradients
 
     def noted(found, *args, **kwargs):
         gradients.extend(gradient.detach().clone() for gradient in found)
