@@ -52,7 +52,8 @@ class Remembered:
     """A text tower's access to a memory.
 
     The features are known by the weights, the sentences, and all else on which their last digits depend. A tower that
-    was changed since it was made neither takes nor gives any; one made after the change knows other features.
+    was changed since it was made neither takes nor gives any (but through .data, which nothing tells of); one made
+    after the change knows other features.
 
     Args:
         memory: shared by the towers over one CLIP, by the same rank of as many.
@@ -63,14 +64,14 @@ class Remembered:
 
     def __init__(self, memory: TextMemory, given: CLIP, used: CLIP, world_size: int) -> None:
         self.memory, self.model, self.world_size = memory, used, world_size
-        self._source = self._made = text_state(given)
-        if used is not given:
-            self._made = text_state(used)
+        # The version of a tensor tells of changes in place, but for those through .data; the sum of its bits does.
+        # It is taken once, not for every pass: so many numbers take as long as some prompts.
+        self._source, self._made = (text_state(given), *sums_of(given)), text_state(used)
 
     def features(self, tower: TextTower, tokens: Tensor) -> Tensor:
         """`tower.encode_sentences(tokens)`: features (C, E) of tokens (C, T), which are not to be changed in place."""
         if (tower.ranks.world_size != self.world_size or self._made is None
-                or text_state(self.model) != self._made):
+                or None in self._source or text_state(self.model) != self._made):
             return tower.encode_sentences(tokens)
         kind = tower.device.type
         autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
@@ -86,19 +87,29 @@ class Remembered:
 def text_state(model: CLIP) -> Hashable | None:
     """What tells whether the text tower of a CLIP was changed; None where a module in it computes something that its
     weights do not tell: one with hooks or a forward of its own."""
-    parts: list[Any] = [model.token_embedding, model.transformer, model.ln_final]
-    modules = [module for part in parts for module in part.modules()]
+    modules = _modules_of(model)
     hooked: Any = of_modules._has_any_global_hook
     if hooked() or not all(is_plain(module, _own_kind(module)) for module in modules):
         return None
-    tensors = [model.positional_embedding, model.text_projection,
-               *(tensor for module in modules for tensor in (*module._parameters.values(), *module._buffers.values())
-                 if tensor is not None)]
-    # The version tells of changes in place, but not of those through .data; the sum of the bits tells of these.
-    sums = torch.stack([_sum_of_bits(tensor) for tensor in tensors]).tolist()
     return (tuple((id(module), type(module)) for module in modules),
-            tuple((id(tensor), tensor._version, tensor.dtype, tuple(tensor.shape), bits)
-                  for tensor, bits in zip(tensors, sums)))
+            tuple((id(tensor), tensor._version, tensor.dtype, tuple(tensor.shape)) for tensor in _tensors_of(model)))
+
+
+def sums_of(model: CLIP) -> list[int]:
+    """The sums of the bits of a text tower's tensors."""
+    sums: list[int] = torch.stack([_sum_of_bits(tensor) for tensor in _tensors_of(model)]).tolist()
+    return sums
+
+
+def _modules_of(model: CLIP) -> list[nn.Module]:
+    parts: list[Any] = [model.token_embedding, model.transformer, model.ln_final]
+    return [module for part in parts for module in part.modules()]
+
+
+def _tensors_of(model: CLIP) -> list[Tensor]:
+    return [model.positional_embedding, model.text_projection,
+            *(tensor for module in _modules_of(model) for tensor in (*module._parameters.values(),
+                                                                     *module._buffers.values()) if tensor is not None)]
 
 
 def _own_kind(module: nn.Module) -> type[nn.Module]:

@@ -41,7 +41,7 @@ def defined(path):
 
 
 def test_every_function_on_the_page_exists():
-    named = steps("The life of a batch") + steps("The life of a run")
+    named = steps("The life of a batch") + steps("The life of a frozen feature") + steps("The life of a run")
     assert len(named) >= 30
     assert [entry for entry in named if entry[1] not in defined(entry[0])] == []
 
@@ -53,9 +53,9 @@ def test_every_file_on_the_page_exists():
     assert len(files) > 25 and [name for name in files if not (ROOT / name).exists()] == []
 
 
-def test_a_batch_goes_through_the_functions_in_their_order(tmp_path, tiny_config, drawn_root, clips):
-    wanted = {(str(ROOT / path), defined(path)[name]): number
-              for number, (path, name) in enumerate(steps("The life of a batch"))}
+@pytest.mark.parametrize(("title", "store"), [("The life of a batch", False), ("The life of a frozen feature", True)])
+def test_a_batch_goes_through_the_functions_in_their_order(title, store, tmp_path, tiny_config, drawn_root, clips):
+    wanted = {(str(ROOT / path), defined(path)[name]): number for number, (path, name) in enumerate(steps(title))}
     first_calls = []
 
     def note(frame, event, _):
@@ -70,7 +70,7 @@ def test_a_batch_goes_through_the_functions_in_their_order(tmp_path, tiny_config
             "--trainer", "CoOp", "--root", str(drawn_root), "--seed", "1", "--output-dir", str(tmp_path / "run"),
             "--dataset-config-file", str(ROOT / "configs/datasets/caltech101.yaml"), "--config-file", tiny_config,
             "--backbone", next(iter(clips)), "DATASET.NUM_SHOTS", "2", "DATALOADER.NUM_WORKERS", "0",
-            "STORE.USE", "False"], clips=clips)  # with it the pictures are read before the first batch
+            "STORE.USE", str(store)], clips=clips)
     finally:
         sys.setprofile(None)
     assert first_calls == list(range(len(wanted)))

@@ -3,11 +3,14 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from chaos import IN_A_WRITE, die_in_a_write
+from conftest import ROOT
 
 import train
 from dassl.data import data_manager, image_cache
@@ -252,3 +255,19 @@ def test_two_processes_at_once_compute_each_picture_once(run, told, tmp_path):
     assert identical(numbers(tmp_path / "coop"), alone[0])
     assert identical(numbers(tmp_path / "kgcoop"), alone[1])
     assert told("coop")[1] + told("kgcoop")[1] == computed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["CoOp", "MetaPrompt"])
+def test_processes_of_one_run_fill_the_store_with_what_one_process_computes(method, arguments, run, told, tmp_path):
+    options = ("TEST.SAVE_LOGITS", "True", "STORE.DIR", tmp_path / "store")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+               str(ROOT / "train.py"), *arguments(method, tmp_path / "ranks", *options)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    again = run(method, "one")
+    assert told("one")[1] == 0 < sum(told("ranks"))
+    alone = run(method, "alone", "STORE.DIR", tmp_path / "other")
+    assert identical(again, alone)
+    for name, value in numbers(tmp_path / "ranks").items():
+        np.testing.assert_allclose(again[name], value, rtol=1e-4, atol=1e-4)

@@ -83,7 +83,8 @@ def test_a_changed_clip_gets_no_features_of_before(change, clip):
     right = Towers(clip).text.encode_texts(SENTENCES)
     assert not torch.allclose(right, before)
     torch.testing.assert_close(Towers(clip, text_memory=memory).text.encode_texts(SENTENCES), right, rtol=0, atol=0)
-    if change != "another module":  # towers that are frozen know the modules that they were made with
+    # Towers that are frozen know the modules that they were made with, and look at all numbers when they are made.
+    if change != "another module" and ".data" not in change:
         torch.testing.assert_close(towers.text.encode_texts(SENTENCES), right, rtol=0, atol=0)
 
 
@@ -101,7 +102,8 @@ def test_a_copy_in_half_precision_knows_what_it_was_copied_from(clip, encoded):
 
     towers = Towers(clip, half=True, text_memory=memory)
     kept = towers.text.encode_texts(SENTENCES)
-    towers.model.ln_final.weight.data.mul_(2)  # of the copy
+    with torch.no_grad():
+        towers.model.ln_final.weight.mul_(2)  # of the copy
     assert not torch.allclose(towers.text.encode_texts(SENTENCES), kept)
     assert torch.equal(features(), kept)
 

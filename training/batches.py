@@ -11,7 +11,9 @@ Batch = dict[str, Any]
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    """Tensors, and lists of tensors, on the device; other things as they are."""
+    """Tensors, lists of tensors, and dicts with them, on the device; other things as they are."""
+    if isinstance(value, dict):
+        return {key: to_device(entry, device) for key, entry in value.items()}
     if isinstance(value, list) and value and torch.is_tensor(value[0]):
         return [to_device(entry, device) for entry in value]
     return value.to(device, non_blocking=True) if torch.is_tensor(value) else value

@@ -211,8 +211,7 @@ class PromptTrainer(Method, TrainerX):
         super().train()
 
     def forward_backward(self, batch: Batch) -> dict[str, float]:
-        batch = self.all_gather_batch({key: to_device(value, self.device) for key, value in batch.items()})
-        batch = self.batch = self._feed.with_frozen(batch)
+        batch = self.batch = self._feed.with_frozen(self.all_gather_batch(to_device(batch, self.device)))
         if not self.watch.over:
             self.watch.begin(self.trained_tensors())
         try:
