@@ -4,6 +4,7 @@ an interruption.
 Runs and records are those of the tests: what is compared here is what the tests compare on a CPU.
 """
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -33,6 +34,8 @@ BFLOAT16 = 8  # times as coarse: what amp uses on a CPU
 HALF_SCALE = 2.0 ** 8  # a loss scale at which no gradient of these runs overflows, so that the same steps are compared
 OVERFLOWING = ("CoOp", "CoCoOp", "MetaPrompt", "PromptSRC", "ProMetaR")
 FEW = ("CoOp", "MetaPrompt", "MetaPrompt, second order", "TipAdapter")  # without a GPU, to try the program
+PIXELS = ("CoOp", "MetaPrompt")  # compared without stored features, too: their batches then go through the towers
+STORED = ("CoOp", "MetaPrompt")  # made again from a full store, bit by bit
 NOT_STARTED_HALF = ("CoOp as written for Dassl",)  # its fp16 trains half-precision vectors, without a loss scale
 
 
@@ -69,6 +72,8 @@ def equality_rows(device):
     last = [name for name in cases if name in ranks.FOREIGN]  # takes the place of this project's trainer
     for name in [name for name in cases if name not in last and (device != "cpu" or name in FEW)]:
         yield name, partial(compared_run, name, device, folder)
+    for name in PIXELS:
+        yield f"{name}, without the feature store", partial(compared_run, name, device, folder, ("STORE.USE", False))
     for name in OVERFLOWING if device != "cpu" else OVERFLOWING[:2]:
         for prec in ("amp", "fp16") if device != "cpu" else ("fp16",):
             yield f"{name}, {prec}: a gradient overflows", partial(overflow, name, prec, device)
@@ -76,10 +81,10 @@ def equality_rows(device):
         yield name, partial(compared_run, name, device, folder)
 
 
-def compared_run(name, device, folder):
-    place = folder / name.replace(" ", "_")  # one folder per run: a finished one is not run again
-    on_cpu = made_run(name, "cpu", "fp32", place.with_name(f"{place.name}_cpu"))
-    exact = made_run(name, device, "fp32", place.with_name(f"{place.name}_fp32"))
+def compared_run(name, device, folder, more=()):
+    place = folder / "_".join([*name.split(), *map(str, more)])  # one folder per run: a finished one is not run again
+    on_cpu = made_run(name, "cpu", "fp32", place.with_name(f"{place.name}_cpu"), more)
+    exact = made_run(name, device, "fp32", place.with_name(f"{place.name}_fp32"), more)
     assert sorted(on_cpu["learned"]) == sorted(exact["learned"])
     names = sorted(on_cpu["learned"])
     found = {
@@ -95,7 +100,7 @@ def compared_run(name, device, folder):
         if prec == "fp16" and name in NOT_STARTED_HALF:
             found[prec] = {"losses": None, "all losses": None, "gradients": None}
             continue
-        half = made_run(name, device, prec, place.with_name(f"{place.name}_{prec}"))
+        half = made_run(name, device, prec, place.with_name(f"{place.name}_{prec}"), more)
         losses = "losses" if exact["losses"] else "confidences"  # where nothing is trained
         found[prec] = {"losses": furthest(*(run[losses][:1 if exact["losses"] else None] for run in (half, exact))),
                        "all losses": furthest(half["losses"], exact["losses"]),
@@ -232,6 +237,8 @@ def resume_rows(device):
         trains = getattr(TRAINER_REGISTRY.get(trainer), "trains", True)  # a foreign trainer does not say
         if name not in ranks.FOREIGN and trains and (device != "cpu" or name in FEW):
             yield name, partial(interrupted_run, name, device, folder)
+    for name in STORED:
+        yield f"{name}, from a full feature store", partial(from_full_store, name, device, folder)
 
 
 def interrupted_run(name, device, folder, epochs=3, stop=4):
@@ -264,11 +271,7 @@ def interrupted_run(name, device, folder, epochs=3, stop=4):
         again = made_run(name, device, "auto", places[1], more)
     finally:
         torch.use_deterministic_algorithms(True)
-    states = [torch.load(place / "prompt_learner" / f"model.pth.tar-{epochs}", weights_only=True, map_location="cpu")
-              for place in places]
-    kept = [{key: state[key] for key in ("state_dict", "optimizers", "schedules", "precision", "extra", "rng")}
-            for state in states]
-    tensors = [list(tensors_of(state)) for state in kept]
+    states, tensors = checkpoints(places, epochs)
     equal = (len(tensors[0]) == len(tensors[1]) and all(torch.equal(a, b) for a, b in zip(*tensors))
              and whole["tested"] == again["tested"] and whole["losses"][stop + 1:] == again["losses"])
     largest = furthest([t.flatten() for t in states[0]["state_dict"].values()],
@@ -276,6 +279,27 @@ def interrupted_run(name, device, folder, epochs=3, stop=4):
     return {"ok": equal, "cells": [f"{stop % (len(whole['losses']) // epochs) + 1} of epoch {stopped['epoch'] + 1}",
                                    str(len(tensors[0])), note if equal else f"no, by {largest:.1e}"],
             "losses": whole["losses"]}
+
+
+def checkpoints(places, epochs):
+    """(what the runs in some folders have stored after so many epochs, all that has to be equal of it, as tensors)."""
+    states = [torch.load(place / "prompt_learner" / f"model.pth.tar-{epochs}", weights_only=True, map_location="cpu")
+              for place in places]
+    kept = ("state_dict", "optimizers", "schedules", "precision", "extra", "rng")
+    return states, [list(tensors_of({key: state[key] for key in kept})) for state in states]
+
+
+def from_full_store(name, device, folder, epochs=2):
+    """A run that fills a feature store, and the same one that computes no feature any more."""
+    places = [folder / f"{name}_{kind}_store" for kind in ("empty", "full")]
+    more = ("OPTIM.MAX_EPOCH", epochs, "STORE.DIR", folder / f"{name}_features")
+    first, again = (made_run(name, device, "auto", place, more) for place in places)
+    _, tensors = checkpoints(places, epochs)
+    computed = [json.loads((place / "results.json").read_text())["features"]["computed"] for place in places]
+    equal = (len(tensors[0]) == len(tensors[1]) and all(torch.equal(a, b) for a, b in zip(*tensors))
+             and first["tested"] == again["tested"] and first["losses"] == again["losses"])
+    return {"ok": equal and computed[0] > computed[1] == 0, "computed": computed,
+            "cells": ["-", str(len(tensors[0])), f"{'yes' if equal else 'no'}; encoded: {computed[0]}, {computed[1]}"]}
 
 
 def tensors_of(value):

@@ -19,13 +19,17 @@ def draw_pictures(folder):
     rng = np.random.RandomState(0)
     items = []
     for number in range(PICTURES):
-        coarse = Image.fromarray(rng.randint(0, 256, (SIZE[1] // 8, SIZE[0] // 8, 3), dtype=np.uint8))
-        fine = rng.randint(0, 24, (SIZE[1], SIZE[0], 3))
-        pixels = np.asarray(coarse.resize(SIZE, Image.Resampling.BICUBIC)) * 0.9 + fine
         path = os.path.join(folder, f"{number:03d}.jpg")
-        Image.fromarray(pixels.astype(np.uint8)).save(path, quality=90)
+        draw_picture(path, rng)
         items.append(Datum(path, number % 10, 0, str(number % 10)))
     return items
+
+
+def draw_picture(path, rng):
+    coarse = Image.fromarray(rng.randint(0, 256, (SIZE[1] // 8, SIZE[0] // 8, 3), dtype=np.uint8))
+    fine = rng.randint(0, 24, (SIZE[1], SIZE[0], 3))
+    pixels = np.asarray(coarse.resize(SIZE, Image.Resampling.BICUBIC)) * 0.9 + fine
+    Image.fromarray(pixels.astype(np.uint8)).save(path, quality=90)
 
 
 def loader_of(items, workers, megabytes):

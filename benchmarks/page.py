@@ -16,8 +16,8 @@ from benchmarks.step import TEST_SET
 from benchmarks.suite import CURVES, MEMORY_AT_MOST, ROWS, SLOPE_AT_LEAST, SLOPE_CLASSES, SLOPE_ROWS
 
 FIGURE = "speed_scaling.png"
-# The page's last sections; other programs, and for the GPU another machine, measure them.
-MANY_RUNS, GPU = "## Many runs", "## On a GPU"
+# The page's last sections, in their order; other programs, and for the GPU another machine, measure them.
+FROZEN, MANY_RUNS, GPU = OTHERS = "## With frozen features at hand", "## Many runs", "## On a GPU"
 
 
 def machine():
@@ -42,7 +42,7 @@ def write(stored, folder):
         work=work_table(stored), tokens=tokens_table(), scaling=scaling_text(stored, folder),
         loader=loader_text(stored), rest=rest_text(stored))
     path = os.path.join(folder, "SPEED.md")
-    text += "".join(section_of(path, heading) for heading in (MANY_RUNS, GPU))
+    text += "".join(section_of(path, heading) for heading in OTHERS)
     with open(path, "w", encoding="utf-8") as file:
         file.write(text)
 
@@ -57,14 +57,16 @@ def section_of(path, heading):
 
 
 def write_section(folder, heading, body):
-    """Write a section of `folder`/SPEED.md anew, which stands in front of the GPU's; the others stay as they are."""
+    """Write a section of OTHERS in `folder`/SPEED.md anew; the others stay as they are."""
     path = os.path.join(folder, "SPEED.md")
+    sections = {other: section_of(path, other) for other in OTHERS}
     with open(path, encoding="utf-8") as file:
         text = file.read()
-    text = text.replace(section_of(path, heading) or "\0", "")
-    gpu = section_of(path, GPU)
+    for section in filter(None, sections.values()):
+        text = text.replace(section, "")
+    sections[heading] = f"\n{heading}\n\n{body}"
     with open(path, "w", encoding="utf-8") as file:
-        file.write(f"{text.removesuffix(gpu)}\n{heading}\n\n{body}{gpu}")
+        file.write(text + "".join(sections.values()))
 
 
 def table(rows, headers):

@@ -15,6 +15,7 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import InputError
 
 METHODS = ("CoOp", "CoCoOp", "MetaPrompt")
+WITHOUT_TWIN = ("KgCoOp", "ProGrad", "TCP", "DePT")  # whose work can be counted, but not compared
 LR = 0.002
 
 
@@ -38,7 +39,7 @@ class Work:
     prec: str = "fp32"
 
     def __post_init__(self):
-        if self.method not in METHODS:
+        if self.method not in METHODS + WITHOUT_TWIN:
             raise InputError(f"the benchmark knows {', '.join(METHODS)}, not '{self.method}'")
         if min(self.batch, self.n_ctx, self.domains) < 1:
             raise InputError("batch, n_ctx and domains must be at least 1")
@@ -70,7 +71,9 @@ class Ours:
         if work.method == "MetaPrompt":
             node.N_PRO, node.SPLIT = work.n_ctx, "domain" if work.domains > 1 else "class"
             node.LAYERS = work.layers or len(model.visual.transformer.resblocks)
-        elif work.n_ctx == 4:
+        elif work.method == "TCP":
+            node.LAYER = min(node.LAYER, model.transformer.layers - 1)
+        elif work.n_ctx == 4 and "CTX_INIT" in node:
             node.CTX_INIT = "a photo of a"
         cfg.TRAINER.NAME, cfg.SEED, cfg.VERBOSE = work.method, SEED, False
         cfg.USE_CUDA = work.device != "cpu"
