@@ -215,7 +215,7 @@ class PromptTrainer(Method, TrainerX):
         if not self.watch.over:
             self.watch.begin(self.trained_tensors())
         try:
-            with self.precision.autocast():
+            with self.precision.autocast(), self._feed.explained(batch):
                 summary = self.training_step(batch)
             require_honoured(self.cfg, self.honoured, type(self).__name__)
             self.watch.step_made(self.batch_idx, self.num_batches, self.trains_in_turns)

@@ -184,7 +184,7 @@ class TestTime(OfTrainer["PromptTrainer"]):
         shown = {key: to_device(value, trainer.device) for key, value in batch.items() if key not in HIDDEN}
         with self.predicting():
             if not self.learns and type(trainer).predict is Method.predict:
-                with torch.no_grad():
+                with torch.no_grad(), trainer._feed.explained(shown):
                     return trainer.predict(shown)
             together = trainer.transductive or not self.learns
             parts = [shown] if together else [only(shown, row) for row in range(len(shown["img"]))]

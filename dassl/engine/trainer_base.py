@@ -76,6 +76,7 @@ class TrainerBase:
         self.epoch = self.start_epoch = 0
         self.batch_idx = 0
         self.first_batch = 0  # batches of the starting epoch that an interrupted run has consumed
+        self.went_through = False  # whether this run has come to the end of its epochs
         self.in_epochs = False  # whether epochs are trained, or what comes before the first is done
         self.batches_done = 0  # batches of the current epoch that are trained on, 0 once its checkpoint is due
         self.best_result, self.best_epoch = -math.inf, 0
@@ -205,7 +206,7 @@ class TrainerBase:
             self.batches_done = 0
             if self.epoch + 1 >= self.max_epoch:  # which may have come nearer
                 break
-        self.in_epochs = False
+        self.in_epochs, self.went_through = False, True
         self.after_train()
 
     def stop_if_asked(self):
@@ -216,7 +217,7 @@ class TrainerBase:
         """
         if not self._stop.asked():
             return
-        point = "the training is done"
+        point = "the training is done" if self.went_through else "nothing is trained here"
         if self.batches_done:
             self.save_model(self.epoch - 1, self.output_dir, model_name=INTERRUPTED)
         if self.batches_done or self.in_epochs:  # before an epoch's first batch the last one's checkpoint is there

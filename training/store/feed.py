@@ -1,9 +1,10 @@
 """Which loaders of a trainer give frozen features, and the features of batches that come without."""
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import PIL
@@ -15,7 +16,7 @@ from dassl.data.loader import EpochLoader
 from dassl.data.samplers import EpochBatchSampler, EpochSampler
 from dassl.engine.part import OfTrainer
 from dassl.engine.trainer_base import TrainerBase
-from dassl.utils import InputError, rank
+from dassl.utils import InputError, last_line, rank
 from prompting.backbone import image_digest
 from prompting.blocks import has_hooks
 from prompting.towers import Towers
@@ -51,6 +52,27 @@ class Feed(OfTrainer["PromptTrainer"]):
         with torch.no_grad(), trainer.precision.autocast():
             return {**batch, "frozen": trainer.frozen_towers.encode_image(images)}
 
+    @contextlib.contextmanager
+    def explained(self, batch: Batch) -> Iterator[None]:
+        """Context of what a method computes of a batch: an error that may come from what the batch holds is told so.
+
+        Raises InputError where "frozen" is missing, and where features stand in the place of pictures."""
+        name = type(self.trainer).__name__
+        try:
+            yield
+        except KeyError as error:
+            if error.args != ("frozen",) or "frozen" in batch:
+                raise
+            raise InputError(f"{name} looks for batch[\"frozen\"], the frozen image features; with frozen_features = True "
+                             "it is given them") from error
+        except (IndexError, RuntimeError, TypeError, ValueError) as error:
+            images = batch["img"][0] if isinstance(batch["img"], list) else batch["img"]
+            if not torch.is_tensor(images) or images.dim() != 2 or isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise InputError(f"{name} says frozen_images, so that batch[\"img\"] holds frozen features "
+                             f"{tuple(images.shape)} and no pictures, and then fails ({last_line(str(error))}); hand them to "
+                             "towers.encode_image and to nothing else, or leave the statement out") from error
+
     # ---- what it has cost ----
     @property
     def taken(self) -> int | None:
@@ -64,7 +86,11 @@ class Feed(OfTrainer["PromptTrainer"]):
 
     # ---- loaders ----
     def attach_all(self) -> None:
-        """`attach` the loaders that the trainer has."""
+        """`attach` the loaders that the trainer has. Raises InputError for statements that are neither True nor False.
+        """
+        for statement in ("frozen_images", "frozen_features"):
+            if type(said := getattr(self.trainer, statement)) is not bool:
+                raise InputError(f"{type(self.trainer).__name__}: {statement} must be True or False, not {said!r}")
         self.attach(self.trainer.train_loader_x, training=True)
         for loader in (self.trainer.val_loader, self.trainer.test_loader):
             self.attach(loader, training=False)
@@ -123,6 +149,7 @@ class Feed(OfTrainer["PromptTrainer"]):
         """What all loaders of the trainer share."""
         trainer = self.trainer
         folder = store_folder(trainer.cfg)
+        folder = folder if trainer.cfg.STORE.MB else None
         store = Store(folder, trainer.cfg.STORE.MB) if folder else None
         self._versions = versions_of(self._towers.model.visual)
         return Supply(self._encode, trainer.precision.dtype, store, Pictures(folder, notes=rank() == 0),

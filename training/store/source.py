@@ -22,6 +22,7 @@ from training.store.pieces import Key, Part, Table, chunks, plan_of_pictures, pl
 from training.store.store import Store
 
 AHEAD = 8  # pieces per loader worker that a process claims at a time: others compute the next ones meanwhile
+SAY = 30.0  # seconds between two lines on how far the computing is
 FLUSH = 60.0  # seconds of computing after which what there is of an entry is written
 
 
@@ -237,14 +238,17 @@ class Source:
 
     @contextlib.contextmanager
     def _progress(self, pictures: int) -> Iterator[Callable[[int], None]]:
-        bar, so_far = tqdm(total=pictures, desc="features", unit="picture", leave=False,
-                           disable=True if rank() else None), 0
+        bar, so_far, said = tqdm(total=pictures, desc="features", unit="picture", leave=False,
+                                 disable=True if rank() else None), 0, time.monotonic()
 
         def done(more: int) -> None:
-            nonlocal so_far
+            nonlocal so_far, said
             so_far += more
             bar.update(more)
             self.supply.tell(so_far, pictures)
+            if so_far < pictures and time.monotonic() - said > SAY:
+                print(f"Features: {so_far:,} of {pictures:,} pictures done")
+                said = time.monotonic()
 
         with bar:
             self.supply.tell(0, pictures)
