@@ -4,15 +4,19 @@ import random
 
 import drawn
 import numpy as np
+import PIL
 import pytest
 import torch
+import torchvision
 from PIL import Image
 from test_store_runs import identical, numbers
 
+import tiny_clip
 import train
 from dassl.data.samplers import SAMPLER_REGISTRY, EpochSampler
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import InputError
+from harness import make_trainer
 from prompting import load_clip
 from prompting.backbone import image_digest
 from trainers.coop import CoOp
@@ -204,3 +208,41 @@ def test_features_of_another_width_are_computed_again(run, clip_model, tmp_path,
     assert features_of(tmp_path / "again") == {"stored": 0, "computed": 18}
     run(clip_model, "mended", method="ZeroshotCLIP")
     assert features_of(tmp_path / "mended") == {"stored": 18, "computed": 0}
+
+
+# ---- the names of features ----
+def spaces(clip, **settings):
+    """Digests of what the features of training images and of test images share."""
+    precision = settings.pop("PREC", "fp32")
+    settings = {"INPUT_TRANSFORMS": ("random_flip", "normalize"), **settings}
+    trainer = make_trainer("CoOp", clip, tiny_clip.CLASSNAMES, {"PREC": precision}, settings={
+        key.replace("_", ".", 1): value for key, value in settings.items()})
+    return [loader.source.request.space.digest for loader in (trainer.train_loader_x, trainer.test_loader)]
+
+
+@pytest.mark.parametrize("settings", [
+    {"INPUT_EXIF": True}, {"INPUT_INTERPOLATION": "nearest"}, {"INPUT_PIXEL_MEAN": [0.5, 0.5, 0.5]},
+    {"INPUT_TRANSFORMS": ("instance_norm",)}, {"PREC": "amp"}, {"PREC": "fp16"}])
+def test_all_that_determines_features_tells_them_apart(settings, clip_model):
+    assert all(one != other for one, other in zip(spaces(clip_model, **settings), spaces(clip_model)))
+
+
+def test_several_views_tell_those_apart_that_are_drawn(clip_model):
+    (views, test), (view, same) = spaces(clip_model, DATALOADER_K_TRANSFORMS=2), spaces(clip_model)
+    assert views != view
+    assert test == same
+
+
+@pytest.mark.parametrize(("module", "name", "value"), [
+    (torch, "__version__", "9.9"), (torchvision, "__version__", "9.9"), (PIL, "__version__", "9.9"),
+    (torch, "get_float32_matmul_precision", lambda: "medium"), (torch.backends.cudnn, "allow_tf32", False)])
+def test_versions_and_settings_of_torch_tell_features_apart(module, name, value, clip_model, monkeypatch):
+    before = spaces(clip_model)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, value)
+        after = spaces(clip_model)
+    assert all(one != other for one, other in zip(before, after))
+
+
+def test_a_seed_and_a_rate_tell_no_features_apart(clip_model):
+    assert spaces(clip_model, SEED=2, OPTIM_LR=0.5, DATASET_SKIP_BAD_IMAGES=False) == spaces(clip_model)
