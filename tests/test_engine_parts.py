@@ -388,8 +388,9 @@ def test_a_trainer_that_is_stopped_stores_its_point(tmp_path, capsys):
     trainer, stored = TrainerBase(), []
     trainer.output_dir, trainer.epoch = str(tmp_path), 2
     trainer.save_model = lambda *words, **more: stored.append((words, more))
-    for done, told in ((0, "the training is done"), (3, "epoch 3, 3 batches done")):
-        trainer.batches_done = done
+    for done, over, told in ((0, False, "nothing is trained here"), (0, True, "the training is done"),
+                             (3, False, "epoch 3, 3 batches done")):
+        trainer.batches_done, trainer.went_through = done, over
         with contextlib.suppress(KeyboardInterrupt), trainer.stop:
             trainer.stop.take(signal.SIGINT)
             trainer.stop_if_asked()

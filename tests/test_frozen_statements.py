@@ -133,3 +133,29 @@ def test_a_metaprompt_whose_model_takes_images_alone_goes_on_working(arguments, 
     results = train.main(arguments("Alone", tmp_path, *words), clips=clips)
     assert results["budget"]["image_passes"] == 2 * results["budget"]["images"] > 0  # prompted and frozen
     assert 0 <= results["metrics"]["test"]["accuracy"] <= 100
+
+
+def of_coop(**own):
+    """A subclass of CoOp under its name, with definitions of its own."""
+    return type("CoOp", (TRAINER_REGISTRY.get("CoOp"),), own)
+
+
+@pytest.mark.parametrize(("own", "said"), [
+    ({"frozen_images": True, "compute_loss": lambda self, batch: self.model(batch["img"].flip(3))},
+     "says frozen_images, so that batch"),
+    ({"frozen_images": True, "predict": lambda self, batch: self.model(batch["img"][:, :, None])}, None),
+    ({"compute_loss": lambda self, batch: self.model(batch["frozen"])}, "with frozen_features = True it is given them"),
+    ({"frozen_images": "yes"}, "frozen_images must be True or False, not 'yes'"),
+    ({"frozen_features": 1}, "frozen_features must be True or False, not 1")])
+def test_a_statement_that_does_not_fit_is_told_in_one_line(own, said, arguments, tmp_path, clips, own_registries,
+                                                           one_line):
+    TRAINER_REGISTRY.register(of_coop(**own), force=True)
+
+    def run():
+        train.main(arguments("CoOp", tmp_path / "run"), clips=clips)
+
+    if said is None:  # a prediction of its own is shown pictures
+        with pytest.raises(RuntimeError):
+            run()
+        return
+    assert said in one_line(run)

@@ -7,6 +7,7 @@
 
 Deleted features are computed again by the next run that needs them.
 """
+import argparse
 import datetime
 import math
 import re
@@ -29,9 +30,12 @@ MOST_TOLD = 20  # damaged files that are named
 
 
 def number(word):
-    value = float(word)
+    try:
+        value = float(word)
+    except ValueError:
+        value = math.nan
     if not 0 <= value < math.inf:
-        raise ValueError(word)
+        raise argparse.ArgumentTypeError(f"a number of 0 or more is needed, not '{word}'")
     return value
 
 
@@ -90,6 +94,8 @@ def show(folder, args):
     if rows:
         print(tabulate(rows, headers=HEADERS, maxcolwidths=[24, None, None, 32, *[None] * 6], disable_numparse=True,
                        colalign=("left",) * 5 + ("right",) * 4 + ("left",)) + "\n")
+    if notes := found.bytes - sum(part.bytes for part in found.parts):
+        print(f"digests of pictures, and files of the store itself: {megabytes(notes)} MB")
     budget = f" of {found.megabytes:,} MB (STORE.MB of the last run)" if found.megabytes is not None else ""
     print(f"{folder}: {megabytes(found.bytes)} MB{budget}")
     if damaged := sum(part.damaged for part in found.parts):
@@ -107,7 +113,8 @@ def verify(folder, args):
         print(f"{path}: {fault}")
     if len(found) > MOST_TOLD:
         print(f"... and {len(found) - MOST_TOLD:,} more")
-    print(f"{folder}: {files(count)} read, {len(found):,} cannot be used" if found else
+    print(f"{folder}: {files(count)} read, {len(found):,} cannot be used; a run that needs them "
+          "computes them again" if found else
           f"{folder}: {files(count)} read, all are as they were written")
     return not found
 
@@ -138,8 +145,9 @@ def spaces_of(folder, backbone):
              or digits and str(part.facts.get("weights", "")).startswith(digits)]
     if not found:
         there = sorted({backbone_of(part) for part in parts})
-        raise InputError(f"no features of the backbone {backbone} in {folder}{nearest(backbone, known_names())}; there "
-                         f"are those of: {', '.join(there) or 'none'}")
+        hint = "" if backbone in known_names() else nearest(backbone, known_names())
+        raise InputError(f"no features of the backbone {backbone} in {folder}{hint}; there are those of: "
+                         f"{', '.join(there) or 'none'}")
     return found
 
 

@@ -16,9 +16,10 @@ from dassl.data.loader import EpochLoader
 from dassl.data.samplers import EpochBatchSampler, EpochSampler
 from dassl.engine.part import OfTrainer
 from dassl.engine.trainer_base import TrainerBase
-from dassl.utils import InputError, last_line, rank
+from dassl.utils import InputError, NonFiniteError, last_line, rank
 from prompting.backbone import image_digest
 from prompting.blocks import has_hooks
+from prompting.errors import PromptingError
 from prompting.towers import Towers
 from training.batches import Batch
 from training.method import Method
@@ -63,15 +64,16 @@ class Feed(OfTrainer["PromptTrainer"]):
         except KeyError as error:
             if error.args != ("frozen",) or "frozen" in batch:
                 raise
-            raise InputError(f"{name} looks for batch[\"frozen\"], the frozen image features; with frozen_features = True "
-                             "it is given them") from error
+            raise InputError(f"{name} looks for batch[\"frozen\"], the frozen image features; with "
+                             "frozen_features = True it is given them") from error
         except (IndexError, RuntimeError, TypeError, ValueError) as error:
             images = batch["img"][0] if isinstance(batch["img"], list) else batch["img"]
-            if not torch.is_tensor(images) or images.dim() != 2 or isinstance(error, torch.OutOfMemoryError):
+            told = isinstance(error, (InputError, PromptingError, NonFiniteError, torch.OutOfMemoryError))
+            if told or not torch.is_tensor(images) or images.dim() != 2:
                 raise
             raise InputError(f"{name} says frozen_images, so that batch[\"img\"] holds frozen features "
-                             f"{tuple(images.shape)} and no pictures, and then fails ({last_line(str(error))}); hand them to "
-                             "towers.encode_image and to nothing else, or leave the statement out") from error
+                             f"{tuple(images.shape)} and no pictures, and then fails ({last_line(str(error))}); hand "
+                             "them to towers.encode_image and to nothing else, or leave the statement out") from error
 
     # ---- what it has cost ----
     @property

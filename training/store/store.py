@@ -96,7 +96,8 @@ class Store:
             self._tell_damage(path_of(self._real, entry), str(damage))
         except (OSError, InputError) as error:
             self._writes = False
-            self._tell("unwritten", f"Warning: the feature store {self.folder} cannot be written ({_reason(error)}): "
+            reason = "it is no folder" if os.path.isfile(self._real) else _reason(error)
+            self._tell("unwritten", f"Warning: the feature store {self.folder} cannot be written ({reason}): "
                        "features are computed anew by each run; mend that, let STORE.DIR name another folder, or set "
                        "STORE.USE False")
 
