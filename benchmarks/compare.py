@@ -37,6 +37,7 @@ def main(argv=None):
                                          "temporary one")
     parser.add_argument("--docs", help="folder of SPEED.md, whose section is written anew")
     parser.add_argument("--markdown", metavar="FILE", help="store the section there, too")
+    parser.add_argument("--note", default="", help="a sentence for the section on how the machine was")
     parser.add_argument("--page-only", action="store_true", help="measure nothing")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -56,7 +57,7 @@ def main(argv=None):
             print(f"[{name}]", flush=True)
             write_json({"backbone": args.backbone, **measure(), "machine": page.machine()}, str(path))
     stored = {name: read_json(str(path)) for name in names if (path := Path(args.output, f"{name}.json")).is_file()}
-    text = section(stored)
+    text = section(stored, args.note)
     print(text)
     if args.markdown:
         Path(args.markdown).write_text(text, encoding="utf-8")

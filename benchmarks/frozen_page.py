@@ -16,7 +16,7 @@ numbers of an empty one bit for bit.
 Machine: {machine}."""
 
 
-def section(stored: dict) -> str:
+def section(stored: dict, note: str = "") -> str:
     """The section's text from {name of a measurement: its numbers}; what is not measured is left out."""
     if not stored:
         return ""
@@ -29,7 +29,7 @@ def section(stored: dict) -> str:
     rows += lines_of_comparison(comparison) if comparison else []
     table = page.table(rows, ["work", "goal, at least", "ratio", "on the clock", "without, s", "with, s",
                               "losses (logits)", "gradients"])
-    return f"{about}\n\n{table}\n" + (f"\n{comparison_text(comparison)}\n" if comparison else "")
+    return f"{about}{note and ' '}{note}\n\n{table}\n" + (f"\n{comparison_text(comparison)}\n" if comparison else "")
 
 
 def ratios(found: dict, side: str, kind: str = "processor") -> list[float]:
