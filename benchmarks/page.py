@@ -128,7 +128,7 @@ def slope_text(stored):
 
 
 def tokens_table():
-    """Tokens a class that the text tower runs, by what is left out."""
+    """Tokens per class that the text tower runs, by what is left out."""
     lines, context = [], 4
     for number in (50, 100, 200, 1000):
         own = [len(tokenizer.encode(f"{name}.")) + 1 for name in class_names(number)]
@@ -272,15 +272,15 @@ gradient tensors that were applied; the measurement stops when it is not below {
 - **Fewer tokens of text.** The tower is causal and read at the end-of-text token: what follows it is not computed, for
   each class by itself; what precedes the class name is computed once. Classes are sorted by length and lie behind each
   other without padding, so that all matrix products run over one row of real tokens; attention takes one piece a
-  length. Tokens a class, with "a photo of a" in front:
+  length. Tokens per class, with "a photo of a" in front:
 
 {tokens}
 
 - **The last block for one token.** Of the last block only keys and values are computed for all tokens, in both towers.
 - **What a loss does not use is not run.** A loss on prompted images runs no text, one on prompted text no images.
-- **Frozen and shared parts once.** One embedding of a batch serves the frozen and the prompted pass; frozen features of
-  a batch are computed once and serve all inner and outer losses; the inner gradients of the domain split are taken once
-  a domain and combined by counts; static text features are computed once per evaluation.
+- **Frozen and shared parts once.** One embedding of a batch serves all its prompted passes; frozen features of a batch
+  are computed once and serve all inner and outer losses; the inner gradients of the domain split are taken once per
+  domain and combined by counts; static text features are computed once per evaluation.
 - **No work for replaced or unlearned tokens.** The outputs of deep prompts that the next layer replaces are not
   computed; in front of the first visual prompt nothing has a gradient, so that layer's projections have no backward
   pass.
