@@ -4,6 +4,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import re
 from collections.abc import Hashable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from dassl.data.loader import EpochLoader
 from dassl.data.samplers import EpochBatchSampler, EpochSampler
 from dassl.engine.part import OfTrainer
 from dassl.engine.trainer_base import TrainerBase
-from dassl.utils import InputError, NonFiniteError, last_line, rank
+from dassl.utils import InputError, last_line, rank
 from prompting.backbone import image_digest
 from prompting.blocks import has_hooks
 from prompting.errors import PromptingError
@@ -32,6 +33,9 @@ from training.store.transforms import described, draws
 
 if TYPE_CHECKING:
     from training.prompt_trainer import PromptTrainer
+
+# What errors of tensors with other dimensions than expected say, and those of memory or of other processes do not.
+OF_SHAPES = re.compile(r"dimension|shape|unpack|dims|indices|[34]-?D\b|channels|size of tensor", re.IGNORECASE)
 
 
 class Feed(OfTrainer["PromptTrainer"]):
@@ -68,8 +72,8 @@ class Feed(OfTrainer["PromptTrainer"]):
                              "frozen_features = True it is given them") from error
         except (IndexError, RuntimeError, TypeError, ValueError) as error:
             images = batch["img"][0] if isinstance(batch["img"], list) else batch["img"]
-            told = isinstance(error, (InputError, PromptingError, NonFiniteError, torch.OutOfMemoryError))
-            if told or not torch.is_tensor(images) or images.dim() != 2:
+            told = isinstance(error, (InputError, PromptingError))
+            if told or not OF_SHAPES.search(str(error)) or not torch.is_tensor(images) or images.dim() != 2:
                 raise
             raise InputError(f"{name} says frozen_images, so that batch[\"img\"] holds frozen features "
                              f"{tuple(images.shape)} and no pictures, and then fails ({last_line(str(error))}); hand "
