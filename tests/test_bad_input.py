@@ -102,7 +102,11 @@ def test_a_loss_that_explodes_names_the_step_and_the_images(name, value, complai
     if name == "images":
         words = ("INPUT.PIXEL_STD", "[1e-38,1e-38,1e-38]")
     line = complains("CoOp", *words)
-    assert "epoch" in line and "batch" in line and "learning rate" in line and ".png" in line
+    step = ("epoch", "batch", "learning rate") if name == "rate" else ("features", "12 images", "not finite")
+    assert [part for part in (*step, ".png") if part not in line] == [], line
+    if name == "images":
+        line = complains("CoOp", *words, "STORE.USE", "False")
+        assert "epoch" in line and "batch" in line and "learning rate" in line and ".png" in line
 
 
 # ---- data ----

@@ -245,7 +245,7 @@ def first_epoch_pictures(run, method, folder, patch, *options):
 
     with patch.context() as context:
         context.setattr(TRAINER_REGISTRY.get(method), "training_step", record)
-        run(method, folder, "OPTIM.MAX_EPOCH", 1, *options)
+        run(method, folder, "OPTIM.MAX_EPOCH", 1, "STORE.USE", "False", *options)
     return seen
 
 
