@@ -102,7 +102,7 @@ def run(spec: RunSpec, built: BuiltConfig, evaluation: Evaluation, clips: dict[s
     results = results_of(spec, trainer, stored, overlap, evaluation, silent, time.time() - started)
     if counts := results.get("features"):
         print(f"Features: {counts['stored']:,} pictures from the store, {counts['computed']:,} computed "
-              f"({store_folder(cfg)})")
+              f"({store_folder(cfg) or 'STORE.MB 0 keeps none'})")
 
     def store():
         write_predictions(trainer, cfg.OUTPUT_DIR)

@@ -45,7 +45,7 @@ def pieces_of(entry, *numbers):
     """The pieces of these numbers, or all: what they hold is a function of the entry."""
     generator = torch.Generator().manual_seed(int(entry.key[:8], 16))
     whole = torch.randn(len(entry.pictures), entry.views, WIDTH, generator=generator)
-    numbers = numbers or range(len(list(entry.pieces())))
+    numbers = numbers or range(-(-len(entry.pictures) // entry.piece))
     return {number: whole[entry.rows(number)].clone() for number in numbers}
 
 

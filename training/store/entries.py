@@ -4,7 +4,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,11 +58,6 @@ class Entry:
     @property
     def kind(self) -> str:
         return "training views" if self.draw else "pictures"
-
-    def pieces(self) -> Iterator[slice]:
-        """The rows of each piece; that of number n is the n-th."""
-        for start in range(0, len(self.pictures), self.piece):
-            yield slice(start, min(start + self.piece, len(self.pictures)))
 
     def rows(self, piece: int) -> slice:
         """The rows of the piece of a number."""

@@ -155,7 +155,6 @@ class Feed(OfTrainer["PromptTrainer"]):
         """What all loaders of the trainer share."""
         trainer = self.trainer
         folder = store_folder(trainer.cfg)
-        folder = folder if trainer.cfg.STORE.MB else None
         store = Store(folder, trainer.cfg.STORE.MB) if folder else None
         self._versions = versions_of(self._towers.model.visual)
         return Supply(self._encode, trainer.precision.dtype, store, Pictures(folder, notes=rank() == 0),

@@ -12,8 +12,9 @@ NAME = "features"  # of the folder, in a run folder or in the output folder that
 
 
 def store_folder(cfg: CfgNode) -> str | None:
-    """The folder of the feature store of a run's config, which need not exist; None with STORE.USE False."""
-    if not cfg.STORE.USE:
+    """The folder of the feature store of a run's config, which need not exist; None with STORE.USE False
+    or STORE.MB 0."""
+    if not cfg.STORE.USE or not cfg.STORE.MB:
         return None
     return os.path.expanduser(cfg.STORE.DIR) if cfg.STORE.DIR else os.path.join(cfg.OUTPUT_DIR, NAME)
 

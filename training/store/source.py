@@ -154,12 +154,12 @@ class Source:
             busy: list[Part] = []
             for chunk in chunks(left, AHEAD * max(1, self._reader.num_workers)):
                 with contextlib.ExitStack() as claims:
-                    own = chunk
-                    if store is not None:
-                        own = [part for part in chunk if claims.enter_context(store.claim(part.entry))]
-                        busy += [part for part in chunk if part not in own]
-                        for part in own:  # another process may have computed it since
-                            self._read(part)
+                    own: list[Part] = []
+                    for part in chunk:
+                        free = store is None or claims.enter_context(store.claim(part.entry))
+                        (own if free else busy).append(part)
+                    for part in own:  # another process may have computed it since
+                        self._read(part)
                     self._compute(own, done)
             if store is not None and len(busy) == len(left):
                 store.wait(busy[0].entry, self.supply.meanwhile)

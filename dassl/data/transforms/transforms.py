@@ -139,9 +139,6 @@ class GaussianNoise:
     def __init__(self, mean, std):
         self.mean, self.std = mean, std
 
-    def __repr__(self):
-        return f"GaussianNoise(mean={self.mean}, std={self.std})"
-
     def __call__(self, image):
         if torch.rand(()) < 0.5:
             return image
