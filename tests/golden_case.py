@@ -8,6 +8,14 @@ def authors_options(meta):
     return {key.rsplit(".", 1)[-1]: value for key, value in pairs}
 
 
+def optimizer_of(meta):
+    """The OPTIM settings of a record; {} where it has none of its own (SGD at 0.01)."""
+    theirs = meta.get("optimizer", {})
+    keys = {"name": "NAME", "lr": "LR", "momentum": "MOMENTUM", "weight_decay": "WEIGHT_DECAY"}
+    return {f"OPTIM.{key}": theirs[name].lower() if name == "name" else theirs[name]
+            for name, key in keys.items() if name in theirs}
+
+
 class Case:
     """
     Args:
@@ -15,7 +23,8 @@ class Case:
         folder: a folder for files the method reads or writes.
     """
 
-    tensors_within = 2e-5
+    tensors_within = 2e-5  # how close the tensors, the losses and the logits are to be
+    losses_within = logits_within = 5e-5
 
     def __init__(self, record, folder):
         self.record, self.meta, self.folder = record, record["meta"], folder
@@ -24,6 +33,10 @@ class Case:
     def options(self):
         """Our config keys for what the record's meta describes."""
         return {}
+
+    def settings(self):
+        """Config keys outside of the method's node, {"OPTIM.NAME": ...}; default: the record's optimizer."""
+        return optimizer_of(self.meta)
 
     def overrides(self):
         """{name: function} that replaces methods of the trainer: the record's draws."""

@@ -3,8 +3,13 @@ import json
 import os
 from pathlib import Path
 
+import golden_blocks
+import golden_contexts
 import golden_deep
 import golden_methods
+import golden_test_time
+import golden_tokens
+import golden_tuned
 import numpy as np
 import torch
 from golden_case import Case, authors_options
@@ -14,8 +19,10 @@ from harness import make_trainer
 
 FOLDER = Path(os.environ.get("GOLDEN_DIR") or Path(__file__).parent / "golden")
 RECORDS = sorted(FOLDER.glob("*.npz"))
-LOSS, LOGITS = 5e-5, 5e-5
-CASES = {**golden_deep.CASES, **golden_methods.CASES}  # methods whose records need more than `Case`'s defaults
+MODULES = (golden_deep, golden_methods, golden_blocks, golden_contexts, golden_test_time, golden_tokens, golden_tuned)
+# Methods whose records need more than `Case`'s defaults, and those that are replayed otherwise than step by step.
+CASES = {key: case for module in MODULES for key, case in module.CASES.items()}
+REPLAYS = {key: replay for module in MODULES for key, replay in getattr(module, "REPLAYS", {}).items()}
 
 
 def read(path):
@@ -57,15 +64,15 @@ def replay(path, clip_model, folder, device="cpu"):
     record = read(path)
     meta = record["meta"]
     case = CASES.get(meta["method"], Case)(record, folder)
-    if meta["method"] in golden_methods.REPLAYS:
-        compared = golden_methods.REPLAYS[meta["method"]](record, clip_model, device)
+    if meta["method"] in REPLAYS:
+        compared = REPLAYS[meta["method"]](record, clip_model, device)
         return [(what, difference(ours, theirs, what), allowed) for what, ours, theirs, allowed in compared]
     steps, size, classes, domains = meta["steps"], meta.get("batch", 8), meta["classes"], meta.get("domains", 1)
     orders = record.get("class_order", record.get("shuffles"))
     overrides = {"class_order": lambda self, label: orders[self.batch_idx].tolist()} if orders is not None else {}
     trainer = make_trainer(meta["method"], clip_model, meta["classnames"], {**options_of(meta), **case.options()},
                            batch=max(size, 2), dataset=meta.get("dataset", "Caltech101"), domains=domains,
-                           overrides={**overrides, **case.overrides()}, device=device)
+                           overrides={**overrides, **case.overrides()}, settings=case.settings(), device=device)
     case.prepare(trainer)
 
     parameters = case.tensors(trainer)
@@ -86,7 +93,7 @@ def replay(path, clip_model, folder, device="cpu"):
         found.append((what, difference(ours, theirs, what), allowed))
 
     if "logits_before" in record:
-        compare(logits(), record["logits_before"], LOGITS, "logits before training")
+        compare(logits(), record["logits_before"], case.logits_within, "logits before training")
     losses, held_out = [], []
     for trainer.batch_idx in range(steps):
         batch = case.batch(tiny_clip.batch(meta["case"], trainer.batch_idx, size, classes, domains))
@@ -96,16 +103,16 @@ def replay(path, clip_model, folder, device="cpu"):
     if meta.get("variant") == "released":
         losses = [step[-1] for step in held_out]  # the authors' code reports its last held-out loss
     if steps:
-        compare(losses, record["loss"], LOSS, "losses")
+        compare(losses, record["loss"], case.losses_within, "losses")
     if "held_out_loss" in record:
-        compare(held_out, record["held_out_loss"], LOSS, "held-out losses")
+        compare(held_out, record["held_out_loss"], case.losses_within, "held-out losses")
     if "logits_after" in record:
-        compare(logits(), record["logits_after"], LOGITS, "logits after training")
+        compare(logits(), record["logits_after"], case.logits_within, "logits after training")
     with trainer.predicting():  # the authors put what is evaluated in the place of what was trained
         for name in starts:
             compare(parameters[name], record[f"final/{name}"], case.tensors_within, f"final {name}")
     for what, ours, theirs in case.extras(trainer):
-        compare(ours, theirs, LOGITS, what)
+        compare(ours, theirs, case.logits_within, what)
     if "extra/text_features" in record:
-        compare(trainer.model.encode_classes(), record["extra/text_features"], LOGITS, "text features")
+        compare(trainer.model.encode_classes(), record["extra/text_features"], case.logits_within, "text features")
     return found

@@ -1,7 +1,6 @@
 """PromptTrainer: what every prompt method shares. A method file then reads like its paper."""
 import contextlib
 import functools
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -26,6 +25,7 @@ from training.batches import Batch, all_gather_batch, to_device
 from training.gradient_watch import GradientWatch
 from training.method import Method
 from training.options import CLIP_GRAD_NORM, require_honoured
+from training.schedules import after_epoch, after_update
 from training.store.feed import Feed
 from training.test_time import TestTime, require_predict
 from training.towers import build_towers, built_model, loaded_clip, require_trained
@@ -305,7 +305,9 @@ class PromptTrainer(Method, TrainerX):
             raise NonFiniteError(f"a gradient is not finite {self.step_in_words()}; lower OPTIM.LR or use PREC fp32")
         for tensor, gradient in zip(tensors, self.clipped(gradients)):
             tensor.grad = gradient
-        (optimizer or self.optim).step()
+        updated = optimizer or self.optim
+        updated.step()
+        after_update(self.optimizers, updated)
         self._weights_changed()
         self.precision.good_step()
         for tensor in tensors:
@@ -332,6 +334,7 @@ class PromptTrainer(Method, TrainerX):
         for tensor, gradient in zip(tensors, self.clipped([t.grad for t in tensors if t.grad is not None])):
             tensor.grad = gradient
         super().model_update(names)
+        after_update(self.optimizers, self.optim)
         self._weights_changed()
 
     def model_backward(self, loss):
@@ -343,8 +346,4 @@ class PromptTrainer(Method, TrainerX):
             tensor.grad = gradient
 
     def update_lr(self, names=None):
-        with warnings.catch_warnings():
-            # torch warns when no step was made before; every one may have been left out for overflow.
-            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
-            for _, schedule in self.optimizers:
-                schedule.step()
+        after_epoch(self.optimizers)

@@ -1,6 +1,7 @@
 from dassl.optim.lr_scheduler import EpochSchedule, build_lr_scheduler, notes_on
 from dassl.optim.optimizer import build_optimizer
 from dassl.optim.resume import go_on, require_fits
+from dassl.optim.step_schedule import StepSchedule
 
-__all__ = ["EpochSchedule", "build_lr_scheduler", "build_optimizer", "go_on", "notes_on",
+__all__ = ["EpochSchedule", "StepSchedule", "build_lr_scheduler", "build_optimizer", "go_on", "notes_on",
            "require_fits"]

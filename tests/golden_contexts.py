@@ -1,0 +1,4 @@
+"""Replaying the records of TaskRes, PLOT and PLOT++."""
+
+CASES: dict = {}
+REPLAYS: dict = {}
