@@ -33,6 +33,10 @@ class Blocks(Case):
 class CLIPLoRA(Blocks):
     names = {"q": "attn.q_proj", "k": "attn.k_proj", "v": "attn.v_proj", "o": "attn.proj"}
 
+    def __init__(self, record, folder):
+        super().__init__(record, folder)
+        self.first = {}  # {id of a tensor: its first gradient that is not 0}
+
     def options(self):
         theirs = self.theirs
         return {"RANK": int(theirs["r"]), "ALPHA": float(theirs["alpha"]), "POSITION": theirs["position"],
@@ -54,6 +58,15 @@ class CLIPLoRA(Blocks):
         trainer.optimizers = trainer.build_optimizers()
         trainer.optim, trainer.sched = trainer.optimizers[0]
         trainer.towers.text.padding = 0
+        update = trainer.apply_gradients
+
+        def apply_gradients(gradients):
+            for tensor, gradient in zip(trainer.trainables, gradients):
+                first = self.first.setdefault(id(tensor), gradient)
+                self.first[id(tensor)] = torch.where(first == 0, gradient, first)
+            update(gradients)
+
+        trainer.apply_gradients = apply_gradients
         for tower, _, adapters in self.towers(trainer):
             for layer, paths in adapters.items():
                 def dropped(paths, x, part, name=f"{tower}.{layer}"):
@@ -83,6 +96,15 @@ class CLIPLoRA(Blocks):
         order = sorted(range(len(ends)), key=ends.__getitem__)
         own = [mask[ends[i], i][None] if x.shape[1] == len(ends) else mask[:ends[i] + 1, i] for i in order]
         return torch.cat(own)[None]
+
+    def final(self, name, ours, theirs):
+        """Adam divides a gradient by its own size and 1e-8: where the first one is hardly more than that, what is
+        rounding in it is as large as an update. Such entries (1 of the 12,288 of a record) are within two updates, and
+        then taken as the recorded ones."""
+        theirs, first = torch.from_numpy(theirs).to(ours), self.first[id(ours)]
+        open_ones = (first != 0) & (first.abs() < 1e-7)
+        assert open_ones.float().mean() < 0.02 and (ours - theirs)[open_ones].abs().le(2 * self.meta["lr"]).all(), name
+        return torch.where(open_ones, theirs, ours), theirs
 
     def tensors(self, trainer):
         return {f"{prefix}.resblocks.{layer}.{self.names[part]}.w_lora_{kind}": getattr(paths, kind)[part]
