@@ -93,7 +93,7 @@ TRANSPORT_STARTS = {
     "UCF101": ("a photo of a person doing", "this is a photo people doing", "this is picture of people doing",
                "one picture of a person doing"),
 }
-DEFAULT_STARTS = ("a photo of a", "this is a photo", "this is picture of", "one picture of a")  # Caltech101's and others
+DEFAULT_STARTS = ("a photo of a", "this is a photo", "this is picture of", "one picture of a")  # Caltech101's
 
 IMAGENET_FIRST_60 = IMAGENET_ALL[:60]  # PromptSRC's (arXiv 2307.06948), from the authors' code
 

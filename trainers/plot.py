@@ -8,7 +8,9 @@ The authors' code for this form of PLOT runs on ResNet-50, whose attention pooli
 (trainers/plotpp.py) is their form for a ViT. Here the local features are a ViT's patch tokens, each read out as the
 class token is: by the last norm and the projection. As in their code, on ImageNet itself the logits of the class token
 and of the mean text feature are added (POOLED_ON), and the transport's stopping rule looks at a whole batch, also in an
-evaluation. That ties the answers of a batch to each other by less than the logits' rounding in half precision.
+evaluation: hence `transductive`. It is no part of the idea and does little: after tiny.yaml's training on Shapes the
+logits of 200 test images, of standard deviation 2.4, were up to 0.0015 others when each image was alone, and no answer
+was another.
 """
 from collections.abc import Sequence
 
@@ -57,6 +59,7 @@ class PatchTransportCLIP(TransportCLIP):
 @TRAINER_REGISTRY.register()
 class PLOT(PromptTrainer):
     image_tokens = True
+    transductive = True  # by the number of rounds of the transport, which the images of a batch share
 
     @staticmethod
     def extend_cfg(cfg):

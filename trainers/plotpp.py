@@ -1,10 +1,11 @@
-"""PLOT++: the form of PLOT for a ViT, from its authors' repository (CHENGY12/PLOT, folder plot-pp); the method is that of
-Chen et al., "PLOT: Prompt Learning with Optimal Transport for Vision-Language Models", arXiv 2210.01253.
+"""PLOT++: the form for a ViT of PLOT, Chen et al., "PLOT: Prompt Learning with Optimal Transport for Vision-Language
+Models", arXiv 2210.01253, as its authors' repository has it (CHENGY12/PLOT, folder plot-pp).
 
 Learned: several contexts of the text prompts, and several sets of visual prompts. Each set makes a pass of its own
 through the image tower, so an image has M features; a class has N, one for each of its prompts. The logit is their
 cosine similarity under the optimal transport between them (prompting/transport.py), which is held fixed for the
-gradient. With TRADE_OFF the cosine of the two mean features is added. Loss: cross-entropy.
+gradient. With TRADE_OFF the cosine of the two mean features is added. Loss: cross-entropy. As in PLOT the images of a
+batch share the number of the transport's rounds (`transductive`).
 
 The authors train in two stages. MODEL_UPD vision: the visual prompts alone, with TRADE_OFF, while the text prompts stay
 at their words. MODEL_UPD joint: both, beginning with the first stage's visual prompts (MODEL.INIT_WEIGHTS); the words
@@ -59,7 +60,7 @@ class PromptTransportCLIP(TransportCLIP):
     def __init__(self, towers: Towers, classnames: Sequence[str], starts: Sequence[str], ctx_vision: Tensor,
                  learns_text: bool, pooled: bool) -> None:
         super().__init__(towers)
-        self.image_tower, self.learns_text, self.pooled = towers.promptable_image("PLOTPP"), learns_text, pooled
+        self.image_tower, self.pooled = towers.promptable_image("PLOTPP"), pooled
         words = [towers.text.embed_words(start) for start in starts]
         n_ctx = len(words[0])
         ctx = torch.stack([torch.cat([own, own[-1:].expand(n_ctx, -1)])[:n_ctx] for own in words])
@@ -69,7 +70,7 @@ class PromptTransportCLIP(TransportCLIP):
         groups = {between: [n for n, own in enumerate(fixed) if own == between] for between in fixed}
         self.class_prompts = [(numbers, ClassPrompts(towers.text, classnames, n_ctx, between=between))
                               for between, numbers in groups.items()]
-        self.frozen_text_features = None if learns_text else self.encode_text(ctx)
+        self.frozen_text_features: Tensor | None = None if learns_text else self.encode_text(ctx)
 
     def encode_text(self, ctx: Tensor) -> Tensor:
         """Contexts (N, n_ctx, W) -> (N, n_cls, E), not normalised."""
@@ -86,7 +87,9 @@ class PromptTransportCLIP(TransportCLIP):
 
     def encode_classes(self) -> Tensor:
         """-> (N, n_cls, E), not normalised."""
-        return self.encode_text(self.prompt_learner.ctx) if self.learns_text else self.frozen_text_features
+        if self.frozen_text_features is not None:
+            return self.frozen_text_features
+        return self.encode_text(self.prompt_learner.ctx)
 
     def logits(self, image_features: Tensor, class_features: Tensor) -> Tensor:
         logits = self.transported(image_features, class_features)
@@ -97,6 +100,8 @@ class PromptTransportCLIP(TransportCLIP):
 
 @TRAINER_REGISTRY.register()
 class PLOTPP(PromptTrainer):
+    transductive = True  # as PLOT
+
     @staticmethod
     def extend_cfg(cfg):
         cfg.TRAINER.PLOTPP = CN()
