@@ -1,10 +1,10 @@
 """Replaying the records of the methods with tokens of their own in the towers: MMRL and RPO."""
 import json
 
-import tiny_clip
 import torch
 from golden_case import Case
 
+import tiny_clip
 from prompting.towers import normalize
 
 

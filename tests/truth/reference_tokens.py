@@ -1,5 +1,5 @@
-"""MMRL and RPO once more, plainly, on OpenAI's modules: whole sequences of 77 and more tokens with masks, and nothing of
-the code that they check. They make records of settings that have none."""
+"""MMRL and RPO once more, plainly, on OpenAI's modules: whole sequences of 77 and more tokens with masks, and nothing
+of the code that they check. They make records of settings that have none."""
 import json
 
 import clip
