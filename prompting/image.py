@@ -29,7 +29,6 @@ class ImageTower(Tower):
         passes (the counter of images), trainable (whether its modules and weights may change and want gradients).
     """
 
-    width: int
     embed_dim: int
     resolution: int
 
