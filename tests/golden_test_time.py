@@ -1,4 +1,6 @@
 """Replaying the records of the methods that look at test images: TPT and DPL."""
+import copy
+import functools
 import zlib
 
 import numpy as np
@@ -7,6 +9,7 @@ from golden_case import Case, authors_options
 
 import tiny_clip
 from harness import make_trainer
+from prompting.blocks import Blocks
 
 TENSORS, LOGITS = 2e-5, 5e-5
 
@@ -22,10 +25,16 @@ def image_and_views(meta, theirs, number):
 
 def tpt_options(meta, theirs):
     """Our config keys for what a record's meta describes."""
-    optimizer, words = meta["optimizer"], theirs.get("ctx_init") or ""
+    optimizer = meta["optimizer"]
     return {"VIEWS": int(theirs["views"]) - 1, "SELECTION": float(theirs["selection_p"]),
             "STEPS": int(theirs["tta_steps"]), "LR": optimizer["lr"], "WEIGHT_DECAY": optimizer["weight_decay"],
-            "N_CTX": int(theirs["n_ctx"]), "CTX_INIT": "" if words == "None" else words.replace("_", " ")}
+            "N_CTX": int(theirs["n_ctx"]), "CTX_INIT": words_of(theirs).replace("_", " ")}
+
+
+def words_of(theirs):
+    """The words that the context starts as; "" where it starts at random."""
+    words = theirs.get("ctx_init", "")
+    return "" if words in ("None", "False") else words
 
 
 def tpt(record, clip_model, device):
@@ -37,7 +46,7 @@ def tpt(record, clip_model, device):
     ctx = trainer.model.prompt_learner.ctx
     start = torch.from_numpy(record["init/prompt_learner.ctx"])
     found = []
-    if theirs.get("ctx_init") not in (None, "", "None"):
+    if words_of(theirs):
         found.append(("start", ctx.detach().clone(), start, 0))
     ctx.data.copy_(start)
 
@@ -90,7 +99,7 @@ class NamedDropout(torch.nn.Module):
         self.case, self.p, self.layers, self.domains, self.each, self.calls = case, p, layers, domains, each, 0
 
     def forward(self, x):
-        if not self.training:
+        if not self.training or not self.p:
             return x
         step, layer = divmod(self.calls, self.layers)
         self.calls += 1
@@ -99,18 +108,35 @@ class NamedDropout(torch.nn.Module):
         return x * torch.from_numpy(kept).to(x) / (1 - self.p)
 
 
+def in_float64(towers):
+    """Let frozen towers of a ViT compute in float64, with a copy of their CLIP."""
+    towers.model = towers.text.model = copy.deepcopy(towers.model).double()
+    towers.image.visual = towers.model.visual
+    for module in towers.model.modules():
+        if isinstance(module, torch.nn.LayerNorm):  # CLIP's own goes through float32
+            module.forward = functools.partial(torch.nn.LayerNorm.forward, module)
+    for tower in (towers.text, towers.image):
+        tower.dtype, tower.stack = torch.float64, Blocks(towers.model, text=tower is towers.text, changing=False)
+
+
 def mask(name, shape, p):
     """What a dropout of that name keeps."""
     return np.random.RandomState(zlib.crc32(name.encode()) & 0x7FFFFFFF).random_sample(shape) >= p
 
 
 class DPL(Case):
+    """Its rate is so high that what float32 rounds grows from step to step: OpenAI's own modules, in float32 from the
+    same start, end with logits that are 8.6e-5 from the record's, which are 1.5e-5 from those of a float64. So our
+    towers are computed in float64 here, and what is compared is the method and not two roundings."""
+
     def options(self):
         theirs = self.theirs
         return {"N_DOMAIN_TOKENS": int(theirs["num_domain_tokens"]), "MLP_WIDTH": int(theirs["mlp_width"]),
-                "MLP_DEPTH": int(theirs["mlp_depth"]), "MLP_DROPOUT": float(theirs["mlp_dropout"])}
+                "MLP_DEPTH": int(theirs["mlp_depth"]), "MLP_DROPOUT": float(theirs["mlp_dropout"]),
+                "TARGETS": theirs.get("targets", "released")}
 
     def prepare(self, trainer):
+        in_float64(trainer.towers)
         network, domains = trainer.model.network, self.meta.get("domains", 1)
         network.dropout = NamedDropout(self.meta["case"], float(self.theirs["mlp_dropout"]), len(network.hiddens) + 1,
                                        domains, self.meta["batch"] // domains)
