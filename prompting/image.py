@@ -1,12 +1,13 @@
 """Images (+ deep visual prompts) -> image features."""
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from prompting.block_adapters import Adapters, adapted, at_input, draw
 from prompting.blocks import Block, Blocks, Tower
 from prompting.errors import PromptingError
 from prompting.parallel import Collectives, SingleProcess, divide
@@ -14,6 +15,11 @@ from prompting.passes import Passes
 
 if TYPE_CHECKING:
     from clip.model import CLIP
+
+
+Prompts = Mapping[int, Tensor]  # {layer: (n, W), or (B, n, W)}
+VisualPrompts = Tensor | Sequence[Tensor] | Prompts
+Places = Callable[[Tensor], Any]  # tokens in front of the last block (B, T, W) -> index of those that are read out
 
 
 class ImageTower(Tower):
@@ -45,71 +51,82 @@ class ImageTower(Tower):
         positions: Tensor = self.visual.positional_embedding
         return torch.cat([first, x], dim=1) + positions.to(x.dtype)
 
-    def encode(self, embedded: Tensor, visual_prompts: Tensor | Sequence[Tensor] = ()) -> Tensor:
+    def encode(self, embedded: Tensor, visual_prompts: VisualPrompts = (), adapters: Adapters | None = None) -> Tensor:
         """Run the tower.
 
         Args:
             embedded: what `embed` gave.
-            visual_prompts: those of the layers 0, 1, ..., each (n, W), or (B, n, W) with prompts of each image's own.
-                The first are appended to the patch tokens before ln_pre. The others replace the last n tokens before
-                their layer. Layers after the last prompts keep the outputs of the layer before.
+            visual_prompts: those of the layers 0, 1, ..., or {layer: those of some}, each (n, W), or (B, n, W) with
+                prompts of each image's own. The first are appended to the patch tokens, at layer 0 before ln_pre. The
+                others replace the last n tokens before their layer. Layers in between, and those after the last
+                prompts, keep the outputs of the layer before.
+            adapters: {layer: BlockAdapter} of what is learned beside the blocks; that of AT_INPUT stands behind ln_pre.
         Returns:
             (B, E), not normalised.
+        Raises:
+            PromptingError: the tower has blocks that can only be called as a whole, which takes no adapters.
         """
-        return self._divide(embedded, visual_prompts, self._encode_share)
+        return self._divide(embedded, visual_prompts, adapters, _first, lambda tokens: self.project(tokens[:, 0]))
 
-    def encode_tokens(self, embedded: Tensor, visual_prompts: Tensor | Sequence[Tensor] = ()) -> Tensor:
+    def encode_tokens(self, embedded: Tensor, visual_prompts: VisualPrompts = ()) -> Tensor:
         """`encode` for all tokens of the images: (B, 1 + patches, E), the class token first, not normalised. Each is
         read out as the class token is, by the last norm and the projection."""
-        return self._divide(embedded, visual_prompts, self._encode_tokens_share)
+        own = embedded.shape[1]  # the prompts stand behind
+        return self._divide(embedded, visual_prompts, None, lambda x: slice(0, own), self.project)
+
+    def encode_with_prompts(self, embedded: Tensor, visual_prompts: VisualPrompts) -> Tensor:
+        """`encode` for the class token and the n prompts of the last layer that has some: (B, 1 + n, W), the class
+        token first, behind the last norm and not projected."""
+        prompts = by_layer(visual_prompts)
+        n = prompts[max(prompts)].shape[-2]
+        return self._divide(embedded, prompts, None,
+                            lambda x: torch.tensor([0, *range(x.shape[1] - n, x.shape[1])], device=x.device),
+                            self.visual.ln_post)
 
     def encode_unprompted(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W') -> frozen features (B, E), not normalised."""
         self.passes.add(images=len(images))
-        return self._over_ranks(len(images), lambda rows: self._encode_share(self.embed(images[rows]), ()))
+        return self._over_ranks(len(images), lambda rows: self.project(
+            self._run(self.embed(images[rows]), {}, None, _first)[:, 0]))
 
-    def _divide(self, embedded: Tensor, visual_prompts: Tensor | Sequence[Tensor],
-                encode: Callable[[Tensor, Sequence[Tensor]], Tensor]) -> Tensor:
-        """`encode(embedded, visual_prompts)`, of which each rank computes its share of the images."""
+    def _divide(self, embedded: Tensor, visual_prompts: VisualPrompts, adapters: Adapters | None, places: Places,
+                read: Callable[[Tensor], Tensor]) -> Tensor:
+        """`read` of the tokens at some places behind the last block. Each rank computes its share of the images."""
+        prompts = by_layer(visual_prompts)
+
         def share(rows: slice) -> Tensor:
-            return encode(embedded[rows], [prompt[rows] if prompt.dim() == 3 else prompt for prompt in visual_prompts])
+            own = {layer: prompt[rows] if prompt.dim() == 3 else prompt for layer, prompt in prompts.items()}
+            return read(self._run(embedded[rows], own, adapters, places))
 
         self.passes.add(images=len(embedded))
-        return self._over_ranks(len(embedded), share)
+        return self._over_ranks(len(embedded), share, draw(adapters))
 
-    def _over_ranks(self, images: int, share: Callable[[slice], Tensor]) -> Tensor:
-        return divide(self.ranks, images, share, draws=self.visual.proj.device if self.trainable else None)
+    def _over_ranks(self, images: int, share: Callable[[slice], Tensor], draws: bool = False) -> Tensor:
+        return divide(self.ranks, images, share, draws=self.visual.proj.device if self.trainable or draws else None)
 
-    def _encode_share(self, embedded: Tensor, visual_prompts: Sequence[Tensor]) -> Tensor:
-        """`encode` on this rank. Of the last block only the class token is computed."""
-        blocks = self.blocks
-        if any(block.whole for block in blocks):
-            return self._project(self._run_whole(blocks, embedded, visual_prompts)[:, 0])
-        x = self._run_to_last(blocks, embedded, visual_prompts)
-        block, first = blocks[-1], x[:, :1]
-        k, v = block.key_value(x).chunk(2, dim=-1)
-        return self._project(block.finish(first, block.attend(block.query(first), k, v))[:, 0])
-
-    def _encode_tokens_share(self, embedded: Tensor, visual_prompts: Sequence[Tensor]) -> Tensor:
-        """`encode_tokens` on this rank."""
-        blocks = self.blocks
-        if any(block.whole for block in blocks):
-            x = self._run_whole(blocks, embedded, visual_prompts)
-        else:
-            x = blocks[-1](self._run_to_last(blocks, embedded, visual_prompts))
-        return self._project(x[:, :embedded.shape[1]])  # the prompts stand behind
-
-    def _project(self, tokens: Tensor) -> Tensor:
+    def project(self, tokens: Tensor) -> Tensor:
         """The final norm and the projection: (..., W) -> (..., E)."""
         features: Tensor = self.visual.ln_post(tokens)
         projection: Tensor = self.visual.proj
         return features.to(projection.dtype) @ projection
 
-    def _run_to_last(self, blocks: list[Block], embedded: Tensor, visual_prompts: Sequence[Tensor]) -> Tensor:
+    def _run(self, embedded: Tensor, prompts: Prompts, adapters: Adapters | None, places: Places) -> Tensor:
+        """All blocks on this rank -> the tokens at `places` behind the last, of which only these are computed."""
+        blocks = adapted(self.blocks, adapters)
+        x: Tensor = at_input(self.visual.ln_pre(embedded), adapters)
+        if any(block.whole for block in blocks):
+            x = self._run_whole(blocks, x, prompts)
+            read: Tensor = x[:, places(x)]
+            return read
+        x = self._run_to_last(blocks, x, prompts)
+        block, wanted = blocks[-1], x[:, places(x)]
+        k, v = block.key_value(x).chunk(2, dim=-1)
+        return block.finish(wanted, block.attend(block.query(wanted), k, v))
+
+    def _run_to_last(self, blocks: list[Block], x: Tensor, prompts: Prompts) -> Tensor:
         """All blocks but the last -> the tokens at the input of the last, its prompts included."""
-        x: Tensor = self.visual.ln_pre(embedded)
         for layer, block in enumerate(blocks[:-1]):
-            prompt = self._prompt(visual_prompts, layer, x)
+            prompt = self._prompt(prompts, layer, x)
             if layer == 0 and prompt is not None:
                 # No token before the first prompts has a gradient. Projected separately, they need no backward pass.
                 qkv = torch.cat([block.query_key_value(x), block.query_key_value(prompt)], dim=1)
@@ -118,29 +135,39 @@ class ImageTower(Tower):
                 x = torch.cat([x, prompt], dim=1) if prompt is not None else x
                 qkv = block.query_key_value(x)
             # Where the next layer has prompts of its own, nobody reads this layer's outputs.
-            read = x.shape[1] - _prompts_of(visual_prompts, layer + 1)
+            read = x.shape[1] - _replaced(prompts, layer + 1)
             q, k, v = qkv.chunk(3, dim=-1)
             x = block.finish(x[:, :read], block.attend(q[:, :read], k, v))
-        prompt = self._prompt(visual_prompts, len(blocks) - 1, x)
+        prompt = self._prompt(prompts, len(blocks) - 1, x)
         return x if prompt is None else torch.cat([x, prompt], dim=1)
 
-    def _run_whole(self, blocks: list[Block], embedded: Tensor, visual_prompts: Sequence[Tensor]) -> Tensor:
+    def _run_whole(self, blocks: list[Block], x: Tensor, prompts: Prompts) -> Tensor:
         """All blocks, each called with all tokens -> the tokens behind the last."""
-        x: Tensor = self.visual.ln_pre(embedded)
         for layer, block in enumerate(blocks):
-            prompt = self._prompt(visual_prompts, layer, x)
+            prompt = self._prompt(prompts, layer, x)
             x = block.run_whole(x if prompt is None else torch.cat([x, prompt], dim=1))
-            x = x[:, :x.shape[1] - _prompts_of(visual_prompts, layer + 1)]
+            x = x[:, :x.shape[1] - _replaced(prompts, layer + 1)]
         return x
 
-    def _prompt(self, visual_prompts: Sequence[Tensor], layer: int, x: Tensor) -> Tensor | None:
+    def _prompt(self, prompts: Prompts, layer: int, x: Tensor) -> Tensor | None:
         """The prompt tokens of a layer (B, n, W), to be put behind the tokens x (B, T, W); None without any."""
-        if layer >= len(visual_prompts):
+        if layer not in prompts:
             return None
-        prompt = visual_prompts[layer].to(x.dtype).expand(len(x), -1, -1)
+        prompt = prompts[layer].to(x.dtype).expand(len(x), -1, -1)
         if layer == 0:
             prompt = self.visual.ln_pre(prompt)
         return prompt
+
+
+def by_layer(visual_prompts: VisualPrompts) -> Prompts:
+    """{layer: prompts}, also of those of the layers 0, 1, ... in their order."""
+    if isinstance(visual_prompts, Mapping):
+        return visual_prompts
+    return dict(enumerate(visual_prompts))
+
+
+def _first(x: Tensor) -> slice:
+    return slice(0, 1)
 
 
 def require_pictures(images: Tensor) -> None:
@@ -151,6 +178,6 @@ def require_pictures(images: Tensor) -> None:
                              "do so, or leave the statement out")
 
 
-def _prompts_of(visual_prompts: Sequence[Tensor], layer: int) -> int:
-    """How many prompt tokens a layer has of its own."""
-    return visual_prompts[layer].shape[-2] if layer < len(visual_prompts) else 0
+def _replaced(prompts: Prompts, layer: int) -> int:
+    """How many tokens the prompts of a layer take the place of: none where there were none before."""
+    return prompts[layer].shape[-2] if layer in prompts and layer > min(prompts) else 0

@@ -22,6 +22,7 @@ from dassl.config.belongs import methods_of_file
 from dassl.config.reading import ConfigFile, keys_of, read_config
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.identity import allowed_changes
+from dassl.optim import require_length
 from dassl.utils import InputError, broadcast
 from prompting.image_size import image_size
 from prompting.templates import check_templates
@@ -70,6 +71,8 @@ def build(spec: RunSpec, read: Callable[[str], ConfigFile] = read_config) -> Bui
     owner = owner_of_config(spec.config_file, TRAINER_REGISTRY.name_of(trainer), read) if spec.config_file else ""
     cfg = _merged(spec, trainer, read)
     check_config(cfg)
+    if not spec.eval_only:
+        require_length(cfg)
     check_templates(cfg.DATASET.TEMPLATES, "DATASET.TEMPLATES")
     if "USE_CUDA" in spec.options[::2] and cfg.USE_CUDA and not torch.cuda.is_available():
         raise InputError("option: USE_CUDA True asks for a GPU, but torch sees none; leave it out to run on the CPU")

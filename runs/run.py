@@ -185,7 +185,7 @@ def _told_without_effect(spec: RunSpec, cfg: CfgNode, trainer: Any) -> dict[str,
         {key or flag: why}, as `settings_without_effect` finds them.
     """
     facts = RunFacts(cfg, trainer, spec.eval_only, isinstance(trainer, PromptTrainer))
-    for note in notes_on(cfg.OPTIM) if facts.scheduled else ():
+    for note in notes_on(getattr(trainer, "cfg", cfg).OPTIM) if facts.scheduled else ():
         print(f"Note: {note}")
     silent = settings_without_effect(spec, facts)
     if silent:

@@ -430,6 +430,7 @@ def test_what_a_slip_is(one, other, slip):
     (("--seeds", "1"), "unknown flag --seeds (did you mean '--seed'?)"),
     (("--lr", "0.1"), "unknown flag --lr (did you mean the option OPTIM.LR VALUE?)"),
     (("--max-epoch=3",), "(did you mean the option OPTIM.MAX_EPOCH VALUE?)"),
+    (("--steps=3",), "(did you mean the option OPTIM.STEPS VALUE?)"),
     (("--optim.lr", "0.1"), "(did you mean the option OPTIM.LR VALUE?)"),
     (("--dataset-name", "dtd"), "unknown flag --dataset-name (did you mean '--dataset-config-file'?)"),
     (("--data-root", "dtd"), "unknown flag --data-root (did you mean '--root'?)"),
@@ -442,7 +443,7 @@ def test_an_unknown_flag_is_told_what_was_meant(words, told):
 
 
 @pytest.mark.parametrize("word", ["evaluate", "test", "precision", "methods", "resume-from", "overwrite", "weights",
-                                  "checkpoint", "iterations", "steps", "list", "force"])
+                                  "checkpoint", "iterations", "list", "force"])
 def test_a_flag_that_is_a_little_like_many_is_told_none(word):
     with pytest.raises(InputError) as error:
         parse_protocol(["base2new", "--trainer", "CoOp", "--dataset", "shapes", f"--{word}", "1"])

@@ -28,6 +28,7 @@ from prompting.episodes import halve_classes, meta_gradient, plain_gradient, spl
 from prompting.model import Prompt, PromptedCLIP, random_vectors
 from prompting.precision import GradientOverflow, Precision, all_finite
 from prompting.text import KEPT_PER_KEY, KEPT_PER_TOKEN, TextTower
+from prompting.text_layout import buckets_of
 
 OPENAI = "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"  # of ViT-B/16
 NOWHERE = "https://127.0.0.1:9"
@@ -738,7 +739,7 @@ def test_classes_of_about_one_length_share_a_piece(clip_model):
     def pieces(padding):
         text.padding = padding
         return [(bucket.classes.tolist(), bucket.length, bucket.ends if bucket.ends is None else bucket.ends.tolist())
-                for bucket in text._buckets(order, lengths)]
+                for bucket in buckets_of(order, lengths, text.padding, text.device)]
 
     assert pieces(0) == [([4], 2, None), ([1], 3, None), ([3], 4, None), ([0, 2], 5, None)]
     assert pieces(1) == [([4, 1], 3, [1, 2]), ([3, 0, 2], 5, [3, 4, 4])]

@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
+from torch.optim.lr_scheduler import LRScheduler
 from yacs.config import CfgNode as CN
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl.metrics import require_finite
-from dassl.optim import build_optimizer
+from dassl.optim import StepSchedule, build_optimizer
 from dassl.utils import InputError
 from dassl.utils.stored import alike, require_like
 from prompting.cache import CacheCLIP
 from prompting.templates import cache_templates_of
 from prompting.towers import Towers, normalize
-from training import Batch, FrozenFeatures, PromptTrainer
+from training import FrozenFeatures, PromptTrainer
 
 ADAMW_EPS = 1e-4  # of the authors' AdamW; torch's is 1e-8
 
@@ -103,15 +103,7 @@ class TipAdapterF(TipAdapter):
         for group in optim.param_groups:
             if "eps" in group:
                 group["eps"] = ADAMW_EPS
-        return [(optim, CosineAnnealingLR(optim, self.max_epoch * len(self.train_loader_x)))]
-
-    def training_step(self, batch: Batch) -> dict[str, float]:
-        summary = super().training_step(batch)
-        self.sched.step()
-        return summary
-
-    def update_lr(self, names=None):
-        """Nothing: the rate is updated per step."""
+        return [(optim, StepSchedule(optim, self.planned_steps))]
 
     def before_train(self):
         PromptTrainer.before_train(self)

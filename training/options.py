@@ -8,7 +8,7 @@ IGNORED_BY = {  # a training step that takes no note of the option
     LABEL_SMOOTHING: "computes its loss without self.cross_entropy",
     CLIP_GRAD_NORM: "makes its steps without apply_gradients",
 }
-TRAINING_OPTIONS = (*IGNORED_BY, "TRAIN.PATIENCE")
+TRAINING_OPTIONS = (*IGNORED_BY, "TRAIN.PATIENCE", "OPTIM.STEPS", "OPTIM.STEPS_PER_SHOT")
 
 
 def options_set(cfg: Any) -> list[str]:

@@ -25,7 +25,7 @@ from training.batches import Batch, all_gather_batch, to_device
 from training.gradient_watch import GradientWatch
 from training.method import Method
 from training.options import CLIP_GRAD_NORM, require_honoured
-from training.schedules import after_epoch, after_update
+from training.schedules import after_epoch, after_update, plan_training
 from training.store.feed import Feed
 from training.test_time import TestTime, require_predict
 from training.towers import build_towers, built_model, loaded_clip, require_trained
@@ -88,11 +88,12 @@ class PromptTrainer(Method, TrainerX):
             cfg.DATALOADER.TRAIN_X.SAMPLER = cls.sampler
 
     def build_data_loader(self):
-        if not self.predicts_only:
+        if self.predicts_only:
+            self.dm = DataManagerWithoutData(self.given_classnames, type(self).__name__)
+            self.lab2cname, self.num_classes = self.dm.dataset.lab2cname, len(self.given_classnames)
+        else:
             super().build_data_loader()
-            return
-        self.dm = DataManagerWithoutData(self.given_classnames, type(self).__name__)
-        self.lab2cname, self.num_classes = self.dm.dataset.lab2cname, len(self.given_classnames)
+            plan_training(self)
 
     def build_data_manager(self, **settings: Any) -> DataManager:
         return super().build_data_manager(**{"test_views": build_views(self, self.cfg), **settings})

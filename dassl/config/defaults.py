@@ -141,6 +141,8 @@ def _defaults():
     cfg.OPTIM.STEPSIZE = (-1,)  # epochs between two steps (single_step; -1: none), or epochs of the steps (multi_step)
     cfg.OPTIM.GAMMA = 0.1  # what a step multiplies the learning rate by
     cfg.OPTIM.MAX_EPOCH = 10  # number of epochs
+    cfg.OPTIM.STEPS = 0  # updates of a training, rounded up to whole epochs, in the place of MAX_EPOCH; 0: MAX_EPOCH
+    cfg.OPTIM.STEPS_PER_SHOT = 0  # the same, times DATASET.NUM_SHOTS; 0: MAX_EPOCH or STEPS
     cfg.OPTIM.WARMUP_EPOCH = -1  # epochs of warm-up with smaller learning rates; below 1: none
     cfg.OPTIM.WARMUP_TYPE = "linear"  # kind of warm-up: linear or constant
     cfg.OPTIM.WARMUP_CONS_LR = 1e-5  # learning rate of a constant warm-up

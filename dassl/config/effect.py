@@ -246,6 +246,7 @@ EFFECTS = {
         "without OPTIM.STAGED_LR on named layers",
         lambda run: run.staged and run.cfg.OPTIM.STAGED_LR)),
     "OPTIM.LR_SCHEDULER": SCHEDULE, "OPTIM.STEPSIZE": STEPS, "OPTIM.GAMMA": STEPS, "OPTIM.MAX_EPOCH": TRAINING,
+    "OPTIM.STEPS": TRAINING, "OPTIM.STEPS_PER_SHOT": TRAINING,
     "OPTIM.LABEL_SMOOTHING": TRAINING, "OPTIM.CLIP_GRAD_NORM": UPDATES,
     "OPTIM.WARMUP_EPOCH": SCHEDULE,
     "OPTIM.WARMUP_TYPE": ("without a warm-up", lambda run: run.warms_up),

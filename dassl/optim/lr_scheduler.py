@@ -10,9 +10,35 @@ AVAI_WARMUPS = ("constant", "linear")
 NEVER = [-1]  # OPTIM.STEPSIZE: the rate of single_step never falls
 
 
-class EpochSchedule(LRScheduler):
-    """Warm-up, then cosine or steps; `step()` once per epoch. Its rates are a formula of the settings and the epoch, so
-    that a stored state only says which epoch it is: `load_state_dict` goes on with the settings it was built with.
+class FormulaSchedule(LRScheduler):
+    """A schedule whose rates are a formula of its settings and of how many steps it has made, so that a stored state
+    only says that number: `load_state_dict` goes on with the settings it was built with."""
+
+    def rate(self, base_lr, step):
+        """The rate after `step` steps for a group whose own rate is `base_lr`."""
+        raise NotImplementedError
+
+    def get_lr(self):
+        return [self.rate(base_lr, self.last_epoch) for base_lr in self.base_lrs]
+
+    def load_state_dict(self, state_dict):
+        """Go to the point of a stored state, and set its rates.
+
+        Raises InputError for a state without one."""
+        epoch = state_dict.get("last_epoch")
+        if type(epoch) is not int or epoch < 0:
+            raise InputError(f"a schedule's state says no epoch (last_epoch: {epoch!r})")
+        steps = state_dict.get("_step_count", epoch + 1)
+        if type(steps) is not int or steps < 0:
+            raise InputError(f"a schedule's state counts no steps (_step_count: {steps!r})")
+        self.last_epoch, self._step_count = epoch, steps
+        self._last_lr = self.get_lr()
+        for group, rate in zip(self.optimizer.param_groups, self._last_lr):
+            group["lr"] = rate
+
+
+class EpochSchedule(FormulaSchedule):
+    """Warm-up, then cosine or steps; `step()` once per epoch.
 
     During the first WARMUP_EPOCH epochs the rate is WARMUP_CONS_LR (constant), or climbs from WARMUP_MIN_LR at epoch 0
     by LR / WARMUP_EPOCH an epoch (linear). The main schedule then starts from its own epoch 0 when WARMUP_RECOUNT is
@@ -47,24 +73,6 @@ class EpochSchedule(LRScheduler):
         if self.kind == "single_step":
             return base_lr * self.gamma ** (epoch // self.steps[0])
         return base_lr * self.gamma ** sum(epoch >= step for step in self.steps)
-
-    def get_lr(self):
-        return [self.rate(base_lr, self.last_epoch) for base_lr in self.base_lrs]
-
-    def load_state_dict(self, state_dict):
-        """Go to the epoch of a stored state, and set its rates.
-
-        Raises InputError for a state without an epoch."""
-        epoch = state_dict.get("last_epoch")
-        if type(epoch) is not int or epoch < 0:
-            raise InputError(f"a schedule's state says no epoch (last_epoch: {epoch!r})")
-        steps = state_dict.get("_step_count", epoch + 1)
-        if type(steps) is not int or steps < 0:
-            raise InputError(f"a schedule's state counts no steps (_step_count: {steps!r})")
-        self.last_epoch, self._step_count = epoch, steps
-        self._last_lr = self.get_lr()
-        for group, rate in zip(self.optimizer.param_groups, self._last_lr):
-            group["lr"] = rate
 
 
 def build_lr_scheduler(optimizer, optim_cfg):

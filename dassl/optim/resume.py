@@ -4,7 +4,7 @@ import warnings
 import torch
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from dassl.optim.lr_scheduler import EpochSchedule
+from dassl.optim.lr_scheduler import EpochSchedule, FormulaSchedule
 from dassl.utils import InputError
 from dassl.utils.stored import alike, shortened
 
@@ -40,20 +40,23 @@ def go_on(optimizer, schedule, optimizer_state, schedule_state, changed=(), epoc
     except ValueError as error:  # other groups, or other numbers of parameters in them
         raise InputError("the stored state of the optimizer does not fit the parameters that are trained now "
                          f"({error})") from None
-    own = isinstance(schedule, EpochSchedule)
+    own = isinstance(schedule, FormulaSchedule)
     if changed or own:  # another kind of schedule may move more than the rate: unchanged, it is taken as it is stored
         for group, values in zip(optimizer.param_groups, settings):
             group.update(values)
     _require_momentum(optimizer)
     if schedule is None or schedule_state is None:
         return
-    if own or not changed or not _follows_its_steps(schedule, schedule_state):
+    if isinstance(schedule, EpochSchedule) or not changed or not _follows_its_steps(schedule, schedule_state):
         schedule.load_state_dict(schedule_state)
         return
     steps = schedule_state["last_epoch"]
-    if steps != epoch and any(key.endswith("BATCH_SIZE") for key in changed):
+    if steps != (0 if own else epoch) and any(key.endswith("BATCH_SIZE") for key in changed):
         raise InputError("its learning rate follows the batches, of which an epoch has another number with this "
                          "DATALOADER.TRAIN_X.BATCH_SIZE; resume with that of the stored run")
+    if own:
+        schedule.load_state_dict(schedule_state)
+        return
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")  # the optimizer's steps came before
         for _ in range(steps):
@@ -122,11 +125,12 @@ def _require_remembered(kind, found, parameter):
 def _require_steps(schedule, state, epoch, most_steps):
     """The stored state of a schedule."""
     steps = state.get("last_epoch")
-    if isinstance(schedule, EpochSchedule):  # takes nothing else
-        count = state.get("_step_count", 0)
-        if type(steps) is not int or not 0 <= steps <= epoch + 1 or type(count) is not int or count < 0:
-            raise InputError(f"the stored state of the schedule says epoch {shortened(steps)}, step "
-                             f"{shortened(count)}, after {epoch} epochs")
+    if isinstance(schedule, FormulaSchedule):  # takes nothing else
+        count, per_epoch = state.get("_step_count", 0), isinstance(schedule, EpochSchedule)
+        most = epoch + 1 if per_epoch else most_steps
+        if type(steps) is not int or not 0 <= steps <= most or type(count) is not int or count < 0:
+            raise InputError(f"the stored state of the schedule says {'epoch' if per_epoch else 'update'} "
+                             f"{shortened(steps)}, step {shortened(count)}, after {epoch} epochs")
         return
     own = schedule.state_dict()
     for key, value in state.items():

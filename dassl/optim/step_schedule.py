@@ -1,12 +1,11 @@
 """A learning rate that follows the updates, not the epochs: methods that are published in iterations have one."""
 import math
 
-from torch.optim.lr_scheduler import LRScheduler
-
+from dassl.optim.lr_scheduler import FormulaSchedule
 from dassl.utils import InputError
 
 
-class StepSchedule(LRScheduler):
+class StepSchedule(FormulaSchedule):
     """Linear warm-up, then a cosine down to `minimum`. The update number t (from 0) of T has the rate
 
         t < warmup:  lr (t + 1) / warmup
@@ -38,6 +37,3 @@ class StepSchedule(LRScheduler):
             return base_lr * (step + 1) / self.warmup
         share = min(1.0, (step - self.warmup) / (self.steps - self.warmup))
         return self.minimum + (base_lr - self.minimum) * (1 + math.cos(math.pi * share)) / 2
-
-    def get_lr(self):
-        return [self.rate(base_lr, self.last_epoch) for base_lr in self.base_lrs]

@@ -10,6 +10,7 @@ from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.checkpointer import CHECKPOINTS_KEPT
+from dassl.optim import epochs_of
 from prompting.published import PUBLISHED, at_hand
 from prompting.weights import CACHE, SHIPPED
 from protocols import Run
@@ -24,9 +25,15 @@ PER_STEP = 200  # of TensorBoard's file and the log
 PER_CHECKPOINT = 20_000  # besides its numbers: random generators, names, digests
 
 
+def batches_of(cfg: CfgNode, images: int) -> int:
+    """Batches of an epoch of a training of that many images."""
+    return max(1, images // cfg.DATALOADER.TRAIN_X.BATCH_SIZE)
+
+
 def steps_of(cfg: CfgNode, images: int) -> int:
     """Batches of a training of that many images, all epochs."""
-    return cfg.OPTIM.MAX_EPOCH * max(1, images // cfg.DATALOADER.TRAIN_X.BATCH_SIZE)
+    batches = batches_of(cfg, images)
+    return epochs_of(cfg, batches) * batches
 
 
 def bytes_of(run: Run, looked: Looked) -> int:
@@ -38,7 +45,8 @@ def bytes_of(run: Run, looked: Looked) -> int:
         total += PER_TRAINING_IMAGE * (parts.train + parts.val)
         total += 4 * parts.test * parts.classes * cfg.TEST.SAVE_LOGITS + 6 * parts.classes**2 * cfg.TEST.COMPUTE_CMAT
     if looked.trial.numbers and not run.spec.eval_only:
-        every, epochs = cfg.TRAIN.CHECKPOINT_FREQ, cfg.OPTIM.MAX_EPOCH
+        every = cfg.TRAIN.CHECKPOINT_FREQ
+        epochs = epochs_of(cfg, batches_of(cfg, parts.train)) if parts else cfg.OPTIM.MAX_EPOCH
         kept = CHECKPOINTS_KEPT + (cfg.TEST.FINAL_MODEL == "best_val") + (epochs // every if every else 0)
         total += min(kept, epochs + 1) * (PER_CHECKPOINT + 4 * looked.trial.numbers)
         total += PER_STEP * steps_of(cfg, parts.train) if parts else 0

@@ -1,0 +1,89 @@
+"""Read-only tokens: learned vectors that see the tokens of a frozen tower and are seen by none.
+
+So all other tokens are what they are without them. They are computed once, without gradients, and the learned tokens
+take their keys and values from them: one pass, in which only the few learned tokens need a backward pass.
+"""
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from prompting.blocks import Block, Tower
+from prompting.class_prompts import Prompts
+from prompting.errors import PromptingError
+from prompting.image import ImageTower
+from prompting.parallel import divide
+from prompting.text import TextTower
+from prompting.text_layout import behind, buckets_of, take_apart, up_to_end
+
+
+def read_images(tower: ImageTower, embedded: Tensor, readers: Tensor) -> Tensor:
+    """What learned tokens read in images.
+
+    Args:
+        embedded: what `tower.embed` gave, (B, T, W).
+        readers: the learned tokens (K, W), which come in before ln_pre. Each sees the tokens of the image, neither the
+            others nor itself.
+    Returns:
+        (B, K, E), not normalised, read out as the class token is.
+    """
+    def share(rows: slice) -> Tensor:
+        x: Tensor = tower.visual.ln_pre(embedded[rows])
+        read: Tensor = tower.visual.ln_pre(readers.to(x.dtype)).expand(len(x), -1, -1)
+        blocks = _plain_blocks(tower)
+        for layer, block in enumerate(blocks):
+            qkv = block.query_key_value(x)
+            q, k, v = qkv.chunk(3, dim=-1)
+            read = block.finish(read, block.attend(block.query(read), k, v))
+            if layer < len(blocks) - 1:
+                x = block.finish(x, block.attend(q, k, v))
+        return tower.project(read)
+
+    tower.passes.add(images=len(embedded))
+    return divide(tower.ranks, len(embedded), share)
+
+
+def read_texts(tower: TextTower, prompts: Prompts, readers: Tensor) -> Tensor:
+    """What learned tokens read in the prompts of classes.
+
+    Args:
+        prompts: of C classes and one group.
+        readers: the learned tokens (K, W), without positions. Each sees the tokens of a class from the start to the
+            end-of-text token, neither the others nor itself.
+    Returns:
+        (C, K, E), not normalised, read out as the end-of-text token is.
+    """
+    shared = prompts.prefix.shape[1]
+
+    def share(rows: slice) -> Tensor:
+        own = Prompts(prompts.prefix, prompts.suffix[:, rows], prompts.eot[rows])
+        lengths = [end - shared + 1 for end in own.eot.tolist()]
+        order = sorted(range(len(lengths)), key=lengths.__getitem__)
+        buckets = buckets_of(order, lengths, tower.padding, tower.device)
+        x, blocks = tower.lay_out(own, buckets), _plain_blocks(tower)
+        read = readers.to(x.dtype).expand(len(lengths), -1, -1)
+        for layer, block in enumerate(blocks):
+            qkv = block.query_key_value(x)
+            prefix, parts = take_apart(qkv[..., tower.width:], shared, buckets)
+            queries = block.query(read).split_with_sizes([len(bucket) for bucket in buckets])
+            seen = []
+            for bucket, query, key_value in zip(buckets, queries, parts):
+                keys, values = behind(prefix, key_value)
+                seen.append(block.attend(query, keys[0], values[0], mask=up_to_end(bucket, shared, keys, 1)))
+            read = block.finish(read, torch.cat(seen))
+            if layer < len(blocks) - 1:
+                x = tower.run_block(block, x, shared, buckets, qkv)
+        places = torch.empty(len(order), dtype=torch.long)
+        places[order] = torch.arange(len(order))
+        return tower.project(read)[places.to(read.device)]
+
+    tower.passes.add(texts=len(prompts.eot))
+    return divide(tower.ranks, len(prompts.eot), share)
+
+
+def _plain_blocks(tower: Tower) -> list[Block]:
+    blocks = tower.blocks
+    if any(block.whole for block in blocks):
+        raise PromptingError("read-only tokens look into CLIP's own blocks; a block of this CLIP is another one, or "
+                             "has hooks")
+    return blocks

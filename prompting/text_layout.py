@@ -1,0 +1,86 @@
+"""How the text tower lays out the tokens of many classes: which are run together, in one row without padding."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Bucket:
+    """Classes whose own tokens are run in one piece.
+
+    classes: (C',), their places in the list; length: own tokens of the longest class; ends: (C',), the place of each
+    class's last token, or None where all are equally long.
+    """
+
+    classes: Tensor
+    length: int
+    ends: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+
+def buckets_of(order: Sequence[int], lengths: Sequence[int], padding: int, device: torch.device) -> list[Bucket]:
+    """Classes of one length together. A GPU runs few large pieces faster than many small ones: there shorter classes
+    join longer ones as long as few tokens of padding are needed.
+
+    Args:
+        order: places of the classes, from the shortest to the longest.
+        lengths: own tokens of each class; padding: how many tokens one piece may waste.
+    """
+    pieces: list[list[int]] = []
+    longest = padded = 0
+    for index in reversed(order):
+        shorter = longest - lengths[index]
+        if not pieces or padded + shorter > padding:
+            pieces.append([])
+            longest, shorter, padded = lengths[index], 0, 0
+        pieces[-1].append(index)
+        padded += shorter
+    buckets = []
+    for piece in (piece[::-1] for piece in reversed(pieces)):  # in the order of `order`
+        ends = [lengths[i] - 1 for i in piece]
+        buckets.append(Bucket(torch.tensor(piece, device=device), ends[-1] + 1,
+                              None if ends[0] == ends[-1] else torch.tensor(ends, device=device)))
+    return buckets
+
+
+def take_apart(tokens: Tensor, shared: int, buckets: Sequence[Bucket]) -> tuple[Tensor, list[Tensor]]:
+    """(G, N, W) -> the tokens of the prefix (G, P, W), and those of each bucket (G, C', S, W)."""
+    parts = tokens.split_with_sizes([shared, *(len(b) * b.length for b in buckets)], dim=1)
+    return parts[0], [part.view(len(part), len(b), b.length, part.shape[-1]) for part, b in zip(parts[1:], buckets)]
+
+
+def behind(shared: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values of the prefix (G, P, 2 W) in front of those of each class (G, C, S, 2 W)
+    -> keys and values, (G, C, P + S, W) each."""
+    keys, values = torch.cat([shared[:, None].expand(-1, own.shape[1], -1, -1), own], dim=2).chunk(2, dim=-1)
+    return keys, values
+
+
+def last_tokens(parts: Sequence[Tensor], buckets: Sequence[Bucket]) -> Tensor:
+    """The end-of-text tokens (G, C', W) of the tokens of each bucket (G, C', S, W)."""
+    return torch.cat([part[:, :, -1] if bucket.ends is None else
+                      part[:, torch.arange(len(bucket), device=part.device), bucket.ends]
+                      for bucket, part in zip(buckets, parts)], dim=1)
+
+
+def up_to_end(bucket: Bucket, shared: int, keys: Tensor, groups: int) -> Tensor | None:
+    """The mask of a query that sees the tokens of its class up to the end-of-text token, to be broadcast to (G C',
+    heads, queries, keys); None where all of the keys (G, C', P + S, W) are such."""
+    if bucket.ends is None:
+        return None
+    mask = torch.arange(keys.shape[2], device=keys.device) <= shared + bucket.ends[:, None]
+    return mask.repeat(groups, 1)[:, None, None]
+
+
+def common_start(tokens: Tensor, ends: Tensor) -> int:
+    """How many tokens at the start all sentences (C, T) have in common; at least 1, and at most all in front of the
+    first end-of-text token. ends: (C,), where these stand."""
+    same = (tokens == tokens[:1]).all(dim=0).tolist()
+    common = same.index(False) if False in same else len(same)
+    return max(1, min(common, int(ends.min())))
