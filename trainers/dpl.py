@@ -2,9 +2,9 @@
 Learning), arXiv 2111.12853.
 
 Learned: a network that makes of images a prompt for their domain, N_DOMAIN_TOKENS vectors in front of the class names.
-The prompt of a domain is the mean of what the network gives for the frozen features of the domain's images, and the same
-for all classes. Towers are frozen; the gradient reaches the network through the text tower. In a test the prompt is
-that of the whole test batch: an answer depends on the images that share the batch, so test images are shuffled.
+The prompt of a domain is the mean of what the network gives for the frozen features of its images, the same for all
+classes. Towers are frozen; the gradient reaches the network through the text tower. In a test the prompt is that of the
+whole test batch: an answer depends on the images that share the batch, so test images are shuffled.
 
 Two readings of the loss, TRAINER.DPL.TARGETS. `released`: as the authors' code computes it, cross-entropy over the
 classes with the prompts of all domains (domains x classes columns), where the target of every image is its class with

@@ -5,8 +5,8 @@ image and its augmented views are scored; the share SELECTION of them whose pred
 (confidence selection), and the context is updated so that the entropy of their mean prediction becomes smaller
 (marginal entropy). The image alone is then predicted with that context, and the context begins anew.
 
-As in the authors' code the image is one of its views and may be left out like any other; the choice of the first step is
-kept for further ones; AdamW's decay acts on the context, too.
+As in the authors' code the image is one of its views and may be left out like any other, the choice of the first step
+is kept for further ones, and AdamW's decay acts on the context, too.
 
 The context starts as the words CTX_INIT. With MODEL.INIT_WEIGHTS, the checkpoint of a CoOp run, it starts as that run's
 context (the paper's TPT + CoOp), if it has as many vectors: the names of the tensors are the same.

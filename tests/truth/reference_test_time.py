@@ -84,7 +84,8 @@ def dpl_start(inputs, outputs, width, depth):
     """{name: tensor} of the network of a variant: as drawn, biases 0.01."""
     def layer(name, out, into):
         bound = (6 / (out + into)) ** 0.5
-        drawn = np.random.RandomState(zlib.crc32(f"start/{name}".encode()) & 0x7FFFFFFF).uniform(-bound, bound, (out, into))
+        rng = np.random.RandomState(zlib.crc32(f"start/{name}".encode()) & 0x7FFFFFFF)
+        drawn = rng.uniform(-bound, bound, (out, into))
         return {f"network.{name}.weight": torch.from_numpy(drawn).float(),
                 f"network.{name}.bias": torch.full((out,), 0.01)}
 

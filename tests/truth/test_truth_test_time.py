@@ -1,5 +1,5 @@
-"""TPT and DPL against plain references: these give the recorded numbers, and then the numbers of settings of which there
-is no record here, which our trainers must give, too."""
+"""TPT and DPL against plain references: these give the recorded numbers, and then the numbers of settings of which
+there is no record here, which our trainers must give, too."""
 import json
 
 import golden_test_time
@@ -61,7 +61,8 @@ def test_the_reference_gives_the_recorded_numbers(case, clip_model):
     ours, _ = computed(clip_model, record)
     assert set(ours) == {key for key in record if key != "meta" and not key.startswith("init/")}
     for name, value in ours.items():
-        allowed = 2e-5 if name.startswith("final/") else 0 if value.dtype == np.int64 else WITHIN[record["meta"]["method"]]
+        within = 2e-5 if name.startswith("final/") else WITHIN[record["meta"]["method"]]
+        allowed = 0 if value.dtype == np.int64 else within
         assert difference(value, record[name], name) <= allowed, name
 
 
