@@ -1,5 +1,5 @@
-"""What the golden records of TPT and DPL do not cover: the views and AugMix, CoOp's context as a start, what a test image
-costs, domains in any number and order, bad settings."""
+"""What the golden records of TPT and DPL do not cover: the views and AugMix, CoOp's context as a start, what a test
+image costs, domains in any number and order, bad settings."""
 import types
 
 import numpy as np
