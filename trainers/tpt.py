@@ -1,15 +1,15 @@
 """TPT: Shu et al., "Test-Time Prompt Tuning for Zero-Shot Generalization in Vision-Language Models", arXiv 2209.07511.
 
-Nothing is trained before the test. Learned, for each test image anew: context vectors in front of the class names. The
+Learned: context vectors in front of the class names, for each test image anew; nothing is trained before the test. The
 image and its augmented views are scored; the share SELECTION of them whose predictions have the least entropy is kept
-(confidence selection), and the context is updated so that the entropy of their mean prediction becomes smaller
-(marginal entropy). The image alone is then predicted with that context, and the context begins anew.
+(confidence selection), and the context is updated so that the entropy of their mean prediction becomes smaller. The
+image alone is then predicted with that context, and the context begins anew.
 
 As in the authors' code the image is one of its views and may be left out like any other, the choice of the first step
 is kept for further ones, and AdamW's decay acts on the context, too.
 
 The context starts as the words CTX_INIT. With MODEL.INIT_WEIGHTS, the checkpoint of a CoOp run, it starts as that run's
-context (the paper's TPT + CoOp), if it has as many vectors: the names of the tensors are the same.
+context (the paper's TPT + CoOp): the names of the tensors are the same, and so must be the number of vectors.
 """
 import math
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from prompting.towers import Towers
 from trainers.coop import CoOpCLIP
 from training import Batch, PromptTrainer
 
-WITHOUT_AUGMIX = ("ImageNet", "ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR")  # section 4.1
+WITHOUT_AUGMIX = ("ImageNet", "ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR")
 
 
 def entropies(logits: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ def entropies(logits: Tensor) -> Tensor:
 
 
 def marginal_entropy(logits: Tensor) -> Tensor:
-    """The entropy of the mean prediction, equation 2; (V, n_cls) -> ()."""
+    """The entropy of the mean prediction; (V, n_cls) -> ()."""
     log_mean = logits.log_softmax(dim=-1).logsumexp(dim=0) - math.log(len(logits))
     return -(log_mean.exp() * log_mean).sum()
 
