@@ -61,5 +61,5 @@ class Case:
         """Called after each step; `trainer.batch_idx` counts the steps from 0."""
 
     def extras(self, trainer):
-        """(what, ours, theirs) of whatever else the record holds."""
+        """(what, ours, theirs) of whatever else the record holds, and where it is not `logits_within`, how close."""
         return ()
