@@ -1,5 +1,6 @@
 """Full fine-tuning, the baseline of domain generalisation that is called ERM (empirical risk minimisation): the
-cross-entropy alone, no prompt and no regularisation. It is what WiSE-FT (trainers/wiseft.py) starts from: its alpha = 1.
+cross-entropy alone, no prompt and no regularisation. It is what WiSE-FT (trainers/wiseft.py; Wortsman et al., "Robust
+fine-tuning of zero-shot models", arXiv 2109.01903) starts from: its alpha = 1.
 
 Learned: every tensor of the image tower, and a linear classifier that starts as zero-shot CLIP. With v the image
 feature and t_c the frozen text feature of class c, both of length 1,
