@@ -55,6 +55,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--plugin", action="append", default=[], metavar="FILE_OR_MODULE",
                         help="import more methods or datasets from here (repeatable)")
     parser.add_argument("--protocol", default="", help=argparse.SUPPRESS)  # which one has planned the run
+    parser.add_argument("--trained-on", default="", help=argparse.SUPPRESS)  # a plan's, before that run was made
     parser.add_argument("--store-dir", default="", help=argparse.SUPPRESS)  # that its runs share; users have STORE.DIR
     parser.add_argument("--eval-only", action="store_true", help="evaluate only")
     parser.add_argument("--model-dir", default="", help="run folder whose prompts --eval-only loads")

@@ -1,8 +1,9 @@
-"""A RunSpec becomes a config: defaults, dataset file, method file, flags, options, in this order."""
+"""A RunSpec becomes a config: defaults, dataset file, method file with its entry for the dataset, flags, options, in
+this order."""
 import functools
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +15,19 @@ from dassl.config import (
     clean_cfg,
     copied,
     get_cfg_default,
+    merge_entry,
     merge_flag,
     merge_options,
     merge_text,
 )
 from dassl.config.belongs import methods_of_file
+from dassl.config.per_dataset import Taken, datasets_named, entries_of, place_of, require_no_entries
 from dassl.config.reading import ConfigFile, keys_of, read_config
+from dassl.config.tree import dotted
+from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.identity import allowed_changes
+from dassl.engine.run_folder import stored_config
 from dassl.optim import require_length
 from dassl.utils import InputError, broadcast
 from prompting.image_size import image_size
@@ -46,10 +52,12 @@ class BuiltConfig:
     Attributes:
         cfg: the frozen config.
         owner: the other method whose config file this run uses (`owner_of_config`), or "".
+        taken: what it took from the config file for its dataset alone, or None.
     """
 
     cfg: CfgNode
     owner: str = ""
+    taken: Taken | None = None
 
 
 def build_config(spec: RunSpec, read: Callable[[str], ConfigFile] = read_config) -> CfgNode:
@@ -69,7 +77,7 @@ def build(spec: RunSpec, read: Callable[[str], ConfigFile] = read_config) -> Bui
     """
     trainer = _trainer_of(spec, read)
     owner = owner_of_config(spec.config_file, TRAINER_REGISTRY.name_of(trainer), read) if spec.config_file else ""
-    cfg = _merged(spec, trainer, read)
+    cfg, taken = _merged(spec, trainer, read)
     check_config(cfg)
     if not spec.eval_only:
         require_length(cfg)
@@ -89,33 +97,91 @@ def build(spec: RunSpec, read: Callable[[str], ConfigFile] = read_config) -> Bui
     if spec.eval_only and issubclass(trainer, PromptTrainer) and trainer.trains and not spec.model_dir:
         raise InputError(f"--eval-only needs --model-dir, the run folder that holds what {cfg.TRAINER.NAME} trained")
     cfg.freeze()
-    return BuiltConfig(cfg, owner)
+    return BuiltConfig(cfg, owner, taken)
 
 
-def _merged(spec: RunSpec, trainer: type, read: Callable[[str], ConfigFile]) -> CfgNode:
-    """The defaults with the files, the flags and the options of a run merged into them."""
+def _merged(spec: RunSpec, trainer: type, read: Callable[[str], ConfigFile]) -> tuple[CfgNode, Taken | None]:
+    """The defaults with the files, the flags and the options of a run merged into them, and what was taken for its
+    dataset."""
     # A plugin that declares no keys of its own may bring any under TRAINER.
     open_trainer = not declares_config(trainer)
-    files = tuple(layer for path in (spec.dataset_config_file, spec.config_file) if path
-                  for layer in read(path).layers())
+    data = read(spec.dataset_config_file).layers() if spec.dataset_config_file else ()
+    require_no_entries(data)
+    own = read(spec.config_file).layers() if spec.config_file else ()
+    files = (*data, *own)
     cfg = copied(_with_files(_extensions(), files, open_trainer))
+    named = datasets_named(own)
+    _require_entries(named, files, open_trainer)
+    dataset = _dataset_of(spec, cfg, read) if named else ""
+    keys = [key for told, text in own for key in merge_entry(cfg, text, told, dataset, open_trainer)]
+    said = dotted(cfg)
     for flag, key, value in flag_settings(spec):
         merge_flag(cfg, key, value, flag)
     merge_options(cfg, spec.options, open_trainer)
+    given = {*spec.options[::2], *(key for _, key, _ in flag_settings(spec))}
+    taken = Taken(dataset, spec.config_file, tuple((key, said[key], key in given) for key in dict.fromkeys(keys)))
     cfg.STORE.DIR = cfg.STORE.DIR or spec.store_dir
-    if not names_size(spec, files) and (size := image_size(cfg.MODEL.BACKBONE.NAME)):
+    if not names_size(spec, files, keys) and (size := image_size(cfg.MODEL.BACKBONE.NAME)):
         cfg.INPUT.SIZE = (size, size)
-    return cfg
+    return cfg, taken if keys else None
 
 
-def names_size(spec: RunSpec, files: tuple[tuple[str, str], ...]) -> bool:
+def names_size(spec: RunSpec, files: tuple[tuple[str, str], ...], keys: Sequence[str] = ()) -> bool:
     """Whether an option or a config file of a run says INPUT.SIZE; else it is that of the backbone.
 
-    files: (name for messages, text) of each, as `ConfigFile.layers` gives them."""
-    if "INPUT.SIZE" in spec.options[::2]:
+    files: (name for messages, text) of each, as `ConfigFile.layers` gives them. keys: those taken for the dataset."""
+    if "INPUT.SIZE" in (*spec.options[::2], *keys):
         return True
     inputs = [keys_of(text, path).get("INPUT") for path, text in files]
     return any(isinstance(keys, dict) and "SIZE" in keys for keys in inputs)
+
+
+# ---- settings for single datasets ----
+def _dataset_of(spec: RunSpec, cfg: CfgNode, read: Callable[[str], ConfigFile]) -> str:
+    """The DATASET.NAME whose entry of PER_DATASET a run takes: of what it learns from, so that what was trained on one
+    dataset is evaluated on another with the settings that it was trained with.
+
+    cfg: with the config files merged into it."""
+    if spec.eval_only and spec.trained_on:
+        return _named_in(read(spec.trained_on))
+    if spec.eval_only and spec.model_dir:
+        trained = stored_config(spec.model_dir).get("DATASET")
+        if isinstance(trained, dict) and isinstance(trained.get("NAME"), str):
+            return trained["NAME"]
+    return spec.settings().get("DATASET.NAME", cfg.DATASET.NAME)
+
+
+def _named_in(file: ConfigFile) -> str:
+    """The DATASET.NAME that a dataset's config file says."""
+    peek = get_cfg_default()
+    for told, text in file.layers():
+        merge_text(peek, text, told)
+    return peek.DATASET.NAME
+
+
+def _require_entries(named: dict[str, str], files: tuple, open_trainer: bool) -> None:
+    """Raise InputError for an entry of PER_DATASET that no run could take.
+
+    Args:
+        named: what `datasets_named` gives.
+        files: the layers of all config files of a run.
+    """
+    for name, told in named.items():
+        try:
+            DATASET_REGISTRY.get(name)
+        except InputError as error:
+            raise InputError(f"{place_of(told, name)}: {error}") from None
+    if named:
+        _try_entries(_extensions(), files, open_trainer)
+
+
+@functools.lru_cache(maxsize=64)
+def _try_entries(extensions: tuple[Extension, ...], files: tuple, open_trainer: bool) -> None:
+    """Merge each entry once, for the errors of one that this run does not take. Arguments as of `_with_files`."""
+    cfg = copied(_with_files(extensions, files, open_trainer))
+    for told, text in files:
+        for name in entries_of(text, told):
+            merge_entry(cfg, text, told, name, open_trainer)
 
 
 def _seed(seed: int) -> int:

@@ -3,12 +3,15 @@ import contextlib
 import functools
 import pickle
 from collections.abc import Iterable
+from dataclasses import replace
 
 from yacs.config import CfgNode
 
 from dassl.config.reading import read_config
 from runs.build_config import BuiltConfig, build
 from runs.run_spec import RunSpec
+
+NONE = CfgNode()
 
 
 class Configs:
@@ -21,7 +24,7 @@ class Configs:
     """
 
     def __init__(self) -> None:
-        self._kept: dict[RunSpec, tuple[str, tuple[bytes, ...]]] = {}  # owner of the config file, the config
+        self._kept: dict[RunSpec, tuple[BuiltConfig, tuple[bytes, ...]]] = {}  # without its config, which is the bytes
         self._parts: dict[bytes, bytes] = {}
         self._read = functools.cache(read_config)
 
@@ -36,14 +39,14 @@ class Configs:
         """As `of`, with the owner of the config file."""
         kept = self._kept.get(spec)
         if kept is not None:
-            owner, parts = kept
-            return BuiltConfig(_unpacked(parts), owner)
+            rest, parts = kept
+            return replace(rest, cfg=_unpacked(parts))
         built = build(spec, self._read)
         if spec.seed >= 0:
             # a plugin may have set what is no plain value; such a config is built again
             with contextlib.suppress(pickle.PicklingError, AttributeError, TypeError):
                 parts = tuple(self._parts.setdefault(part, part) for part in _packed(built.cfg))
-                self._kept[spec] = built.owner, parts
+                self._kept[spec] = replace(built, cfg=NONE), parts
         return built
 
 

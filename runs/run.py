@@ -119,6 +119,8 @@ def _trainer_of(spec: RunSpec, built: BuiltConfig, clips: dict[str, Any]) -> Any
     print(f"** {cfg.TRAINER.NAME} on {cfg.DATASET.NAME}, seed {cfg.SEED} **\n{collect_env_info()}")
     if built.owner:
         print(f"Note: {cfg.TRAINER.NAME} has no config of its own and runs with {built.owner}'s, {spec.config_file}")
+    if built.taken:
+        print(built.taken.told())
     set_random_seed(cfg.SEED)
     if issubclass(TRAINER_REGISTRY.get(cfg.TRAINER.NAME), PromptTrainer):
         return build_trainer(cfg, clips=clips)

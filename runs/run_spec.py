@@ -31,6 +31,7 @@ class RunSpec:
         plugins: files or modules with more methods, datasets or protocols.
         options: config options, (KEY, VALUE, KEY, VALUE, ...).
         protocol: the name of the protocol whose plan the run is of, for its results.json.
+        trained_on: the dataset's YAML file that the run of `model_dir` learns from, where it is another one.
         store_dir: the folder of the feature store where neither a config file nor an option says STORE.DIR.
     """
 
@@ -54,6 +55,7 @@ class RunSpec:
     plugins: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     protocol: str = ""
+    trained_on: str = ""
     store_dir: str = ""
 
     def settings(self) -> dict[str, str]:

@@ -31,7 +31,7 @@ WHOLE = RunSpec(
     trainer="CoOp", dataset_config_file="d.yaml", config_file="c.yaml", output_dir="out", root="data",
     backbone="ViT-B/16", seed=3, source_domains=("a", "b"), target_domains=("c",), transforms=("normalize",),
     head="mlp", resume="before", eval_only=True, model_dir="trained", load_epoch=2, no_train=True, skip_bad_images=True,
-    plugins=("p.py", "q"), options=("OPTIM.LR", "0.1", "DATASET.NUM_SHOTS", "4"), protocol="xd",
+    plugins=("p.py", "q"), options=("OPTIM.LR", "0.1", "DATASET.NUM_SHOTS", "4"), protocol="xd", trained_on="t.yaml",
     store_dir="features")
 
 

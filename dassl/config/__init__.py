@@ -4,6 +4,7 @@ from dassl.config.check import check_config
 from dassl.config.defaults import copied, get_cfg_default
 from dassl.config.merge import (
     dump,
+    merge_entry,
     merge_file,
     merge_flag,
     merge_options,
@@ -44,5 +45,5 @@ def own_cfg(cfg, defaults):
     return own
 
 
-__all__ = ["check_config", "clean_cfg", "config_layers", "copied", "dump", "get_cfg_default", "merge_file",
-           "merge_flag", "merge_options", "merge_text", "methods_of", "own_cfg", "paired", "write_config"]
+__all__ = ["check_config", "clean_cfg", "config_layers", "copied", "dump", "get_cfg_default", "merge_entry",
+           "merge_file", "merge_flag", "merge_options", "merge_text", "methods_of", "own_cfg", "paired", "write_config"]

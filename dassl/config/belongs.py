@@ -3,7 +3,8 @@ import functools
 import os
 
 from dassl.config.defaults import get_cfg_default
-from dassl.config.merge import merge_text
+from dassl.config.merge import merge_entry, merge_text
+from dassl.config.per_dataset import entries_of
 from dassl.config.reading import ConfigFile, read_config
 
 
@@ -31,6 +32,8 @@ def _methods_in(text: str, told: str) -> frozenset[str]:
     """The methods that the text of one config file names. told: the file, for the messages."""
     peek = get_cfg_default()
     merge_text(peek, text, told, open_trainer=True)
+    for dataset in entries_of(text, told):
+        merge_entry(peek, text, told, dataset, open_trainer=True)
     if peek.TRAINER.NAME:
         return frozenset({peek.TRAINER.NAME.upper()})
     return frozenset(name for name in peek.TRAINER if name != "NAME")

@@ -9,6 +9,7 @@ import yaml
 from yacs.config import CfgNode as CN
 
 from dassl.config.near import meant_key
+from dassl.config.per_dataset import PER_DATASET, entries_of, place_of
 from dassl.config.reading import BASE, Loader, config_layers, keys_of
 from dassl.config.tree import dotted, leaves
 from dassl.utils.checkpoint import write_atomically
@@ -19,7 +20,7 @@ NUMBERS = {"MODEL.HEAD.HIDDEN_LAYERS": 0}  # lists of numbers that are empty by 
 
 
 def merge_file(cfg, path, open_trainer=False):
-    """Merge a YAML file into `cfg`, after the files that its BASE names.
+    """Merge a YAML file into `cfg`, after the files that its BASE names; not what they say under PER_DATASET.
 
     Args:
         path: a .yaml or .yml file; nothing in it is executed.
@@ -33,16 +34,36 @@ def merge_file(cfg, path, open_trainer=False):
 
 
 def merge_text(cfg, text, path, open_trainer=False):
-    """Merge the text of one config file, without its BASE. path: for the messages; for the rest see `merge_file`."""
-    keys = {name: value for name, value in keys_of(text, path).items() if name != BASE}
+    """Merge the text of one config file, without its BASE and PER_DATASET. path: for the messages; for the rest see
+    `merge_file`."""
+    entries_of(text, path)  # it raises where they are none
+    keys = {name: value for name, value in keys_of(text, path).items() if name not in (BASE, PER_DATASET)}
     for name in keys:
-        if isinstance(name, str) and name.upper() == BASE:
-            raise InputError(f"config {path}: unknown key {name} (did you mean '{BASE}'?)")
-    for names, value in leaves(keys):
+        if isinstance(name, str) and name.upper() in (BASE, PER_DATASET):
+            raise InputError(f"config {path}: unknown key {name} (did you mean '{name.upper()}'?)")
+    _merge_tree(cfg, keys, f"config {path}", open_trainer)
+
+
+def merge_entry(cfg, text, path, dataset, open_trainer=False):
+    """Merge what the text of one config file says under PER_DATASET for a dataset, by its DATASET.NAME. The rest as of
+    `merge_text`.
+
+    Returns:
+        the dotted keys that were set, in order.
+    """
+    return _merge_tree(cfg, entries_of(text, path).get(dataset, {}), place_of(path, dataset), open_trainer)
+
+
+def _merge_tree(cfg, tree, where, open_trainer):
+    """Set what a tree of keys says. where: how messages begin. Returns the dotted keys."""
+    found = []
+    for names, value in leaves(tree):
         if wrong := [name for name in names if not isinstance(name, str)]:
             above = "".join(f"{name}." for name in names[:names.index(wrong[0])])
-            raise InputError(f"config {path}: the key {above}{wrong[0]!r} is not a name")
-        _set(cfg, ".".join(names), copy.deepcopy(value), f"config {path}", open_trainer)
+            raise InputError(f"{where}: the key {above}{wrong[0]!r} is not a name")
+        found.append(".".join(names))
+        _set(cfg, found[-1], copy.deepcopy(value), where, open_trainer)
+    return found
 
 
 def merge_options(cfg, options, open_trainer=False):
@@ -51,6 +72,9 @@ def merge_options(cfg, options, open_trainer=False):
     for key, text in zip(options[::2], options[1::2]):
         if key.upper() == BASE:
             raise InputError(f"option: {BASE} belongs in a config file; --config-file takes one")
+        if key.upper().partition(".")[0] == PER_DATASET:
+            raise InputError(f"option: {PER_DATASET} belongs in a config file; an option gives the key itself, for "
+                             "whatever dataset is run")
         _set(cfg, key, text, "option", open_trainer)
 
 

@@ -6,7 +6,8 @@ import sys
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from dassl.config import get_cfg_default, merge_file
+from dassl.config import config_layers, get_cfg_default, merge_text
+from dassl.config.per_dataset import require_no_entries
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import InputError, is_class_bound, require_own_folder
@@ -43,7 +44,10 @@ class Dataset:
         """The Dataset of a name in configs/datasets, or of a YAML file. Raises InputError where there is none."""
         file = config_file("datasets", name)
         config = get_cfg_default()
-        merge_file(config, file)
+        layers = config_layers(file)
+        require_no_entries(layers)
+        for told, text in layers:
+            merge_text(config, text, told)
         return cls(stem(file), file, DATASET_REGISTRY.get(config.DATASET.NAME), config.MODEL.BACKBONE.NAME,
                    config.DATASET.ROOT)
 
@@ -203,6 +207,8 @@ class RunMaker:
                    **more: Any) -> Run:
         """A run that tests what the run `trained` has learned on other classes, domains or another dataset. Its config
         and backbone are those of the training. Arguments as of `run`."""
+        if dataset and dataset.file != trained.spec.dataset_config_file:
+            more = {"trained_on": trained.spec.dataset_config_file, **more}
         return self.run(part, dataset, options, trained.folder, eval_only=True, model_dir=trained.folder, **more)
 
     def domains(self, dataset: Dataset | None = None) -> list[str]:
