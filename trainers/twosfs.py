@@ -73,7 +73,7 @@ class TwoStageCLIP(FrozenCLIP):
 class TwoSFS(PromptTrainer):
     model: TwoStageCLIP
     trains_towers = True
-    trains_in_turns = True
+    trains_in_turns: bool | int = True
     class_tensors = ("classifier",)
 
     @staticmethod
@@ -101,7 +101,8 @@ class TwoSFS(PromptTrainer):
         return [p for p in self.trainables if (p is self.model.classifier) == bool(stage)]
 
     def build_optimizers(self) -> list[tuple[Optimizer, LRScheduler]]:
-        lengths, pairs = (self.first_steps, self.planned_steps - self.first_steps), []
+        lengths = self.first_steps, self.planned_steps - self.first_steps
+        pairs: list[tuple[Optimizer, LRScheduler]] = []
         if not all(lengths):
             raise InputError(f"TRAINER.TWOSFS.FRAC {self.node.FRAC} of the {self.planned_steps} updates that are "
                              f"planned leaves one of the two stages without any ({lengths[0]} and {lengths[1]}); train "
