@@ -48,7 +48,11 @@ def test_the_reference_gives_the_recorded_numbers(case, clip_model):
         assert difference(arrays[key], record[key], key) <= 5e-5, key
 
 
-@pytest.mark.parametrize("case", VARIANTS)
+LONGER = ("wiseft_alone", "twosfs_long")
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=pytest.mark.slow) if case in LONGER else case
+                                  for case in VARIANTS])
 def test_other_settings_give_the_references_numbers(case, clip_model, tmp_path):
     meta = meta_of(case, *VARIANTS[case])
     arrays, more = OF[case.partition("_")[0]](clip_model, meta)
