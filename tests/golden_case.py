@@ -65,5 +65,5 @@ class Case:
         return ours, theirs
 
     def extras(self, trainer):
-        """(what, ours, theirs) of whatever else the record holds."""
+        """(what, ours, theirs) of whatever else the record holds, and where it is not `logits_within`, how close."""
         return ()

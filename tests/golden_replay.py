@@ -112,8 +112,8 @@ def replay(path, clip_model, folder, device="cpu"):
         for name in starts:
             ours, theirs = case.final(name, parameters[name], record[f"final/{name}"])
             compare(ours, theirs, case.tensors_within, f"final {name}")
-    for what, ours, theirs in case.extras(trainer):
-        compare(ours, theirs, case.logits_within, what)
+    for what, ours, theirs, *own in case.extras(trainer):
+        compare(ours, theirs, own[0] if own else case.logits_within, what)
     if "extra/text_features" in record:
         compare(trainer.model.encode_classes(), record["extra/text_features"], case.logits_within, "text features")
     return found
