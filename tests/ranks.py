@@ -46,6 +46,8 @@ VARIANTS = {  # what the trainers' configs leave out
         "MetaPrompt", ("DATASET.NUM_SHOTS", 1, "TRAINER.METAPROMPT.ORDER", 2)),
     "DPL, three domains": ("DPL", ("DATASET.NUM_SHOTS", 1, "DATALOADER.TRAIN_X.BATCH_SIZE", 9)),
     "ProMetaR, first order": ("ProMetaR", (*BASE, "TRAINER.PROMETAR.ORDER", 1)),
+    # What its dropout draws is each rank's own, as the towers' work is divided: those runs are alike in kind only.
+    "CLIPLoRA": ("CLIPLoRA", (*BASE, "TRAINER.CLIPLORA.DROPOUT", 0.0)),
     # Last: it takes the place of this project's CoOp. Its ranks all do the same work but for the evaluation.
     "CoOp as written for Dassl": ("CoOp", (*BASE, "TRAINER.COOP.N_CTX", 3, "TRAINER.COOP.PREC", "fp32",
                                            "TRAINER.COOP.INIT.STD", 0.02)),
