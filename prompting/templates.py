@@ -77,6 +77,24 @@ IMAGENET_ALL = (
     "a tattoo of the {}.",
 )
 
+# What the text prompts of PLOT++ (CHENGY12/PLOT, plot-pp) start from.
+TRANSPORT_STARTS = {
+    "ImageNet": ("a photo of a", "this is a photo", "this is a", "one picture of a"),
+    "DescribableTextures": ("a photo of a texture", "this is a photo texture", "this is a picture texture",
+                            "one picture of a texture"),
+    "EuroSAT": ("a centered satellite photo of", "a centered satellite picture of",
+                "this is centered satellite photo of", "one centered satellite photo of a"),
+    "FGVCAircraft": ("a photo of an aircraft", "a picture of an aircraft", "this is aircraft picture of",
+                     "one picture of an aircraft"),
+    "Food101": ("a photo of a food", "this is a food photo", "this is food picture of", "one picture of a food"),
+    "OxfordFlowers": ("a photo of a flower", "one picture of a flower", "this is flower picture of",
+                      "one picture of a flower"),
+    "OxfordPets": ("a photo of a pet", "one picture of a pet", "this is pet picture of", "one picture of a pet"),
+    "UCF101": ("a photo of a person doing", "this is a photo people doing", "this is picture of people doing",
+               "one picture of a person doing"),
+}
+DEFAULT_STARTS = ("a photo of a", "this is a photo", "this is picture of", "one picture of a")  # Caltech101's
+
 IMAGENET_FIRST_60 = IMAGENET_ALL[:60]  # PromptSRC's (arXiv 2307.06948), from the authors' code
 
 
@@ -136,6 +154,16 @@ def frozen_templates_of(dataset: str) -> list[str]:
 def cache_templates_of(dataset: str) -> list[str]:
     """Tip-Adapter's (arXiv 2207.09519): the dataset's template; the 7 selected ones for ImageNet."""
     return list(IMAGENET_SELECT) if dataset == "ImageNet" else [template_of(dataset)]
+
+
+def residual_templates_of(dataset: str) -> list[str]:
+    """TaskRes's (arXiv 2211.10277): the dataset's template; for ImageNet the 7 selected ones beside it."""
+    return [*IMAGENET_SELECT, DEFAULT] if dataset == "ImageNet" else [template_of(dataset)]
+
+
+def transport_starts_of(dataset: str) -> tuple[str, ...]:
+    """The words that the four text prompts of PLOT++ start from; those of Caltech101 where none were published."""
+    return TRANSPORT_STARTS.get(dataset, DEFAULT_STARTS)
 
 
 def kgcoop_template_of(dataset: str) -> str:

@@ -1,0 +1,3 @@
+#!/usr/bin/env bash
+# PLOT, leave one domain out: bash scripts/plot/dg.sh DATASET [OPTION VALUE ...]
+exec bash "$(dirname "${BASH_SOURCE[0]}")/../run.sh" dg PLOT "$@"
