@@ -16,6 +16,7 @@ from prompting.blocks import Block
 from prompting.errors import PromptingError
 
 AT_INPUT = -1  # the layer of an adapter that stands in front of all blocks
+Norm = Callable[[Tensor], Tensor]
 
 
 class BlockAdapter(nn.Module):
@@ -41,7 +42,7 @@ class BlockAdapter(nn.Module):
         """What is added to the output projection of attention: (..., T, W), its input, -> (..., T, W)."""
         return None
 
-    def beside(self, x: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor | None:
+    def beside(self, x: Tensor, norm: Norm) -> Tensor | None:
         """What is added to the block's output: (..., T, W), the block's input, -> (..., T, W).
 
         norm: the block's first LayerNorm; at the input of the tower (`AT_INPUT`) nothing but x itself."""
@@ -65,7 +66,8 @@ class AdaptedBlock(Block):
         normed, width = self.ln_1(x), x.shape[-1]
         rows = slice(first * width, last * width)
         y = F.linear(normed, self.attn.in_proj_weight[rows], self.attn.in_proj_bias[rows])
-        added = [self.adapter.project(normed.float(), part) for part in "qkv"[first:last]]
+        tokens = normed.float()
+        added = [self.adapter.project(tokens, part) for part in "qkv"[first:last]]
         return _plus_parts(y, added)
 
     def _norm(self, x: Tensor) -> Tensor:

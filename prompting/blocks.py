@@ -181,6 +181,7 @@ class Tower:
     """What both towers have: their blocks, in a `stack`, as they are at the moment, and how many there are."""
 
     stack: Blocks
+    width: int
 
     @property
     def blocks(self) -> list[Block]:

@@ -29,7 +29,6 @@ class ImageTower(Tower):
         passes (the counter of images), trainable (whether its modules and weights may change and want gradients).
     """
 
-    width: int
     embed_dim: int
     resolution: int
 
@@ -76,12 +75,12 @@ class ImageTower(Tower):
 
     def encode_with_prompts(self, embedded: Tensor, visual_prompts: VisualPrompts) -> Tensor:
         """`encode` for the class token and the n prompts of the last layer that has some: (B, 1 + n, W), the class
-        token first, behind the last norm and not projected."""
+        token first, behind the last norm and not projected. Here those of layer 0, too, come in behind ln_pre."""
         prompts = by_layer(visual_prompts)
         n = prompts[max(prompts)].shape[-2]
         return self._divide(embedded, prompts, None,
                             lambda x: torch.tensor([0, *range(x.shape[1] - n, x.shape[1])], device=x.device),
-                            self.visual.ln_post)
+                            self.visual.ln_post, before_norm=False)
 
     def encode_unprompted(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W') -> frozen features (B, E), not normalised."""
@@ -90,12 +89,16 @@ class ImageTower(Tower):
             self._run(self.embed(images[rows]), {}, None, _first)[:, 0]))
 
     def _divide(self, embedded: Tensor, visual_prompts: VisualPrompts, adapters: Adapters | None, places: Places,
-                read: Callable[[Tensor], Tensor]) -> Tensor:
-        """`read` of the tokens at some places behind the last block. Each rank computes its share of the images."""
+                read: Callable[[Tensor], Tensor], before_norm: bool = True) -> Tensor:
+        """`read` of the tokens at some places behind the last block. Each rank computes its share of the images.
+        before_norm: whether the prompts of layer 0 come in before ln_pre."""
         prompts = by_layer(visual_prompts)
 
         def share(rows: slice) -> Tensor:
             own = {layer: prompt[rows] if prompt.dim() == 3 else prompt for layer, prompt in prompts.items()}
+            if before_norm and 0 in own:
+                images = len(embedded[rows])
+                own[0] = self.visual.ln_pre(own[0].to(embedded.dtype).expand(images, -1, -1))
             return read(self._run(embedded[rows], own, adapters, places))
 
         self.passes.add(images=len(embedded))
@@ -153,10 +156,7 @@ class ImageTower(Tower):
         """The prompt tokens of a layer (B, n, W), to be put behind the tokens x (B, T, W); None without any."""
         if layer not in prompts:
             return None
-        prompt = prompts[layer].to(x.dtype).expand(len(x), -1, -1)
-        if layer == 0:
-            prompt = self.visual.ln_pre(prompt)
-        return prompt
+        return prompts[layer].to(x.dtype).expand(len(x), -1, -1)
 
 
 def by_layer(visual_prompts: VisualPrompts) -> Prompts:

@@ -301,11 +301,12 @@ class TextTower(Tower):
         """Token numbers of whole sentences (C, T) -> (C, E) float32, not normalised."""
         return self._encode(self.sentences(tokens, share=self.trainable))[0].float()
 
-    def sentences(self, tokens: Tensor, share: bool = True) -> Prompts:
+    def sentences(self, tokens: Tensor, share: bool = True, embedded: Tensor | None = None) -> Prompts:
         """Token numbers of whole sentences (C, T) -> their Prompts. share: whether what they all start with is the
-        prefix; else that is the start token."""
+        prefix; else that is the start token. embedded: the vectors of the tokens (C, T, W), where they are not CLIP's.
+        """
         eot = tokens.argmax(dim=1)
-        x = self.embed_tokens(tokens) + self.positions(0, tokens.shape[1])
+        x = (self.embed_tokens(tokens) if embedded is None else embedded) + self.positions(0, tokens.shape[1])
         shared = common_start(tokens, eot) if share else 1
         return Prompts(x[:1, :shared], x[None, :, shared:], eot)
 

@@ -264,7 +264,8 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description="Kill runs and compare how they end with undisturbed ones.")
     parser.add_argument("--kills", type=int, default=100, help="by SIGKILL (default 100)")
     parser.add_argument("--stops", type=int, help="by SIGTERM or SIGINT (default a fifth of the kills)")
-    parser.add_argument("--methods", nargs="+", default=["CoOp", "MetaPrompt", "CoCoOp"], help="default all three")
+    parser.add_argument("--methods", nargs="+", default=["CoOp", "MetaPrompt", "CoCoOp"],
+                        help="any methods with a tiny.yaml; default CoOp, MetaPrompt and CoCoOp")
     parser.add_argument("--seed", type=int, help="of the kills; default drawn and printed")
     parser.add_argument("--root", help="folder that holds shapes/; default drawn anew")
     parser.add_argument("--folder", help="work here and leave everything there; default a temporary folder")
@@ -280,6 +281,7 @@ def main(argv=None):
     chaos, started = Chaos(folder, root, {"tiny": load_clip("tiny")}, random.Random(seed)), time.time()
     try:
         number, kinds = 0, [kind for kind in KINDS if kind[0] in args.methods]
+        kinds += [(method, 0) for method in args.methods if method not in dict(KINDS)]
         while (chaos.counts["kills"] < args.kills or chaos.counts["stops"] < stops) and len(chaos.wrong) < 10:
             kind = kinds[number % len(kinds)]
             chaos.disturb(kind, chaos.folder / f"run{number}_{kind[0]}_{kind[1]}", args.kills - chaos.counts["kills"],

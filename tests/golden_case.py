@@ -60,6 +60,10 @@ class Case:
     def after_step(self, trainer):
         """Called after each step; `trainer.batch_idx` counts the steps from 0."""
 
+    def final(self, name, ours, theirs):
+        """(ours, theirs) of a tensor after training, as they are compared."""
+        return ours, theirs
+
     def extras(self, trainer):
-        """(what, ours, theirs) of whatever else the record holds."""
+        """(what, ours, theirs) of whatever else the record holds, and where it is not `logits_within`, how close."""
         return ()

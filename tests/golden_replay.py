@@ -110,9 +110,10 @@ def replay(path, clip_model, folder, device="cpu"):
         compare(logits(), record["logits_after"], case.logits_within, "logits after training")
     with trainer.predicting():  # the authors put what is evaluated in the place of what was trained
         for name in starts:
-            compare(parameters[name], record[f"final/{name}"], case.tensors_within, f"final {name}")
-    for what, ours, theirs in case.extras(trainer):
-        compare(ours, theirs, case.logits_within, what)
+            ours, theirs = case.final(name, parameters[name], record[f"final/{name}"])
+            compare(ours, theirs, case.tensors_within, f"final {name}")
+    for what, ours, theirs, *own in case.extras(trainer):
+        compare(ours, theirs, own[0] if own else case.logits_within, what)
     if "extra/text_features" in record:
         compare(trainer.model.encode_classes(), record["extra/text_features"], case.logits_within, "text features")
     return found

@@ -44,7 +44,10 @@ VARIANTS = {  # what the trainers' configs leave out
     "MetaPrompt, domain split": ("MetaPrompt", ("DATASET.NUM_SHOTS", 1)),
     "MetaPrompt, domain split, second order": (
         "MetaPrompt", ("DATASET.NUM_SHOTS", 1, "TRAINER.METAPROMPT.ORDER", 2)),
+    "DPL, three domains": ("DPL", ("DATASET.NUM_SHOTS", 1, "DATALOADER.TRAIN_X.BATCH_SIZE", 9)),
     "ProMetaR, first order": ("ProMetaR", (*BASE, "TRAINER.PROMETAR.ORDER", 1)),
+    # What its dropout draws is each rank's own, as the towers' work is divided: those runs are alike in kind only.
+    "CLIPLoRA": ("CLIPLoRA", (*BASE, "TRAINER.CLIPLORA.DROPOUT", 0.0)),
     # Last: it takes the place of this project's CoOp. Its ranks all do the same work but for the evaluation.
     "CoOp as written for Dassl": ("CoOp", (*BASE, "TRAINER.COOP.N_CTX", 3, "TRAINER.COOP.PREC", "fp32",
                                            "TRAINER.COOP.INIT.STD", 0.02)),
@@ -94,7 +97,7 @@ def make_run(folder, trainer, options, words=(), training_step=None, more=()):
             "--dataset-config-file", ROOT / "configs" / "datasets" / "shapes.yaml",
             "--config-file", ROOT / "configs" / "trainers" / trainer / "tiny.yaml", "--output-dir", folder, *words,
             *(domains if "DATASET.SUBSAMPLE_CLASSES" not in options else ()),
-            *options, "OPTIM.MAX_EPOCH", 1, "OPTIM.WARMUP_EPOCH", 0, "DATALOADER.TRAIN_X.BATCH_SIZE", 7,
+            "DATALOADER.TRAIN_X.BATCH_SIZE", 7, *options, "OPTIM.MAX_EPOCH", 1, "OPTIM.WARMUP_EPOCH", 0,
             "DATALOADER.TEST.BATCH_SIZE", 5, "DATALOADER.NUM_WORKERS", 0, "VERBOSE", False, "USE_CUDA", False,
             "TEST.SAVE_LOGITS", True, *more)])
     with np.load(folder / "logits.npz") as kept:

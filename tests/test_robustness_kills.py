@@ -28,16 +28,16 @@ def run(arguments, clips):
     return lambda *args, **kwargs: train.main(arguments(*args, **kwargs), clips=clips)
 
 
-def stop_at(monkeypatch, epoch, batch, number):
+def stop_at(monkeypatch, epoch, batch, number, method=PromptTrainer):
     """Send this process the signal in the middle of a training step."""
-    step = PromptTrainer.training_step
+    step = method.training_step
 
     def training_step(self, *args):
         if (self.epoch, self.batch_idx) == (epoch, batch):
             os.kill(os.getpid(), number)
         return step(self, *args)
 
-    monkeypatch.setattr(PromptTrainer, "training_step", training_step)
+    monkeypatch.setattr(method, "training_step", training_step)
 
 
 def whole(folder, results):

@@ -1,9 +1,17 @@
 """Trainings that count their updates, and the methods that train weights of the towers."""
+import re
+import signal
+
+import chaos
 import pytest
 import torch
+from chaos import same
+from test_robustness_kills import EPOCHS, stop_at, whole
 
+import tiny_clip
 import train
 from dassl.engine import TRAINER_REGISTRY
+from dassl.utils import InputError, Terminated
 from harness import make_trainer
 
 NAMES = ["alarm_clock", "bee", "cat", "dog"]
@@ -65,3 +73,157 @@ def test_the_plan_of_a_training_is_known_when_its_optimizers_are_built(clip_mode
     trainer = make_trainer("CoOp", clip_model, NAMES, settings={"OPTIM.STEPS": 10})
     assert (trainer.max_epoch, trainer.planned_steps) == (3, 12)  # 4 classes x 8 images in batches of 8
     assert trainer.cfg.OPTIM.MAX_EPOCH == 3
+
+
+# ---- a training that is stopped and goes on ----
+@pytest.mark.parametrize(("method", "batch"), [("CLIPood", 1), ("TwoSFS", 0), ("TwoSFS", 1)])
+def test_a_stop_changes_nothing(run, tmp_path, monkeypatch, method, batch):
+    """The second stage of 2SFS begins with the 8th of 12 updates, which is the second of the third epoch."""
+    words = (*EPOCHS, "OPTIM.NAME", "adamw")
+    expected = whole(tmp_path / "whole", run(method, tmp_path / "whole", *words))
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2, batch, signal.SIGTERM, TRAINER_REGISTRY.get(method))
+        with pytest.raises(Terminated):
+            run(method, tmp_path / "cut", *words)
+    assert same(whole(tmp_path / "cut", run(method, tmp_path / "cut", *words)), expected)
+    extra = [torch.load(tmp_path / where / "prompt_learner" / "model.pth.tar-4", weights_only=True)["extra"]
+             for where in ("whole", "cut")]
+    assert same(extra[0], extra[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["CLIPood", "TwoSFS", "WiSEFT"])
+def test_kills_change_nothing(shapes_root, capsys, method):
+    words = ["--kills", "8", "--stops", "4", "--root", str(shapes_root), "--seed", "4", "--methods", method]
+    assert chaos.main(words) == 0
+    assert "; 0 differences" in capsys.readouterr().out
+
+
+# ---- WiSE-FT and full fine-tuning ----
+def trained(trainer, steps=2):
+    """The trainer after a few steps."""
+    trainer.planned_steps, trainer.batch_idx = steps, 0
+    trainer.optimizers = trainer.build_optimizers()
+    trainer.optim, trainer.sched = trainer.optimizers[0]
+    for trainer.batch_idx in range(steps):
+        trainer.forward_backward(tiny_clip.batch("tuned", trainer.batch_idx, 8, 4))
+    return trainer
+
+
+def taken_over(trainer, classnames, **settings):
+    """A trainer for other classes that has what was trained, as one that loads its checkpoint."""
+    method = type(trainer).__name__
+    other, state = make_trainer(method, trainer.clip_model, classnames, **settings), trainer.trained_state()
+    for name, tensor in other.trained_tensors().items():
+        if not name.startswith(trainer.class_tensors):
+            tensor.data.copy_(state[name])
+    other.load_extra_state(trainer.extra_state())
+    return other
+
+
+def scores(trainer):
+    return trainer.logits_of({"img": tiny_clip.batch("eval", 0, 8, 4)["img"]})
+
+
+ADAMW = {"OPTIM.NAME": "adamw", "OPTIM.LR": 0.001}
+
+
+@pytest.mark.parametrize(("method", "options"), [("WiSEFT", {"TEMPLATES": "simple"}), ("TwoSFS", {})])
+def test_a_class_is_told_by_its_row_wherever_it_stands_and_new_ones_by_their_text(clip_model, method, options):
+    trainer = trained(make_trainer(method, clip_model, NAMES, options, settings=ADAMW), 4)
+    before = scores(trainer)
+
+    def taken_over_by(*classnames):
+        return scores(taken_over(trainer, list(classnames), options=options))
+
+    mixed = taken_over_by("emu", "dog", "fox", "bee")
+    torch.testing.assert_close(mixed[:, [1, 3]], before[:, [3, 1]], atol=1e-5, rtol=0)
+    torch.testing.assert_close(taken_over_by("emu", "fox"), mixed[:, [0, 2]], atol=1e-5, rtol=0)
+    assert (scores(make_trainer(method, clip_model, NAMES, options)) - before).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("method", ["FineTune", "TwoSFS"])
+@pytest.mark.parametrize("damage", [
+    {"classnames": 3}, {"classnames": ["bee"]}, {"rows": {}}, {"rows": {"classifier": torch.full((4, 64), torch.nan),
+     "weight": torch.full((4, 64), torch.nan), "bias": torch.zeros(4)}}])
+def test_rows_that_are_none_are_refused(clip_model, method, damage):
+    trainer = make_trainer(method, clip_model, NAMES)
+    with pytest.raises(InputError, match="rows"):
+        trainer.load_extra_state({**trainer.extra_state(), **damage})
+
+
+def test_full_fine_tuning_is_wise_ft_that_keeps_nothing_of_zero_shot(clip_model):
+    settings = {**ADAMW, "OPTIM.CLIP_GRAD_NORM": 1.0}
+    alone = trained(make_trainer("FineTune", clip_model, NAMES, settings=settings))
+    for alpha, same_as in ((1.0, alone), (0.0, make_trainer("FineTune", clip_model, NAMES))):
+        mixed = trained(make_trainer("WiSEFT", clip_model, NAMES, {"ALPHA": alpha, "TEMPLATES": "simple"},
+                                     settings=settings))
+        torch.testing.assert_close(scores(mixed), scores(same_as), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("method", "options", "told"), [
+    ("WiSEFT", {"ALPHA": 1.5}, "ALPHA 1.5"), ("FineTune", {"WARMUP": 1.0}, "WARMUP 1.0"),
+    ("FineTune", {"TEMPLATES": "some"}, "simple"), ("CLIPood", {"MARGIN": -0.1}, "MARGIN -0.1"),
+    ("CLIPood", {"TEMPERATURE": -1.0}, "TEMPERATURE -1.0"), ("CLIPood", {"BETA": 0.0}, "BETA 0.0"),
+    ("TwoSFS", {"FRAC": 0.0}, "FRAC 0.0"), ("TwoSFS", {"FRAC": 1.0}, "FRAC 1.0")])
+def test_settings_without_meaning_are_refused(clip_model, method, options, told):
+    with pytest.raises(InputError, match=told):
+        make_trainer(method, clip_model, NAMES, options)
+
+
+# ---- CLIPood ----
+def test_the_average_of_equal_weights_is_the_mean_of_all_that_was(clip_model):
+    trainer = make_trainer("CLIPood", clip_model, NAMES, {"BETA": 1.0}, settings=ADAMW)
+    seen = [trainer.trained_state()]
+    step = trainer.training_step
+    trainer.training_step = lambda batch: (step(batch), seen.append(trainer.trained_state()))[0]
+    trained(trainer, 5)
+    for name, tensor in trainer.evaluated_weights().items():
+        torch.testing.assert_close(tensor, torch.stack([state[name] for state in seen]).mean(dim=0), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("damage", [{"average": {}}, {"weight": 0.0}, {"weight": "one"}, {"average": None}])
+def test_an_average_that_is_none_is_refused(clip_model, damage):
+    trainer = trained(make_trainer("CLIPood", clip_model, NAMES, settings=ADAMW))
+    with pytest.raises(InputError, match="average"):
+        trainer.load_extra_state({**trainer.extra_state(), **damage})
+
+
+def test_each_step_has_as_many_images_of_every_source_domain(arguments, clips, tmp_path, monkeypatch):
+    seen = []
+    step = TRAINER_REGISTRY.get("CLIPood").compute_loss
+    monkeypatch.setattr(TRAINER_REGISTRY.get("CLIPood"), "compute_loss", lambda self, batch: (
+        seen.append(batch["domain"].bincount().tolist()), step(self, batch))[1])
+    train.main(arguments("CLIPood", tmp_path, "--source-domains", "cartoon", "photo", "sketch", "--target-domains",
+                         "art_painting", "DATALOADER.TRAIN_X.SAMPLER", "SeqDomainSampler", "OPTIM.MAX_EPOCH", 1,
+                         "DATALOADER.TRAIN_X.BATCH_SIZE", 6, dataset="pacs"), clips=clips)
+    assert seen and all(counts == [2, 2, 2] for counts in seen)
+
+
+# ---- 2SFS ----
+def test_the_two_stages_train_what_they_say(clip_model):
+    trainer = make_trainer("TwoSFS", clip_model, NAMES, {"FRAC": 0.5}, settings=ADAMW)
+    start = trainer.trained_state()
+    trained(trainer, 2)  # one update each
+    trainer.load_extra_state(trainer.extra_state())
+    now = trainer.trained_state()
+    assert all(not torch.equal(now[name], start[name]) for name in now)
+    assert {name.rpartition(".")[0].rpartition(".")[2] for name in now} == {"ln_1", "ln_2", ""}
+    before = trainer.trained_state()
+    trainer.planned_steps = 4
+    trainer.optimizers = trainer.build_optimizers()
+    trainer.batch_idx = 3  # of the second stage
+    trainer.forward_backward(tiny_clip.batch("tuned", 3, 8, 4))
+    changed = [name for name, tensor in trainer.trained_state().items() if not torch.equal(tensor, before[name])]
+    assert changed == ["classifier"]
+
+
+def test_two_stages_need_two_updates(run, tmp_path, one_line):
+    words = ("OPTIM.MAX_EPOCH", 1, "DATALOADER.TRAIN_X.BATCH_SIZE", 12)
+    assert "leaves one of the two stages without any (0 and 1)" in one_line(lambda: run("TwoSFS", tmp_path, *words))
+
+
+def test_the_rate_that_is_printed_is_that_of_the_stage(run, tmp_path, capsys):
+    run("TwoSFS", tmp_path, "OPTIM.MAX_EPOCH", 1, "OPTIM.LR", 0.002, "OPTIM.NAME", "adamw", "TRAINER.TWOSFS.FRAC", 0.4)
+    rates = re.findall(r"lr (\S+) eta", capsys.readouterr().out)
+    assert [float(rate) for rate in rates] == pytest.approx([2e-3, 2e-3, 1.0005e-3], rel=1e-3)

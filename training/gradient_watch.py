@@ -25,6 +25,7 @@ class GradientWatch:
     def __init__(self, method: str) -> None:
         self.method = method
         self.over = False
+        self._epochs = 0  # that were watched as a whole
         self._whole = False  # whether the epoch was watched from its first batch on
         self._names: dict[int, str] = {}  # {id of a tensor: its name}
         self._reached: set[str] = set()
@@ -66,16 +67,18 @@ class GradientWatch:
     def _known(self, tensors: Iterable[Tensor]) -> set[str]:
         return {self._names[id(tensor)] for tensor in tensors if id(tensor) in self._names} if self._names else set()
 
-    def step_made(self, batch: int, batches: int, in_turns: bool) -> None:
+    def step_made(self, batch: int, batches: int, in_turns: int) -> None:
         """Note the end of step `batch` (from 0) of the `batches` of an epoch. Raises as `require_all`, after the first
-        step or, where tensors are trained in turns, at the end of the first epoch that was watched as a whole: of the
-        epoch in which a run goes on only some steps are left."""
+        step or, where tensors are trained in turns of `in_turns` epochs, at the end of so many epochs that were watched
+        as a whole: of the epoch in which a run goes on only some steps are left."""
         if not in_turns:
             self.require_all("in the first step")
             return
         self._whole = self._whole or batch == 0
         if self._whole and batch + 1 == batches:
-            self.require_all("in the first epoch")
+            self._epochs += 1
+        if self._epochs >= in_turns:
+            self.require_all("in the first epoch" if in_turns == 1 else f"in the first {in_turns} epochs")
 
     def require_all(self, when: str) -> None:
         """End the watch. Raises InputError, which names them, where tensors were not reached.

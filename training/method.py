@@ -42,8 +42,8 @@ class Method:
     # calls requires_grad_() on what it trains, or replaces or parametrises modules. The CLIP of the run stays as it is.
     trains_towers = False
     # True: a step reaches only some of what is trained. A tensor that no gradient reaches is then looked for after the
-    # first epoch, and not after the first step.
-    trains_in_turns = False
+    # first epoch, and not after the first step. A number: after so many epochs.
+    trains_in_turns: bool | int = False
     # How many numbers `extra_state` may hold, as a share of the CLIP's towers. A running average of an image tower that
     # is trained needs 1.
     extra_state_share = 0.05

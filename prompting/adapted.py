@@ -1,0 +1,75 @@
+"""A CLIP with something learned beside the blocks of its towers."""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from prompting.block_adapters import AT_INPUT, BlockAdapter
+from prompting.class_prompts import Prompts, readable
+from prompting.model import PromptedCLIP
+from prompting.templates import fill
+from prompting.towers import Towers, normalize
+
+
+class AdaptedCLIP(PromptedCLIP):
+    """Whole sentences as prompts, and BlockAdapters beside the blocks of one tower or both. A tower without any is
+    frozen.
+
+    Args:
+        towers, classnames.
+        templates: the sentences of a class; its feature is the mean of theirs, each of length 1, as in zero-shot CLIP.
+        text, visual: {layer: BlockAdapter} of each tower. That of AT_INPUT stands in front of the positions in the
+            text tower, behind ln_pre in the image tower.
+        method: what a message calls the method.
+    Raises:
+        PromptingError: there are adapters for the image tower, and it is a ResNet.
+    """
+
+    def __init__(self, towers: Towers, classnames: Sequence[str], templates: Sequence[str],
+                 text: Mapping[int, BlockAdapter], visual: Mapping[int, BlockAdapter], method: str) -> None:
+        super().__init__(towers)
+        names, tower = [readable(name) for name in classnames], towers.text
+        self.text_adapter, self.visual_adapter = _by_name(text), _by_name(visual)
+        if visual:
+            self.image_tower = towers.promptable_image(method, "adapts the image tower")
+        if not text:
+            self.frozen_text_features = towers.encode_classnames(names, templates)
+            return
+        self.templates = len(templates)
+        self.tokens = tower.tokenize([fill(template, name) for template in templates for name in names])
+        # Each token is embedded once, wherever it stands.
+        numbers, self.places = self.tokens.unique(return_inverse=True)
+        self.words = tower.embed_tokens(numbers)
+        self.fixed_prompts = None if AT_INPUT in text else self.prompts(self.words)
+
+    def prompts(self, words: Tensor) -> Prompts:
+        """The prompts of the vectors of all different tokens, (tokens, W)."""
+        return self.towers.text.sentences(self.tokens, embedded=words[self.places])
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        if not self.visual_adapter:
+            return self.towers.encode_image(images)
+        return self.image_tower.encode(self.image_tower.embed(images), adapters=_by_layer(self.visual_adapter))
+
+    def encode_classes(self) -> Tensor:
+        if not self.text_adapter:
+            return self.frozen_text_features
+        adapters, prompts = _by_layer(self.text_adapter), self.fixed_prompts
+        if (first := adapters.pop(AT_INPUT, None)) is not None:
+            added = first.beside(self.words, lambda words: words)
+            prompts = self.prompts(self.words if added is None else self.words + added.float())
+        assert prompts is not None
+        features = self.towers.text.encode(prompts, adapters=adapters)[0]
+        if self.templates == 1:
+            return features
+        return normalize(features).view(self.templates, -1, features.shape[-1]).mean(dim=0)
+
+
+def _by_name(adapters: Mapping[int, BlockAdapter]) -> nn.ModuleDict:
+    return nn.ModuleDict({str(layer): adapter for layer, adapter in adapters.items()})
+
+
+def _by_layer(modules: nn.ModuleDict) -> dict[int, BlockAdapter]:
+    return {int(name): adapter for name, adapter in modules.items()}
