@@ -40,7 +40,8 @@ class AdaptedCLIP(PromptedCLIP):
         self.templates = len(templates)
         self.tokens = tower.tokenize([fill(template, name) for template in templates for name in names])
         # Each token is embedded once, wherever it stands.
-        numbers, self.places = self.tokens.unique(return_inverse=True)
+        numbers = torch.tensor(sorted(set(self.tokens.flatten().tolist())), device=self.tokens.device)
+        self.places = torch.searchsorted(numbers, self.tokens)
         self.words = tower.embed_tokens(numbers)
         self.fixed_prompts = None if AT_INPUT in text else self.prompts(self.words)
 
@@ -72,4 +73,8 @@ def _by_name(adapters: Mapping[int, BlockAdapter]) -> nn.ModuleDict:
 
 
 def _by_layer(modules: nn.ModuleDict) -> dict[int, BlockAdapter]:
-    return {int(name): adapter for name, adapter in modules.items()}
+    found = {}
+    for name, adapter in modules.items():
+        assert isinstance(adapter, BlockAdapter)
+        found[int(name)] = adapter
+    return found

@@ -68,8 +68,8 @@ class CLIPLoRA(PromptTrainer):
         check_availability(node.POSITION, POSITIONS, f"{key}.POSITION")
         check_availability(node.ENCODER, ENCODERS, f"{key}.ENCODER")
         if not node.PARAMS or set(node.PARAMS) - set(PARTS) or len(set(node.PARAMS)) != len(node.PARAMS):
-            raise InputError(f"{key}.PARAMS is '{node.PARAMS}'; give some of the letters q, k, v and o, each once, such "
-                             "as qkv")
+            raise InputError(f"{key}.PARAMS is '{node.PARAMS}'; give some of the letters q, k, v and o, each once, as "
+                             "in qkv")
         if node.RANK < 1 or not node.ALPHA > 0:
             raise InputError(f"{key}: RANK must be at least 1 and ALPHA positive, they are {node.RANK} and "
                              f"{node.ALPHA}")
@@ -90,9 +90,10 @@ class CLIPLoRA(PromptTrainer):
     def paths(self, tower: Tower) -> dict[int, LowRankPaths]:
         """{layer: its paths} of a tower."""
         node = self.node
-        return {layer: LowRankPaths(tower.width, node.PARAMS, node.RANK, node.ALPHA / math.sqrt(node.RANK), node.DROPOUT)
+        scale = node.ALPHA / math.sqrt(node.RANK)
+        return {layer: LowRankPaths(tower.width, node.PARAMS, node.RANK, scale, node.DROPOUT)
                 for layer in layers_at(node.POSITION, tower.layers)}
 
     def build_optimizers(self) -> list[tuple[Optimizer, LRScheduler]]:
         optim = build_optimizer(self.trainables, self.cfg.OPTIM)
-        return [(optim, StepSchedule(optim, self.planned_steps, minimum=LOWEST_RATE))]
+        return [(optim, StepSchedule(optim, self.planned_steps, minimum=min(LOWEST_RATE, self.cfg.OPTIM.LR)))]

@@ -90,9 +90,9 @@ class MMA(PromptTrainer):
                                  f"{tower.layers} blocks; set it to {min(text.layers, image.layers)} at most")
         layers = [number - 1 for number in range(node.ADAPTER_START, node.ADAPTER_END + 1)]  # block 1 is layer 0
         shared = {layer: linear(node.ADAPTER_DIM, node.ADAPTER_DIM) for layer in layers}
-        adapters = [{layer: Bottleneck(tower.width, shared[layer], node.ADAPTER_SCALE, layer == AT_INPUT)
-                     for layer in layers} for tower in (text, image)]
+        own, others = ({layer: Bottleneck(tower.width, shared[layer], node.ADAPTER_SCALE, layer == AT_INPUT)
+                        for layer in layers} for tower in (text, image))
         prompt = f"{node.TEXT_CTX_INIT.replace('_', ' ')} {{}}.".strip()
-        model = AdaptedCLIP(towers, classnames, [prompt], *adapters, "MMA")
+        model = AdaptedCLIP(towers, classnames, [prompt], own, others, "MMA")
         model.shared_adapter = nn.ModuleDict({str(layer): module for layer, module in shared.items()})
         return model

@@ -4,10 +4,10 @@ import math
 
 import numpy as np
 import pytest
-from truth import reference_blocks as reference
 from golden_replay import FOLDER, read, replay
 
 import tiny_clip
+from truth import reference_blocks as reference
 
 
 def numbers(rng, *shape, within=None, deviation=None):

@@ -25,6 +25,7 @@ from training.prompt_trainer import PromptTrainer
 from training.towers import loaded_clip
 
 NAMES = ("first class", "second class", "third class")  # where a dataset's are not known
+UPDATES = 10**6  # as planned, where no images are known
 STATES = {"SGD": 1, "RMSprop": 1, "Adam": 2, "AdamW": 2, "RAdam": 2}  # tensors that an optimizer keeps for each
 
 
@@ -68,6 +69,7 @@ class Trials:
             with quiet(), isolated_rng(0):
                 model = self._model(name)
                 trainer = trainer_class(self._tried(cfg), clip_model=model, classnames=names)
+                trainer.planned_steps = UPDATES
                 optimizers = [pair[0] for pair in trainer.build_optimizers()] if trainer_class.trains else []
         except Exception as error:
             reason = mendable(error)
