@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from prompting.blocks import ACTIVATION, is_plain
 from prompting.errors import PromptingError
@@ -77,6 +78,19 @@ def load_clip(name: str, cache: str = CACHE) -> CLIP:
     return model
 
 
+class _Undrawn(TorchFunctionMode):
+    """Within it modules are made without the random numbers that they begin with: a state dict takes the place of all
+    of them, and for a ViT-B/16 they are 150 million."""
+
+    DRAWS = (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, nn.init.xavier_uniform_, Tensor.normal_,
+             Tensor.uniform_)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self.DRAWS:
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 def _build(state_dict: object, name: str) -> CLIP:
     """`clip.model.CLIP` with exactly these tensors, in float32."""
     needed = ("text_projection", "positional_embedding", "token_embedding.weight", "ln_final.weight", "logit_scale")
@@ -92,7 +106,8 @@ def _build(state_dict: object, name: str) -> CLIP:
         raise PromptingError(f"backbone {name} has token vectors of shape {tokens}; CLIP's vocabulary has {VOCABULARY} "
                              "tokens, and with another one every text would be read wrongly")
     try:
-        model = openai_clip().build_model(dict(state_dict)).float()
+        with _Undrawn():
+            model = openai_clip().build_model(dict(state_dict)).float()
         # build_model rounds to half precision on the way in; take the tensors as they are instead.
         model.load_state_dict({k: v for k, v in state_dict.items()
                                if k not in ("input_resolution", "context_length", "vocab_size")})

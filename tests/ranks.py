@@ -112,22 +112,22 @@ def make_run(folder, trainer, options, words=(), training_step=None, more=()):
             "budget": results["budget"]}
 
 
-def write(folder, names):
-    """Make the runs and, as the process that writes, store what they gave."""
+def write(folder, names, more=()):
+    """Make the runs and, as the process that writes, store what they gave. more: as of `make_run`."""
     torch.set_num_threads(1)
     chosen = cases()
     found = {name: make_run(folder / name.replace(" ", "_"), *chosen[name], FOREIGN.get(name, ()),
-                            STEPS.get(name))
+                            STEPS.get(name), more)
              for name in names or chosen}
     if rank() == 0:
         torch.save(found, folder / "found.pt")
 
 
-def spawn(ranks, folder, names=(), timeout=600):
+def spawn(ranks, folder, names=(), more=(), timeout=600):
     """The runs in so many processes -> {name: what it gave}. Raises RuntimeError, with their output, where one fails.
-    """
+    more: as of `make_run`."""
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks, __file__,
-             "--write", folder, *(("--only", *names) if names else ())]
+             "--write", folder, *(("--only", *names) if names else ()), *(("--more", *more) if more else ())]
     Path(folder).mkdir(parents=True, exist_ok=True)
     done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False, timeout=timeout)
     if done.returncode:
@@ -135,10 +135,10 @@ def spawn(ranks, folder, names=(), timeout=600):
     return torch.load(Path(folder) / "found.pt", weights_only=True)
 
 
-def forked(number, folder, names):
+def forked(number, folder, names, more=()):
     """What `spawn` gives, of processes that are forked from this one: torch is imported once, and there is no torchrun.
     """
-    told = fork(number, folder, lambda: write(Path(folder), names))
+    told = fork(number, folder, lambda: write(Path(folder), names, more))
     if any(status for status, _ in told):
         raise RuntimeError("".join(output for _, output in told))
     return torch.load(Path(folder) / "found.pt", weights_only=True)
@@ -201,13 +201,14 @@ def main(argv=None):
     parser.add_argument("--ranks", nargs="+", type=int, default=[2, 3], help="numbers of processes")
     parser.add_argument("--only", nargs="+", metavar="NAME", default=[], help="trainers")
     parser.add_argument("--write", metavar="FOLDER", type=Path, help="make the runs there, as one of the processes")
+    parser.add_argument("--more", nargs="+", metavar="WORD", default=[], help="config options, KEY VALUE ...")
     args = parser.parse_args(argv)
     if args.write:
-        write(args.write, args.only)
+        write(args.write, args.only, args.more)
         return
     with tempfile.TemporaryDirectory() as folder:
-        one = spawn(1, Path(folder, "1"), args.only)
-        several = {ranks: spawn(ranks, Path(folder, str(ranks)), args.only) for ranks in args.ranks}
+        one = spawn(1, Path(folder, "1"), args.only, args.more)
+        several = {ranks: spawn(ranks, Path(folder, str(ranks)), args.only, args.more) for ranks in args.ranks}
     rows = []
     for name in one:
         row = [name, len(one[name]["losses"])]

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from conformance.conftest import names
 
 import train
 
@@ -255,9 +256,24 @@ def test_a_foreign_trainer_is_checked_for_what_applies(tmp_path):
         "test_what_is_evaluated_is_what_the_method_says"])
 
 
+@pytest.mark.parametrize(("given", "message"), [
+    ({"trainer": ["CoOpp"]}, "unknown trainer 'CoOpp' (did you mean 'CoOp'?)"),
+    ({"plugin": ["nowhere.py"]}, "--plugin nowhere.py: no such file")])
+def test_a_wrong_name_is_an_error_of_usage(given, message):
+    class Config:
+        @staticmethod
+        def getoption(name):
+            return given.get(name, [])
+
+    with pytest.raises(pytest.UsageError) as error:
+        names(Config)
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+@pytest.mark.slow  # which pytest tells in one line
 @pytest.mark.parametrize(("words", "message"), [
     (("--trainer", "CoOpp"), "ERROR: unknown trainer 'CoOpp' (did you mean 'CoOp'?)"),
-    pytest.param(("--plugin", "nowhere.py"), "ERROR: --plugin nowhere.py: no such file", marks=pytest.mark.slow),
+    (("--plugin", "nowhere.py"), "ERROR: --plugin nowhere.py: no such file"),
 ])
 def test_a_wrong_name_gives_one_line(tmp_path, words, message):
     done = pytest_on(tmp_path, *words)

@@ -121,7 +121,11 @@ def test_what_metaprompt_refuses(clip_model):
         trainer.forward_backward(batch(4, domains=1))
 
 
-@pytest.mark.parametrize("method", METHODS)
+DEAR = ("PromptSRC", "ProMetaR")  # a step of theirs takes as long as those of all others; IVLP has their model
+
+
+@pytest.mark.parametrize("method", [pytest.param(name, marks=pytest.mark.slow if name in DEAR else ())
+                                    for name in METHODS])
 def test_precisions_agree_within_what_half_precision_allows(method, clip_model):
     values = {}
     for precision in ("fp32", "amp", "fp16"):
@@ -153,7 +157,8 @@ def test_an_overflowing_scaled_gradient_lowers_the_scale_and_is_left_out(method,
     assert trainer.forward_backward(batch(4)) == {"overflow": 1}
     assert all(torch.equal(p, start) for p, start in zip(trainer.trainables, starts))
     assert trainer.precision.scale == 2.0 ** 39
-    for _ in range(40):
+    trainer.precision.scale = 2.0 ** 16  # the steps between overflow as well
+    for _ in range(17):
         summary = trainer.forward_backward(batch(4))
         if "loss" in summary:
             break

@@ -1,4 +1,6 @@
 """TaskRes, PLOT and PLOT++ beyond their records: transport, starts, the two stages, new classes, refused settings."""
+from pathlib import Path
+
 import clip
 import pytest
 import torch
@@ -201,3 +203,11 @@ def test_settings_without_a_meaning_are_refused(method, options, said, clip_mode
 def test_a_resnet_is_refused(method, does, arguments, resnet_file, tmp_path, one_line):
     line = one_line(lambda: train.main(arguments(method, tmp_path / "out", backbone=resnet_file)))
     assert f"{method} {does} and needs a ViT backbone" in line
+
+
+@pytest.mark.parametrize(("dataset", "scale", "rate"), [("caltech101", 0.5, 0.002), ("oxford_flowers", 1.0, 0.002),
+                                                        ("imagenet", 0.5, 0.0002)])
+def test_taskres_has_its_authors_settings_of_each_dataset(dataset, scale, rate, arguments, tmp_path):
+    config = Path(train.__file__).parent / "configs" / "trainers" / "TaskRes" / "vit_b16.yaml"
+    cfg = train.build(train.parse_arguments(arguments("TaskRes", tmp_path, dataset=dataset, config=config))).cfg
+    assert (cfg.TRAINER.TASKRES.RESIDUAL_SCALE, cfg.OPTIM.LR) == (scale, rate)

@@ -32,7 +32,11 @@ from training.without_data import DataManagerWithoutData, NeedsImages
 
 NAMES = tiny_clip.CLASSNAMES
 WORDS = "a photo of a"
-DEAR = ("CoPrompt", "ProMetaR", "PromptSRC")  # a step of theirs takes as long as those of all others
+# One of each kind is looked at with all other tests, the rest with the slow ones: text prompts, per image, in both
+# towers, within the image tower, adapters of features, a cache, a layer on top; weights of the towers, tokens
+# within them.
+OF_EACH_KIND = ("CoOp", "CoCoOp", "MetaPrompt", "MaPLe", "VPT", "CLIPAdapter", "TipAdapterF", "LinearProbe", "DePT",
+                "CLIPLoRA", "MMRL")
 DEEP = {"CTX_INIT": WORDS, "PREC": "auto"}
 INDEPENDENT = {**DEEP, "PROMPT_DEPTH_VISION": 9, "PROMPT_DEPTH_TEXT": 9}
 COUPLED = {**DEEP, "N_CTX": 2, "PROMPT_DEPTH": 9}
@@ -506,7 +510,7 @@ def test_what_goes_to_the_device():
     assert to_device(names, device) is names and to_device(empty, device) is empty and to_device(3, device) == 3
 
 
-@pytest.mark.parametrize("method", [pytest.param(name, marks=pytest.mark.slow if name in DEAR else ())
+@pytest.mark.parametrize("method", [pytest.param(name, marks=() if name in OF_EACH_KIND else pytest.mark.slow)
                                     for name in METHODS])
 def test_a_step_and_an_evaluation_on_another_device(method, clip_model):
     """Nothing is left on the CPU: the stand-in for a GPU refuses to compute with tensors of two devices."""
@@ -524,7 +528,7 @@ def test_a_step_and_an_evaluation_on_another_device(method, clip_model):
 
 
 @pytest.mark.parametrize(("method", "precision"), [
-    pytest.param(name, precision, marks=() if precision == "amp" and name not in DEAR or name == "CoOp" else
+    pytest.param(name, precision, marks=() if precision == "amp" and name in OF_EACH_KIND or name == "CoOp" else
                  pytest.mark.slow)
     for name in METHODS for precision in ("amp", "fp16")])
 def test_lower_precision_is_used_where_it_is_asked_for(method, precision, clip_model):

@@ -13,6 +13,7 @@ import train
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import InputError, Terminated
 from harness import make_trainer
+from tools.running.trials import Trials
 
 NAMES = ["alarm_clock", "bee", "cat", "dog"]
 BATCHES = 3  # of an epoch: 6 classes x 2 shots in batches of 4
@@ -73,6 +74,15 @@ def test_the_plan_of_a_training_is_known_when_its_optimizers_are_built(clip_mode
     trainer = make_trainer("CoOp", clip_model, NAMES, settings={"OPTIM.STEPS": 10})
     assert (trainer.max_epoch, trainer.planned_steps) == (3, 12)  # 4 classes x 8 images in batches of 8
     assert trainer.cfg.OPTIM.MAX_EPOCH == 3
+
+
+@pytest.mark.parametrize("method", ["TipAdapterF", "WiSEFT", "CLIPood", "TwoSFS"])
+def test_a_method_can_be_tried_before_its_length_is_known(clip_model, clips, method):
+    """As a dry run does, which reads no data."""
+    cfg = make_trainer(method, clip_model, NAMES).cfg.clone()
+    cfg.defrost()
+    [cfg.MODEL.BACKBONE.NAME] = clips
+    assert Trials(clips).of(cfg, NAMES, len(NAMES)).problem == ""
 
 
 # ---- a training that is stopped and goes on ----

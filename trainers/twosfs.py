@@ -101,23 +101,24 @@ class TwoSFS(PromptTrainer):
         return [p for p in self.trainables if (p is self.model.classifier) == bool(stage)]
 
     def build_optimizers(self) -> list[tuple[Optimizer, LRScheduler]]:
-        lengths = self.first_steps, self.planned_steps - self.first_steps
         pairs: list[tuple[Optimizer, LRScheduler]] = []
-        if not all(lengths):
-            raise InputError(f"TRAINER.TWOSFS.FRAC {self.node.FRAC} of the {self.planned_steps} updates that are "
-                             f"planned leaves one of the two stages without any ({lengths[0]} and {lengths[1]}); train "
-                             "longer (OPTIM.MAX_EPOCH, OPTIM.STEPS), or change FRAC")
-        for stage, steps in enumerate(lengths):
+        for stage, steps in enumerate((self.first_steps, self.planned_steps - self.first_steps)):
             optim = build_optimizer(self.stage_tensors(stage), self.cfg.OPTIM)
-            pairs.append((optim, StepSchedule(optim, steps, minimum=min(MINIMUM, self.cfg.OPTIM.LR))))
+            schedule = StepSchedule(optim, max(1, steps), minimum=min(MINIMUM, self.cfg.OPTIM.LR))
+            pairs.append((optim, schedule))
         return pairs
 
     def before_train(self):
+        first, others = self.first_steps, self.planned_steps - self.first_steps
+        if not (first and others):
+            raise InputError(f"TRAINER.TWOSFS.FRAC {self.node.FRAC} of the {self.planned_steps} updates that are "
+                             f"planned leaves one of the two stages without any ({first} and {others}); train longer "
+                             "(OPTIM.MAX_EPOCH, OPTIM.STEPS), or change FRAC")
         super().before_train()
         if self.start_epoch or self.first_batch:
             self.watch.end()  # what stage 1 trains may have had its turn before
         elif self.train_loader_x is not None:
-            self.trains_in_turns = self.first_steps // max(1, len(self.train_loader_x)) + 1
+            self.trains_in_turns = first // max(1, len(self.train_loader_x)) + 1
 
     @property
     def stage(self) -> int:

@@ -34,5 +34,5 @@ def take_rows(state: Mapping[str, Any], classnames: Sequence[str], tensors: Mapp
         place = {name: row for row, name in enumerate(trained)}
         for row, name in enumerate(classnames):
             for key, tensor in tensors.items() if name in place else ():
-                tensor[row] = rows[key][place[name]]
+                tensor[row].copy_(rows[key][place[name]])
     return [name in trained for name in classnames]

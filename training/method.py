@@ -165,7 +165,7 @@ class Method:
     batch_idx: int
     model: Any  # what `build_model` gave
     trainables: list[nn.Parameter]  # its tensors that are trained
-    planned_steps = 0  # the updates of the whole training, as planned: its epochs x their batches
+    planned_steps = 1  # the updates of the whole training, as planned: epochs x batches; 1 where no data are known
     predicts_only: bool
     honoured: set[str]
     overruled: dict[str, str]

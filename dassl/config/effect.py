@@ -8,7 +8,7 @@ import inspect
 import re
 import sys
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from yacs.config import CfgNode as CN
@@ -112,7 +112,7 @@ class RunFacts:
 
     def mentions(self, word, cls):
         """Whether a word stands in the source of a class or of what it is made from, apart from the engine."""
-        return any(_stands_in(word, inspect.getsource(base)) for base in cls.__mro__
+        return any(_stands_in(word, _source(base)) for base in cls.__mro__
                    if base.__module__.partition(".")[0] in OWN_PACKAGES[1:]) or self.plugin_mentions(word)
 
     def plugin_mentions(self, word):
@@ -134,6 +134,11 @@ def _of_plugins(*classes):
     """What classes are made from that is neither of this project nor of Python."""
     return [base for cls in classes for base in cls.__mro__
             if base.__module__.partition(".")[0] not in (*OWN_PACKAGES, *sys.stdlib_module_names, "torch")]
+
+
+@lru_cache(maxsize=256)  # which is read anew for every run otherwise
+def _source(cls):
+    return inspect.getsource(cls)
 
 
 def _stands_in(word, text):

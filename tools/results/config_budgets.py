@@ -71,7 +71,7 @@ def write_pictures(folder):
 
 class ConfigBudgets:
     """What a training with a method's vit_b16.yaml spends on CLASSES classes x SHOTS shots, counted while it trains:
-    the method's own loop, settings and loaders, on towers that compute nothing.
+    the method's own loop, settings and loaders, on towers that compute nothing, unless it is they that are trained.
 
     Args:
         data: what `write_pictures` has filled.
@@ -82,7 +82,8 @@ class ConfigBudgets:
 
     def __call__(self, method, whole=False):
         """{name of COUNTS: number}. When all batches of two epochs have spent the same, the other epochs are taken to
-        do so, too; where batches differ (ProMetaR draws its support images), and with `whole`, all are made."""
+        do so, too; where batches differ (ProMetaR draws its support images), where a training has stages that last
+        for epochs, and with `whole`, all are made."""
         with tempfile.TemporaryDirectory() as output, contextlib.redirect_stdout(io.StringIO()):
             trainer = self.trainer(method, output)
             planned, steps, epochs = trainer.max_epoch, [], []  # counts before the first one and after each
@@ -101,7 +102,8 @@ class ConfigBudgets:
             def epoch_done():
                 after_epoch()
                 epochs.append(trainer.budget.counts())
-                if not whole and len(epochs) == 3 and steady(epochs) and steady(steps):
+                stages = trainer.trains_in_turns > 1
+                if not (whole or stages) and len(epochs) == 3 and steady(epochs) and steady(steps):
                     trainer.max_epoch = trainer.epoch + 1
 
             trainer.before_train, trainer.forward_backward, trainer.after_epoch = begun, step_done, epoch_done
@@ -120,7 +122,7 @@ class ConfigBudgets:
             options=("DATASET.NUM_SHOTS", str(SHOTS), "INPUT.SIZE", "(32,32)", "DATALOADER.NUM_WORKERS", "0",
                      "TEST.NO_TEST", "True", "VERBOSE", "False", "USE_CUDA", "False")))
         trainer = TRAINER_REGISTRY.get(method)(cfg, clips=self.clips)
-        for tower in (trainer.towers.text, trainer.towers.image):
+        for tower in () if trainer.trains_towers else (trainer.towers.text, trainer.towers.image):
             tower.stack = IdleBlocks(tower.layers)
         return trainer
 
