@@ -15,9 +15,9 @@ from prompting import PromptingError, Towers, load_clip
 from trainers.metaprompt import MetaPrompt
 
 NAMES = tiny_clip.CLASSNAMES
-IN_PLACE = ["CLIPAdapter", "CoCoOp", "CoOp", "DePT", "KgCoOp", "LinearProbe", "ProGrad", "TCP", "TipAdapter",
-            "TipAdapterF", "ZeroshotCLIP", "ZeroshotCLIP2"]
-BESIDE = ["CoPrompt", "MetaPrompt", "ProMetaR", "PromptSRC"]
+IN_PLACE = ["CLIPAdapter", "CoCoOp", "CoOp", "DPL", "DePT", "KgCoOp", "LinearProbe", "ProGrad", "TCP", "TaskRes",
+            "TipAdapter", "TipAdapterF", "ZeroshotCLIP", "ZeroshotCLIP2"]
+BESIDE = ["CoPrompt", "MMRL", "MetaPrompt", "ProMetaR", "PromptSRC"]
 
 
 def batch(size=8, step=0):

@@ -65,12 +65,33 @@ DEFAULTS = {  # as published
     "CLIPAdapter": {"RATIO": 0.2, "REDUCTION": 4, "PREC": "auto"},
     "TipAdapter": CACHE, "TipAdapterF": CACHE,
     "LinearProbe": {"INIT": "zero", "PREC": "auto"},
+    "TaskRes": {"RESIDUAL_SCALE": 0.5, "PREC": "auto"},
+    "PLOT": {"N": 4, "N_CTX": 16, "POOLED_ON": ("ImageNet",), "PREC": "auto"},
+    "PLOTPP": {"N": 4, "M": 4, "N_CTX_V": 2, "STARTS": (), "MODEL_UPD": "joint", "TRADE_OFF": False, "PREC": "auto"},
+    "CLIPLoRA": {"RANK": 2, "ALPHA": 1.0, "PARAMS": "qkv", "POSITION": "all", "ENCODER": "both", "DROPOUT": 0.25,
+                 "LOGIT_SCALE": 100.0, "PREC": "auto"},
+    "MMA": {"TEXT_CTX_INIT": WORDS, "ADAPTER_START": 5, "ADAPTER_END": 12, "ADAPTER_DIM": 32, "ADAPTER_SCALE": 0.001,
+            "PREC": "auto"},
+    "MMRL": {"ALPHA": 0.7, "REG_WEIGHT": 0.5, "N_REP_TOKENS": 5, "REP_LAYERS": [6, 7, 8, 9, 10, 11, 12],
+             "REP_DIM": 512, "LOGIT_SCALE": 100.0, "PREC": "auto"},
+    "RPO": {"K": 24, "PREC": "auto"},
+    "FineTune": {"TEMPLATES": "simple", "WARMUP": 0.0, "PREC": "auto"},
+    "WiSEFT": {"ALPHA": 0.5, "TEMPLATES": "all", "WARMUP": 0.0, "PREC": "auto"},
+    "CLIPood": {"MARGIN": 0.3, "BETA": 0.5, "TEMPERATURE": 0.0, "PREC": "auto"},
+    "TwoSFS": {"FRAC": 0.6, "PREC": "auto"},
+    "TPT": {"VIEWS": 63, "SELECTION": 0.1, "STEPS": 1, "LR": 0.005, "WEIGHT_DECAY": 0.01, "AUGMIX": "auto",
+            "N_CTX": 4, "CTX_INIT": WORDS, "PREC": "auto"},
+    "DPL": {"N_DOMAIN_TOKENS": 16, "MLP_WIDTH": 512, "MLP_DEPTH": 3, "MLP_DROPOUT": 0.1, "TARGETS": "released",
+            "PREC": "auto"},
 }
+OF_CLASSES = {"DePT": ("linear_probe_proj.",), "FineTune": ("head.",), "WiSEFT": ("head.",),
+              "TwoSFS": ("classifier",)}  # what is tied to the trained classes and left out for others
 TRAITS = {  # (trains, learns_from_images, class_bound, min_batch, sampler) of those that are not as most
     "ZeroshotCLIP": (False, False, False, 1, None), "ZeroshotCLIP2": (False, False, False, 1, None),
     "TipAdapter": (False, True, True, 1, None), "TipAdapterF": (True, True, True, 1, None),
     "LinearProbe": (True, True, True, 1, None), "ProMetaR": (True, True, False, 2, None),
-    "MetaPrompt": (True, True, False, 2, "MetaEpisodeSampler"),
+    "MetaPrompt": (True, True, False, 2, "MetaEpisodeSampler"), "TaskRes": (True, True, True, 1, None),
+    "TPT": (False, False, False, 1, None), "DPL": (True, True, False, 1, "SeqDomainSampler"),
 }
 
 
@@ -99,7 +120,7 @@ def test_defaults_are_those_published(method):
     if method != "CoOp":  # whose class_bound depends on CSC
         traits = (cls.trains, cls.learns_from_images, cls.class_bound(cfg), cls.min_batch, cls.sampler)
         assert traits == TRAITS.get(method, (True, True, False, 1, None))
-    assert cls.class_tensors == (("linear_probe_proj.",) if method == "DePT" else ())
+    assert cls.class_tensors == OF_CLASSES.get(method, ())
 
 
 def test_these_are_all_methods():
@@ -749,7 +770,7 @@ def test_tip_adapter_f_learns_by_adamw_along_a_cosine_over_all_steps(clip_model)
     trainer, data = tip(clip_model, **{"OPTIM.NAME": "adamw", "OPTIM.MAX_EPOCH": 4, "OPTIM.LR": 0.01})
     steps = 4 * len(trainer.train_loader_x)
     assert isinstance(trainer.optim, torch.optim.AdamW) and trainer.optim.param_groups[0]["eps"] == 1e-4
-    assert trainer.sched.T_max == steps and steps == 8  # 20 images in batches of 8
+    assert trainer.sched.steps == steps and steps == 8  # 20 images in batches of 8
     trainer.fill_cache()
     trainer.num_batches = 2
     for trainer.batch_idx in range(2):

@@ -17,8 +17,10 @@ from training import PromptTrainer
 SMALL = {"MaPLe": {"PROMPT_DEPTH": 2}, "CoPrompt": {"PROMPT_DEPTH": 2}, "MetaPrompt": {"LAYERS": 2},
          "TCP": {"LAYER": 2}, "VPT": {"PROMPT_DEPTH_VISION": 2}}
 SMALL |= {name: {"PROMPT_DEPTH_TEXT": 2, "PROMPT_DEPTH_VISION": 2} for name in ("IVLP", "PromptSRC", "ProMetaR")}
-METHODS = ["CLIPAdapter", "CoCoOp", "CoOp", "CoPrompt", "DePT", "IVLP", "KgCoOp", "LinearProbe", "MaPLe", "MetaPrompt",
-           "ProGrad", "ProMetaR", "PromptSRC", "TCP", "TipAdapterF", "VPT"]
+SMALL |= {"MMA": {"ADAPTER_START": 2, "ADAPTER_END": 4}, "MMRL": {"REP_LAYERS": [2, 3], "REP_DIM": 16}}
+METHODS = ["CLIPAdapter", "CLIPLoRA", "CLIPood", "CoCoOp", "CoOp", "CoPrompt", "DPL", "DePT", "FineTune", "IVLP",
+           "KgCoOp", "LinearProbe", "MMA", "MMRL", "MaPLe", "MetaPrompt", "PLOT", "PLOTPP", "ProGrad", "ProMetaR",
+           "PromptSRC", "RPO", "TCP", "TaskRes", "TipAdapterF", "TwoSFS", "VPT", "WiSEFT"]
 
 
 def test_every_method_that_trains_is_here():

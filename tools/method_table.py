@@ -158,12 +158,17 @@ def deviations():
 
 
 def subject(trainer):
-    """(paper, what is learned) as the docstrings say: "arXiv <number>" and the sentence behind "Learned:"."""
+    """(paper, what is learned) as the docstrings say: "arXiv <number>", else the conference, and the sentence behind
+    "Learned:" ("Learned, for each test image anew:" where nothing is trained before)."""
     text = " ".join(f"{trainer.__doc__ or ''} {sys.modules[trainer.__module__].__doc__ or ''}".split())
     paper = re.search(r"arXiv (\d{4}\.\d{5})", text)
-    learned = re.search(r"Learned: (.+?)(?=[.;:]( |$))", re.sub(r" \([^)]*\)|, section \d+(\.\d+)*", "", text))
-    return (f"[{paper[1]}](https://arxiv.org/abs/{paper[1]})" if paper else "-",
-            learned[1] if learned and trainer.trains else "nothing" if not trainer.trains else "-")
+    venue = re.search(r"(CVPR|ICCV|ECCV|ICLR|ICML|NeurIPS) \d{4}", text)
+    learned = re.search(r"Learned(?:, ([^:]+))?: (.+?)(?=[.;:]( |$))",
+                        re.sub(r" \([^)]*\)|, section \d+(\.\d+)*", "", text))
+    when = f", {learned[1]}" if learned and learned[1] else ""
+    return (f"[{paper[1]}](https://arxiv.org/abs/{paper[1]})" if paper else venue[0] if venue else "-",
+            f"{learned[2]}{when}" if learned and (trainer.trains or trainer.adapts) else
+            "nothing" if not trainer.trains else "-")
 
 
 def scores_new_classes(trainer):
