@@ -14,7 +14,7 @@ from harness import make_trainer
 from prompting.backbone import describe_backbone, load_clip, weights_digest
 from training import PromptTrainer
 
-SMALL = {"MaPLe": {"PROMPT_DEPTH": 2}, "CoPrompt": {"PROMPT_DEPTH": 2}, "MetaPrompt": {"LAYERS": 2},
+SMALL: dict[str, dict] = {"MaPLe": {"PROMPT_DEPTH": 2}, "CoPrompt": {"PROMPT_DEPTH": 2}, "MetaPrompt": {"LAYERS": 2},
          "TCP": {"LAYER": 2}, "VPT": {"PROMPT_DEPTH_VISION": 2}}
 SMALL |= {name: {"PROMPT_DEPTH_TEXT": 2, "PROMPT_DEPTH_VISION": 2} for name in ("IVLP", "PromptSRC", "ProMetaR")}
 SMALL |= {"MMA": {"ADAPTER_START": 2, "ADAPTER_END": 4}, "MMRL": {"REP_LAYERS": [2, 3], "REP_DIM": 16}}
