@@ -31,7 +31,7 @@ class Blocks(Case):
             with torch.no_grad():
                 features = trainer.model.encode_classes()
             yield ("text features", torch.nn.functional.normalize(features, dim=-1),
-                   self.record["extra/final_text_features"])
+                   self.record["extra/final_text_features"], 5e-6)
 
 
 class CLIPLoRA(Blocks):
