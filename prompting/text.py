@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from prompting.block_adapters import Adapters, adapted, draw
+from prompting.block_adapters import AT_INPUT, Adapters, adapted, draw
 from prompting.blocks import Block, Blocks, Tower, has_hooks
 from prompting.class_prompts import EOS, SOS, ClassPrompts, Prompts, readable
 from prompting.errors import PromptingError
@@ -111,7 +111,8 @@ class TextTower(Tower):
         Raises:
             PromptingError: there are more shared deep prompts than context vectors in the prefix; or the tower has
                 blocks that can only be called as a whole, which takes neither adapters nor inserted tokens; or there
-                are deep prompts beside adapters that draw, or inserted ones that differ in number or by class.
+                are deep prompts beside adapters that draw, inserted ones that differ in number or by class, or an
+                adapter of AT_INPUT, which the prompts take themselves.
         """
         self.passes.add(texts=len(prompts.prefix) * len(prompts.eot))
         learned = Learned(deep or {}, adapters, inserted)
@@ -312,6 +313,8 @@ class Learned:
         if self.deep and draw(self.adapters):
             raise PromptingError("deep prompts stand among tokens that classes share, and beside an adapter that draws "
                                  "random numbers they share none; take either the prompts or the adapter")
+        if AT_INPUT in (self.adapters or ()):
+            raise PromptingError("the text tower has its input from the prompts; what is added there goes into them")
         shapes = [tuple(vectors.shape) for vectors in self.deep.values()]
         if self.inserted and shapes and (len(shapes[0]) != 2 or len(set(shapes)) > 1):
             raise PromptingError("tokens that are inserted must be the same for all classes, (n, W), and in each layer "

@@ -1,5 +1,7 @@
 """What methods may put into the towers (adapters, inserted tokens, readers), against CLIP's own modules that are run
 plainly over whole, untrimmed sequences."""
+import copy
+
 import pytest
 import torch
 
@@ -257,3 +259,26 @@ def test_what_does_not_go_together_is_refused(towers):
     for deep in ({1: two, 2: three}, {1: torch.zeros(len(NAMES), 2, 128)}):
         with pytest.raises(PromptingError, match="tokens that are inserted must be the same for all classes"):
             towers.text.encode(prompts, deep, inserted=True)
+    with pytest.raises(PromptingError, match="the text tower has its input from the prompts"):
+        towers.text.encode(prompts, adapters={AT_INPUT: BlockAdapter()})
+
+
+@pytest.mark.parametrize("hooked", [1, 3])
+def test_no_adapter_is_passed_over_where_a_block_is_called_as_a_whole(clip_model, hooked):
+    """Wherever that block is: the tower then calls all of them so."""
+    model = copy.deepcopy(clip_model)
+    for tower in (model, model.visual):
+        tower.transformer.resblocks[hooked].register_forward_hook(lambda *parts: None)
+    towers, own = Towers(model), {3: LowRank(128, 1)}
+    prompts, embedded = towers.text.sentences(sentences(towers)[0]), towers.image.embed(pictures())
+    for encode in (lambda: towers.text.encode(prompts, adapters=own), lambda: towers.image.encode(embedded, (), own)):
+        with pytest.raises(PromptingError, match="a block of this CLIP is another one, or has hooks"):
+            encode()
+    for call in (lambda: towers.text.encode(prompts, {1: torch.zeros(2, 128)}, inserted=True),
+                 lambda: read_texts(towers.text, prompts, torch.zeros(2, 128)),
+                 lambda: read_images(towers.image, embedded, torch.zeros(2, 128))):
+        with pytest.raises(PromptingError, match="a block of this CLIP is another one, or has hooks"):
+            call()
+    first = {AT_INPUT: LowRank(128, 9, only=("beside",))}  # which needs none of the blocks' parts
+    plain = Towers(clip_model).image
+    torch.testing.assert_close(towers.image.encode(embedded, (), first), plain.encode(embedded, (), first))

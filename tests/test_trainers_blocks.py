@@ -189,6 +189,11 @@ def test_settings_of_mma_without_a_meaning(options, told, clip_model):
         trainer_of("MMA", clip_model, **options)
 
 
+def test_mma_needs_a_vit(arguments, resnet_file, tmp_path, one_line):
+    argv = arguments("MMA", tmp_path / "a", backbone=resnet_file)
+    assert "MMA adapts the image tower and needs a ViT" in one_line(lambda: train.main(argv))
+
+
 # ---- both ----
 @pytest.mark.parametrize("method", SMALL)
 def test_what_is_trained_on_base_classes_scores_new_ones(method, run, tmp_path):
