@@ -49,7 +49,7 @@ class MMRL(Case):
             for kind, ours in logits.items():
                 yield f"{kind} logits {when} training", ours, self.record[f"extra/logits_{when}_{kind}"]
         for name, ours in (("frozen", trainer.frozen_text_features), ("final", trainer.model.encode_classes())):
-            yield f"{name} text features", normalize(ours), self.record[f"extra/{name}_text_features"], 2e-6
+            yield f"{name} text features", normalize(ours), self.record[f"extra/{name}_text_features"], 5e-6
 
 
 class RPO(Case):
