@@ -117,12 +117,13 @@ class TwoSFS(PromptTrainer):
                              f"planned leaves one of the two stages without any ({first} and {others}); train longer "
                              "(OPTIM.MAX_EPOCH, OPTIM.STEPS), or change FRAC")
         super().before_train()
-        if any(self.model.by_row) and self.begun_after != first:
+        resumed = bool(self.start_epoch or self.first_batch)
+        if resumed and any(self.model.by_row) and self.begun_after != first:
             raise InputError(f"the run to go on from had {self.begun_after} updates in its first stage and is in its "
                              f"second; of the {self.planned_steps} updates that are planned now the first stage has "
                              f"{first}. Go on with the stored run's length and FRAC, or start a new run without "
                              "--resume")
-        if self.start_epoch or self.first_batch:
+        if resumed:
             self.watch.end()  # what stage 1 trains may have had its turn before
         elif self.train_loader_x is not None:
             self.trains_in_turns = first // max(1, len(self.train_loader_x)) + 1
