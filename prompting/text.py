@@ -291,13 +291,19 @@ class TextTower(Tower):
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """(len(texts), T) token numbers; T is the length of the longest sentence with its start and end tokens."""
-        rows = [[SOS, *tokenizer.encode(text), EOS] for text in texts]
+        rows = [[SOS, *_words_of(text), EOS] for text in texts]
         length = max(len(row) for row in rows)
         if length > self.context_length:
             longest = max(range(len(rows)), key=lambda i: len(rows[i]))
             raise PromptingError(f"'{texts[longest][:80]}' has {length} tokens, more than the {self.context_length} "
                                  "that CLIP reads; shorten the class name or the template")
         return torch.tensor([row + [0] * (length - len(row)) for row in rows], device=self.device)
+
+
+@functools.lru_cache(maxsize=2**14)  # a text tower that is trained reads the same sentences in each step
+def _words_of(text: str) -> tuple[int, ...]:
+    """The token numbers of a sentence."""
+    return tuple(tokenizer.encode(text))
 
 
 @dataclass

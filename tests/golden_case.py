@@ -25,6 +25,7 @@ class Case:
 
     tensors_within = 2e-5  # how close the tensors, the losses and the logits are to be
     losses_within = logits_within = 5e-5
+    again: tuple[type, ...] = ()  # other classes that replay the record once more
 
     def __init__(self, record, folder):
         self.record, self.meta, self.folder = record, record["meta"], folder

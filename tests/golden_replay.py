@@ -62,11 +62,17 @@ def replay(path, clip_model, folder, device="cpu"):
     """[(what, largest difference, allowed)] of the record in `path`; `folder`: for files that a method reads or writes.
     """
     record = read(path)
-    meta = record["meta"]
-    case = CASES.get(meta["method"], Case)(record, folder)
-    if meta["method"] in REPLAYS:
-        compared = REPLAYS[meta["method"]](record, clip_model, device)
+    method = record["meta"]["method"]
+    if method in REPLAYS:
+        compared = REPLAYS[method](record, clip_model, device)
         return [(what, difference(ours, theirs, what), allowed) for what, ours, theirs, allowed in compared]
+    case = CASES.get(method, Case)
+    return [row for each in (case, *case.again) for row in replayed(each(record, folder), clip_model, device)]
+
+
+def replayed(case, clip_model, device):
+    """What `replay` gives of one case, in which every step is made."""
+    record, meta = case.record, case.meta
     steps, size, classes, domains = meta["steps"], meta.get("batch", 8), meta["classes"], meta.get("domains", 1)
     orders = record.get("class_order", record.get("shuffles"))
     overrides = {"class_order": lambda self, label: orders[self.batch_idx].tolist()} if orders is not None else {}

@@ -22,6 +22,10 @@ def check_rows(names, now, start):
 class PlannedCase(Case):
     """A training whose length is known beforehand, with what it computes on the way."""
 
+    def settings(self):
+        template = self.theirs.get("template", "")  # of WiSE-FT it is the name of a list
+        return {**super().settings(), **({"DATASET.TEMPLATES": [template]} if "{}" in template else {})}
+
     def prepare(self, trainer):
         trainer.planned_steps = self.meta["steps"]
         trainer.optimizers = trainer.build_optimizers()

@@ -14,6 +14,7 @@ from test_prepare_data import server, source  # noqa: F401
 
 import train
 from dassl.utils import InputError
+from harness import make_trainer
 from prompting.image_size import image_size
 from prompting.published import PUBLISHED
 from prompting.weights import SHIPPED, published_urls
@@ -362,6 +363,16 @@ def test_a_stand_in_says_how_large_checkpoints_will_be(method, numbers):
     found = trials.of(cfg, ["a class", "another class", "the third one"], 100)
     assert found.problem == "" and found.numbers in (2 * numbers, 3 * numbers)
     assert not trials.clips  # what stands in is never computed with
+
+
+@pytest.mark.parametrize(("method", "copies"), [("FineTune", 3), ("WiSEFT", 4), ("CLIPood", 5)])
+def test_what_an_evaluation_takes_counts_in_the_size_of_a_checkpoint(method, copies, clips, clip_model):
+    """AdamW's two numbers beside each weight; WiSE-FT's mixture; CLIPood's average, for itself and for others."""
+    cfg = make_trainer(method, clip_model, ["cat", "dog"], settings={"OPTIM.NAME": "adamw"}).cfg.clone()
+    cfg.defrost()
+    [cfg.MODEL.BACKBONE.NAME] = clips
+    tower = sum(p.numel() for p in clip_model.visual.parameters()) + (0 if method == "CLIPood" else 2 * 65)
+    assert Trials(clips).of(cfg, ["cat", "dog"], 2).numbers == copies * tower
 
 
 def test_the_look_of_a_start_is_silent(words, capsys):

@@ -1,5 +1,6 @@
 """Whether a difference holds: the variance of seeds and images, its interval and p, and how often they are right."""
 import csv
+import gzip
 import json
 
 import numpy as np
@@ -357,6 +358,15 @@ def test_predictions_for_other_images_are_not_paired(tmp_path):
     write_run(tmp_path, base2new("B"), share(30, 60))
     with pytest.raises(InputError, match="same images"):
         report.main([str(tmp_path), "--compare", "A", "B"])
+
+
+def test_shuffled_test_images_are_paired_by_their_paths(tmp_path):
+    for name, rows in (("one", "a.png,0,0\nb.png,1,0\nc.png,1,1"), ("other", "c.png,1,0\na.png,0,0\nb.png,1,1")):
+        (tmp_path / name).mkdir()
+        text = "path,label,prediction,confidence\n" + "".join(f"{row},0.5\n" for row in rows.split("\n"))
+        (tmp_path / name / "predictions.csv.gz").write_bytes(gzip.compress(text.encode()))
+    found = significance.paired_differences([tmp_path / "one"], [tmp_path / "other"])
+    assert found.tolist() == [[0, -1, 1]]
 
 
 def test_tables_do_not_need_predictions(tmp_path, capsys):

@@ -85,7 +85,7 @@ DEFAULTS = {  # as published
             "PREC": "auto"},
 }
 OF_CLASSES = {"DePT": ("linear_probe_proj.",), "FineTune": ("head.",), "WiSEFT": ("head.",),
-              "TwoSFS": ("classifier",)}  # what is tied to the trained classes and left out for others
+              "TwoSFS": ("classifier",), "TaskRes": ("prompt_learner.",)}  # what is of classes, left out for others
 TRAITS = {  # (trains, learns_from_images, class_bound, min_batch, sampler) of those that are not as most
     "ZeroshotCLIP": (False, False, False, 1, None), "ZeroshotCLIP2": (False, False, False, 1, None),
     "TipAdapter": (False, True, True, 1, None), "TipAdapterF": (True, True, True, 1, None),

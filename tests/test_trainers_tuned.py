@@ -3,6 +3,7 @@ import re
 import signal
 
 import chaos
+import numpy as np
 import pytest
 import torch
 from chaos import same
@@ -13,7 +14,9 @@ import train
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import InputError, Terminated
 from harness import make_trainer
+from prompting import text
 from tools.running.trials import Trials
+from trainers.clipood import beta_density
 
 NAMES = ["alarm_clock", "bee", "cat", "dog"]
 BATCHES = 3  # of an epoch: 6 classes x 2 shots in batches of 4
@@ -109,6 +112,23 @@ def test_kills_change_nothing(shapes_root, capsys, method):
     assert "; 0 differences" in capsys.readouterr().out
 
 
+def test_a_second_stage_goes_on_with_the_length_that_it_began_with(run, tmp_path, one_line):
+    words = ("OPTIM.NAME", "adamw", "OPTIM.MAX_EPOCH")
+    run("TwoSFS", tmp_path / "two", *words, 2)  # 3 + 3 updates
+    line = one_line(lambda: run("TwoSFS", tmp_path / "more", *words, 4, "--resume", tmp_path / "two"))
+    for told in ("had 3 updates in its first stage", "of the 12 updates", "the first stage has 7"):
+        assert told in line
+
+
+def test_an_average_counts_as_its_updates_do_in_a_longer_training(run, tmp_path):
+    words = ("OPTIM.NAME", "adamw", "TRAINER.CLIPOOD.BETA", 0.5, "OPTIM.MAX_EPOCH")
+    run("CLIPood", tmp_path / "one", *words, 1)
+    run("CLIPood", tmp_path / "more", *words, 2, "--resume", tmp_path / "one")
+    extra = torch.load(tmp_path / "more" / "prompt_learner" / "model.pth.tar-2", weights_only=True)["extra"]
+    planned = [beta_density(0.5, (update + 0.5) / 7) for update in range(7)]
+    assert extra["weight"] == pytest.approx(sum(planned), rel=1e-6) and extra["updates"] == 6
+
+
 # ---- WiSE-FT and full fine-tuning ----
 def trained(trainer, steps=2):
     """The trainer after a few steps."""
@@ -171,6 +191,27 @@ def test_full_fine_tuning_is_wise_ft_that_keeps_nothing_of_zero_shot(clip_model)
         torch.testing.assert_close(scores(mixed), scores(same_as), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("method", ["FineTune", "WiSEFT"])
+def test_no_other_copy_of_the_clip_is_kept(clip_model, method):
+    trainer = make_trainer(method, clip_model, NAMES)
+    trained(trainer, 1)
+    scores(trainer)
+    assert "frozen_towers" not in vars(trainer)
+
+
+@pytest.mark.parametrize("final", ["last_step", "best_val"])
+def test_what_is_interpolated_is_what_a_checkpoint_is_evaluated_with(run, tmp_path, final):
+    words = ("OPTIM.NAME", "adamw", "TRAINER.WISEFT.TEMPLATES", "simple", "TEST.FINAL_MODEL", final, "TEST.SAVE_LOGITS",
+             True)
+    run("WiSEFT", tmp_path / "run", *words, "OPTIM.MAX_EPOCH", 2, "OPTIM.LR", 1e-3)
+    run("WiSEFT", tmp_path / "again", *words, "--eval-only", "--model-dir", tmp_path / "run")
+    first, again = (np.load(tmp_path / where / "logits.npz")["logits"] for where in ("run", "again"))
+    assert np.array_equal(first, again)
+    run("WiSEFT", tmp_path / "zero", *words, "--eval-only", "--model-dir", tmp_path / "run",
+        "TRAINER.WISEFT.ALPHA", 0.0, "TEST.ALLOW_CHANGED", "['TRAINER.WISEFT.ALPHA']")
+    assert np.abs(first - np.load(tmp_path / "zero" / "logits.npz")["logits"]).max() > 1e-3
+
+
 @pytest.mark.parametrize(("method", "options", "told"), [
     ("WiSEFT", {"ALPHA": 1.5}, "ALPHA 1.5"), ("FineTune", {"WARMUP": 1.0}, "WARMUP 1.0"),
     ("FineTune", {"TEMPLATES": "some"}, "simple"), ("CLIPood", {"MARGIN": -0.1}, "MARGIN -0.1"),
@@ -192,7 +233,8 @@ def test_the_average_of_equal_weights_is_the_mean_of_all_that_was(clip_model):
         torch.testing.assert_close(tensor, torch.stack([state[name] for state in seen]).mean(dim=0), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("damage", [{"average": {}}, {"weight": 0.0}, {"weight": "one"}, {"average": None}])
+@pytest.mark.parametrize("damage", [{"average": {}}, {"weight": 0.0}, {"weight": "one"}, {"average": None},
+                                    {"updates": 0}, {"updates": None}])
 def test_an_average_that_is_none_is_refused(clip_model, damage):
     trainer = trained(make_trainer("CLIPood", clip_model, NAMES, settings=ADAMW))
     with pytest.raises(InputError, match="average"):
@@ -226,6 +268,20 @@ def test_the_two_stages_train_what_they_say(clip_model):
     trainer.forward_backward(tiny_clip.batch("tuned", 3, 8, 4))
     changed = [name for name, tensor in trainer.trained_state().items() if not torch.equal(tensor, before[name])]
     assert changed == ["classifier"]
+
+
+@pytest.mark.parametrize("damage", [{"begun_after": None}, {"begun_after": 0}, {"by_row": None}])
+def test_rows_that_say_no_beginning_are_refused(clip_model, damage):
+    trainer = trained(make_trainer("TwoSFS", clip_model, NAMES, {"FRAC": 0.5}, settings=ADAMW))
+    with pytest.raises(InputError, match="begun"):
+        trainer.load_extra_state({**trainer.extra_state(), **damage})
+
+
+def test_the_sentences_of_the_first_stage_are_tokenized_once(clip_model, monkeypatch):
+    trainer, seen = make_trainer("TwoSFS", clip_model, ["newt", "owl", "yak", "gnu"], settings=ADAMW), []
+    monkeypatch.setattr(text.tokenizer, "encode", seen.append)
+    trained(trainer, 3)
+    assert not seen
 
 
 def test_two_stages_need_two_updates(run, tmp_path, one_line):

@@ -12,7 +12,8 @@ so classes near the right one are to be told apart by more. T is CLIP's exp(logi
 Beta moving average. What is evaluated is the mean of the weights theta_i after all updates i = 0 ... N (0: those of the
 start), each with the density of Beta(BETA, BETA) at (i + 1/2) / (N + 1): for a BETA below 1 the first ones and the last
 ones count most. N is the number of updates that the training plans. Training itself never sees the average, and an
-evaluation in the midst of it takes the average so far.
+evaluation in the midst of it takes the average so far. A training that goes on with another length keeps the average
+and counts it as much as its updates have in the new plan.
 
 With several source domains the authors put one batch a domain together for a step: DATALOADER.TRAIN_X.SAMPLER
 SeqDomainSampler. They round weights to float16 after every update; here nothing is rounded, so published numbers are
@@ -50,6 +51,7 @@ class CLIPood(PromptTrainer):
     extra_state_share = 1  # the average is as large as the image tower
     average: dict[str, Tensor]  # {name: tensor}, {} before the first update
     weight: float  # the sum of the weights of those in the average
+    averaged_for: int  # of how many planned updates these weights are
 
     @staticmethod
     def extend_cfg(cfg):
@@ -69,7 +71,7 @@ class CLIPood(PromptTrainer):
                              "above 0")
 
     def build_model(self, towers: Towers, classnames: list[str]) -> FrozenCLIP:
-        self.average, self.weight = {}, 0.0
+        self.average, self.weight, self.averaged_for = {}, 0.0, 0
         towers.model.visual.requires_grad_(True)
         return FrozenCLIP(towers, classnames, self.frozen_templates(template_of(self.cfg.DATASET.NAME)))
 
@@ -88,11 +90,18 @@ class CLIPood(PromptTrainer):
         """The weight of the tensors after `update` updates (0: those of the start), not normalised."""
         return beta_density(self.node.BETA, (min(update, self.planned_steps) + 0.5) / (self.planned_steps + 1))
 
+    def before_train(self):
+        super().before_train()
+        if self.average and self.averaged_for != self.planned_steps:
+            done = self.start_epoch * len(self.train_loader_x) + self.first_batch
+            self.weight = sum(self.average_weight(update) for update in range(done + 1))
+            self.averaged_for = self.planned_steps
+
     def training_step(self, batch: Batch) -> dict[str, float]:
         trained = {name: tensor.detach() for name, tensor in self.trained_tensors().items()}
         if not self.average:
             self.average = {name: tensor.clone() for name, tensor in trained.items()}
-            self.weight = self.average_weight(0)
+            self.weight, self.averaged_for = self.average_weight(0), self.planned_steps
         summary = super().training_step(batch)
         # By the place of the batch: an update that is left out for overflow does not move the others.
         own = self.average_weight(self.epoch * self.num_batches + self.batch_idx + 1)
@@ -105,14 +114,16 @@ class CLIPood(PromptTrainer):
         return self.average or None
 
     def extra_state(self) -> dict[str, Any]:
-        return {"average": self.average, "weight": self.weight}
+        return {"average": self.average, "weight": self.weight, "updates": self.averaged_for}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        average, weight = state.get("average"), state.get("weight")
+        average, weight, updates = state.get("average"), state.get("weight"), state.get("updates")
         if average != {}:
             require_like(average, self.trained_tensors(), "its average over the updates")
         if not isinstance(weight, float) or not math.isfinite(weight) or weight < 0 or bool(average) != (weight > 0):
             raise InputError(f"the weights of its average sum to {weight!r}")
+        if type(updates) is not int or updates < bool(average):
+            raise InputError(f"its average is one over {updates!r} updates")
         assert isinstance(average, dict)
         self.average = {name: tensor.to(self.device, torch.float32, copy=True) for name, tensor in average.items()}
-        self.weight = weight
+        self.weight, self.averaged_for = weight, updates

@@ -84,6 +84,7 @@ class FineTune(PromptTrainer):
     def build_model(self, towers: Towers, classnames: list[str]) -> ClassifierCLIP:
         templates = self.frozen_templates(*(IMAGENET_ALL if self.node.TEMPLATES == "all" else (DEFAULT,)))
         zero_shot = towers.logit_scale * self.frozen_towers.encode_classnames(classnames, templates)
+        del self.frozen_towers  # on a GPU they are one more copy of the CLIP
         towers.model.visual.requires_grad_(True)
         return ClassifierCLIP(towers, zero_shot)
 

@@ -6,10 +6,12 @@ Learned: a residual on the frozen text feature of each class. With t the text fe
 
 and x starts at zero, so that training goes on from zero-shot CLIP (the paper's "regular base"). As in the authors' code
 t is the text feature itself, not scaled to length 1; on ImageNet it is the mean of eight templates' features; class
-names keep their "_". Loss: cross-entropy. x has a row for each trained class, so new classes cannot be scored. The
-paper's "enhanced base", a t that was trained beforehand, needs files that are not published.
+names keep their "_". Loss: cross-entropy. x has a row for each trained class, found again by its name: any of these
+classes can be scored, such as those of ImageNet-A, new ones cannot. The paper's "enhanced base", a t that was trained
+beforehand, needs files that are not published.
 """
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,7 @@ from prompting.model import PromptedCLIP
 from prompting.templates import fill, residual_templates_of
 from prompting.towers import Towers
 from training import PromptTrainer
+from training.class_rows import rows_state, take_rows
 
 
 class TaskResidual(nn.Module):
@@ -53,7 +56,9 @@ class ResidualCLIP(PromptedCLIP):
 
 @TRAINER_REGISTRY.register()
 class TaskRes(PromptTrainer):
+    model: ResidualCLIP
     frozen_images = True
+    class_tensors = ("prompt_learner.",)
 
     @staticmethod
     def extend_cfg(cfg):
@@ -73,3 +78,11 @@ class TaskRes(PromptTrainer):
     def build_model(self, towers: Towers, classnames: list[str]) -> ResidualCLIP:
         templates = self.frozen_templates(*residual_templates_of(self.cfg.DATASET.NAME))
         return ResidualCLIP(towers, classnames, templates, self.node.RESIDUAL_SCALE)
+
+    def extra_state(self) -> dict[str, Any]:
+        return rows_state(self.dm.dataset.classnames, dict(self.model.prompt_learner.named_parameters()))
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        known = take_rows(state, list(self.dm.dataset.classnames), dict(self.model.prompt_learner.named_parameters()))
+        if not all(known):
+            raise InputError(f"it has no row for {self.dm.dataset.classnames[known.index(False)]}")

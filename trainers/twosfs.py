@@ -108,6 +108,8 @@ class TwoSFS(PromptTrainer):
             pairs.append((optim, schedule))
         return pairs
 
+    begun_after: int | None = None  # the updates of stage 1 in the training that begun the rows; None: none has
+
     def before_train(self):
         first, others = self.first_steps, self.planned_steps - self.first_steps
         if not (first and others):
@@ -115,7 +117,13 @@ class TwoSFS(PromptTrainer):
                              f"planned leaves one of the two stages without any ({first} and {others}); train longer "
                              "(OPTIM.MAX_EPOCH, OPTIM.STEPS), or change FRAC")
         super().before_train()
-        if self.start_epoch or self.first_batch:
+        resumed = bool(self.start_epoch or self.first_batch)
+        if resumed and any(self.model.by_row) and self.begun_after != first:
+            raise InputError(f"the run to go on from had {self.begun_after} updates in its first stage and is in its "
+                             f"second; of the {self.planned_steps} updates that are planned now the first stage has "
+                             f"{first}. Go on with the stored run's length and FRAC, or start a new run without "
+                             "--resume")
+        if resumed:
             self.watch.end()  # what stage 1 trains may have had its turn before
         elif self.train_loader_x is not None:
             self.trains_in_turns = first // max(1, len(self.train_loader_x)) + 1
@@ -129,6 +137,7 @@ class TwoSFS(PromptTrainer):
         model, stage = self.model, self.stage
         if stage and not all(model.by_row):
             model.begin_rows()
+            self.begun_after = self.first_steps
         elif not stage:
             model.by_row = [False] * len(model.by_row)
         with torch.set_grad_enabled(not stage):
@@ -143,11 +152,15 @@ class TwoSFS(PromptTrainer):
         return self.optimizers[self.stage][0].param_groups[0]["lr"]
 
     def extra_state(self) -> dict[str, Any]:
-        return {"by_row": all(self.model.by_row),
+        return {"by_row": all(self.model.by_row), "begun_after": self.begun_after,
                 **rows_state(self.dm.dataset.classnames, {"classifier": self.model.classifier})}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         if type(begun := state.get("by_row")) is not bool:
             raise InputError(f"it does not say whether its rows were begun ({begun!r})")
+        begun_after = state.get("begun_after")
+        if begun and not (type(begun_after) is int and begun_after > 0):
+            raise InputError(f"it does not say after how many updates its rows were begun ({begun_after!r})")
+        self.begun_after = begun_after if begun else None
         known = take_rows(state, list(self.dm.dataset.classnames), {"classifier": self.model.classifier})
         self.model.by_row = [begun and row for row in known]

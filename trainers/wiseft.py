@@ -37,10 +37,10 @@ class WiSEFT(FineTune):
 
     def zero_shot_weights(self) -> dict[str, Tensor]:
         """{name: tensor} of all that is trained, as zero-shot CLIP has it."""
-        model, clip = self.model, dict(self.frozen_towers.model.named_parameters())
+        model, clip = self.model, dict(self.clip_model.named_parameters())
         heads = {"head.weight": model.zero_shot, "head.bias": torch.zeros_like(model.head.bias)}
-        return {name: heads[name] if name in heads else clip[name.removeprefix("clip.")]
-                for name in self.trained_tensors()}
+        return {name: heads[name] if name in heads else clip[name.removeprefix("clip.")].detach().to(tensor)
+                for name, tensor in self.trained_tensors().items()}
 
     def evaluated_weights(self) -> dict[str, Tensor] | None:
         alpha = self.node.ALPHA

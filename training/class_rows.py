@@ -1,4 +1,6 @@
-"""Rows that belong to classes: what a method has learned for a class, found again by the name of the class."""
+"""Rows that belong to classes: what a method has learned for a class, found again by the name of the class.
+
+A class-bound method that keeps its `class_tensors` so can score any of the classes that it was trained on."""
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -128,14 +128,16 @@ class TrainedTensors(Contents["PromptTrainer"]):
         _named_tensors(path, state)
         answer = check(trainer, path, state) if state.get("trainer") == type(trainer).__name__ else None
         tensors, own = self._fitting(path, state)
-        trained_on = list(state.get("classnames", []))
-        if is_class_bound(trainer, trainer.cfg) and trained_on != list(trainer.dm.dataset.classnames):
+        trained_on, classes = list(state.get("classnames", [])), list(trainer.dm.dataset.classnames)
+        extra = state.get("extra", {})
+        by_name = isinstance(extra, dict) and "rows" in extra and all(name in trained_on for name in classes)
+        if is_class_bound(trainer, trainer.cfg) and trained_on != classes and not by_name:
             raise InputError(f"{path} was trained on other classes ({', '.join(trained_on[:3])}, ...), and "
                              f"what {type(trainer).__name__} learns with this config belongs to its classes")
         for name, tensor in tensors.items():
             own[name].data.copy_(tensor)
         with refusing(path, "{path} is damaged: {error}; train again"):
-            trainer.load_extra_state(state.get("extra", {}))
+            trainer.load_extra_state(extra)
         trainer.forget_class_features()
         return answer
 

@@ -43,7 +43,8 @@ _WEIGHTS = _WEIGHTS / 2 * 4 * ((_NODES + 1) / 2) ** 3
 
 # ---- what is compared ----
 def read_predictions(folder):
-    """(paths, right) of a run: tuple of N paths, and (N,) bool, whether each image was classified correctly.
+    """(paths, right) of a run: tuple of N paths in the order of the alphabet, and (N,) bool, whether each image was
+    classified correctly. A method whose test images are shuffled writes them in another order with each seed.
 
     Raises InputError when the file is not there or damaged."""
     path = os.path.join(folder, PREDICTIONS)
@@ -53,7 +54,9 @@ def read_predictions(folder):
         if len(content) > MOST_BYTES:  # a few bytes can be unpacked to more than memory holds
             raise ValueError(f"it is larger than {MOST_BYTES // 2**20} MiB")
         paths, labels, predictions, _ = _columns(content.decode("utf-8", "surrogateescape"))
-        return paths, np.array([label == prediction for label, prediction in zip(labels, predictions)], bool)
+        order = sorted(range(len(paths)), key=paths.__getitem__)
+        right = np.array([label == prediction for label, prediction in zip(labels, predictions)], bool)
+        return tuple(paths[row] for row in order), right[order]
     except FileNotFoundError:
         raise InputError(f"no {PREDICTIONS} in {folder}; delete its results.json and run again to get it") from None
     except (OSError, EOFError, zlib.error, csv.Error, ValueError) as error:  # UnicodeDecodeError among them
@@ -99,7 +102,7 @@ def paired_differences(first, second, read=read_predictions):
         other_paths, other_right = read(other)
         known = known or paths
         if paths != known or other_paths != known:
-            raise InputError(f"{one} and {other} are not predictions for the same images in the same order")
+            raise InputError(f"{one} and {other} are not predictions for the same images")
         rows.append(right.astype(np.int8) - other_right.astype(np.int8))
     return np.stack(rows)
 

@@ -21,6 +21,7 @@ from prompting.published import PUBLISHED
 from prompting.stand_in import full_dimension, stand_in
 from prompting.weights import SHIPPED
 from runs.command_line import mendable
+from training.method import Method
 from training.prompt_trainer import PromptTrainer
 from training.towers import loaded_clip
 
@@ -105,7 +106,8 @@ class Trials:
 
 
 def _numbers(trainer: Any, optimizers: Sequence[Optimizer], given: int, n_cls: int) -> int:
-    """Floating-point numbers of a checkpoint: what is trained, and what the optimizers keep for it.
+    """Floating-point numbers of a checkpoint: what is trained, what the optimizers keep for it, and where an evaluation
+    takes other weights these, too. A running average of towers (`extra_state_share`) is counted as one of those.
 
     given: class names that the trainer was built with."""
     name = trainer.cfg.MODEL.BACKBONE.NAME
@@ -118,4 +120,6 @@ def _numbers(trainer: Any, optimizers: Sequence[Optimizer], given: int, n_cls: i
             sizes = [n_cls if of_classes and size == given else full_dimension(size, name) if small else size
                      for size in tensor.shape]
             total += int(torch.Size(sizes).numel())
-    return total * (1 + max((STATES.get(type(each).__name__, 2) for each in optimizers), default=0))
+    kind = type(trainer)
+    copies = 1 + (kind.evaluated_weights is not Method.evaluated_weights) + (kind.extra_state_share >= 1)
+    return total * (copies + max((STATES.get(type(each).__name__, 2) for each in optimizers), default=0))
