@@ -99,7 +99,7 @@ def paired_differences(first, second, read=read_predictions):
         other_paths, other_right = read(other)
         known = known or paths
         if paths != known or other_paths != known:
-            raise InputError(f"{one} and {other} are not predictions for the same images in the same order")
+            raise InputError(f"{one} and {other} are not predictions for the same images")
         rows.append(right.astype(np.int8) - other_right.astype(np.int8))
     return np.stack(rows)
 
