@@ -107,7 +107,8 @@ class Method:
         return {"loss": loss.item(), "acc": compute_accuracy(logits.detach(), batch["label"])[0].item()}
 
     def build_optimizers(self) -> list[tuple[Optimizer, LRScheduler]]:
-        """[(optimizer, schedule), ...]; default: one over all that is trained."""
+        """[(optimizer, schedule), ...]; default: one over all that is trained, whose rate follows the epochs. That of a
+        `StepSchedule` follows the updates of its optimizer, of which the training plans `planned_steps`."""
         optim = build_optimizer(self.trainables, self.cfg.OPTIM)
         return [(optim, build_lr_scheduler(optim, self.cfg.OPTIM))]
 

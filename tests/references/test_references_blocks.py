@@ -7,7 +7,7 @@ import pytest
 from golden_replay import FOLDER, read, replay
 
 import tiny_clip
-from truth import reference_blocks as reference
+from references import reference_blocks as reference
 
 
 def numbers(rng, *shape, within=None, deviation=None):

@@ -8,7 +8,7 @@ import torch
 from golden_replay import FOLDER, difference, read, replay
 
 import tiny_clip
-from truth import reference_tuned as reference
+from references import reference_tuned as reference
 
 OF = {"wiseft": reference.wiseft, "clipood": reference.clipood, "twosfs": reference.twosfs}
 # {case: what of the recorded sibling's meta is another, KEY=VALUE lines of its config}

@@ -9,7 +9,7 @@ import torch
 from golden_replay import difference, read, replay
 
 import tiny_clip
-from truth.reference_contexts import METHODS, STARTS, drawn, starting_words, varied
+from references.reference_contexts import METHODS, STARTS, drawn, starting_words, varied
 
 GOLDEN = Path(tiny_clip.__file__).parent
 

@@ -7,7 +7,7 @@ import pytest
 from golden_replay import difference, read, replay
 
 import tiny_clip
-from truth.reference_tokens import METHODS, MMRL, drawn, varied
+from references.reference_tokens import METHODS, MMRL, drawn, varied
 
 GOLDEN = Path(tiny_clip.__file__).parent
 
