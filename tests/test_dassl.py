@@ -256,8 +256,8 @@ def test_samplers_that_do_not_fit_are_input_errors(name, batch, kwargs):
 
 
 def test_of_a_domain_that_is_too_small_the_largest_batch_is_told():
-    small = items([(0, d) for d in (0, 0, 0, 1, 1, 1, 1)])  # label, domain: 3 and 4 images
-    with pytest.raises(InputError, match="one has 3; make the batch .DATALOADER.TRAIN_X.BATCH_SIZE. smaller, 6 at most"):
+    small = items([(domain, 0) for domain in (0, 0, 0, 1, 1, 1, 1)])
+    with pytest.raises(InputError, match="one has 3; make the batch .* smaller, 6 at most"):
         sampler_of("SeqDomainSampler", small, 8)
     assert sampler_of("SeqDomainSampler", small, 6)
 

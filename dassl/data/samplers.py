@@ -78,8 +78,8 @@ class _DomainSampler(EpochSampler):
                              f"{self.n_domain} domains")
         self.per_domain = batch_size // self.n_domain
         if (fewest := min(map(len, self.by_domain.values()))) < self.per_domain:
-            raise InputError(f"{type(self).__name__}: a batch of {batch_size} has {self.per_domain} images of a domain, "
-                             f"and one has {fewest}; make the batch (DATALOADER.TRAIN_X.BATCH_SIZE) smaller, "
+            raise InputError(f"{type(self).__name__}: a batch of {batch_size} has {self.per_domain} images of a "
+                             f"domain, and one has {fewest}; make the batch (DATALOADER.TRAIN_X.BATCH_SIZE) smaller, "
                              f"{fewest * self.n_domain} at most")
         self.length = len(self.order(random.Random(0)))
 
