@@ -71,7 +71,8 @@ class ClassPrompts:
             length = len(words) + n_ctx + 2
             if length > tower.context_length:
                 raise PromptingError(f"class name '{name[:80]}' is too long: with {n_ctx} context tokens its prompt "
-                                     f"has {length} tokens, CLIP reads {tower.context_length}; shorten it")
+                                     f"has {length} tokens, CLIP reads {tower.context_length}; shorten "
+                                     "it, or take fewer")
             split = min(len(tokenizer.encode(named)), len(words))
             rows.append([SOS] + [0] * self.before + words[:split] + [0] * behind + words[split:] + [EOS])
             start = 1 + self.before + split

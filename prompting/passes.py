@@ -6,7 +6,7 @@ class Passes:
 
     Logical passes are counted: a frozen and a prompted pass over one image are two passes. A pass counts once, also
     where it is cut into chunks, divided between ranks, or computed again in the backward pass. Frozen sentences
-    (`TextTower.encode_texts`) are not counted: they are encoded once and kept.
+    (`TextTower.encode_texts`) are not counted: they are encoded once and kept. Those of a tower that is trained are.
     """
 
     def __init__(self) -> None:

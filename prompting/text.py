@@ -270,6 +270,8 @@ class TextTower(Tower):
 
         Raises PromptingError for a sentence longer than CLIP's context."""
         learns = torch.is_grad_enabled() and self.trained
+        if learns:
+            self.passes.add(texts=len(texts))
         chunk = len(texts) if learns else chunk  # what is kept for the backward pass has its own limit
         encode = self.encode_sentences if self.memory is None else functools.partial(self.memory.features, self)
         with torch.set_grad_enabled(learns):

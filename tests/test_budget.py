@@ -56,6 +56,8 @@ def in_node(method, *pairs):
      budget(STEPS, SEEN, 2 * SEEN, CLASSES * STEPS, views=2 * SEEN)),
     # the second update encodes both halves of the classes before and after the inner step
     ("MetaPrompt", (), budget(2 * STEPS, SEEN, 2 * SEEN, 3 * CLASSES * STEPS)),
+    # the first of its stages trains the text tower, whose sentences are encoded anew
+    ("TwoSFS", ("TRAINER.TWOSFS.FRAC", 0.5), budget(STEPS, SEEN, SEEN, CLASSES * STEPS // 2)),
     ("TipAdapter", (), budget(0, 10 * IMAGES, 10 * IMAGES, 0)),  # ten augmentations
     ("TipAdapterF", (), budget(STEPS, 10 * IMAGES + SEEN, 10 * IMAGES + SEEN, 0)),
     ("ZeroshotCLIP", (), budget(0, 0, 0, 0)),

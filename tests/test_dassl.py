@@ -255,6 +255,13 @@ def test_samplers_that_do_not_fit_are_input_errors(name, batch, kwargs):
         sampler_of(name, items([(i % 2, i % 3) for i in range(12)]), batch, **kwargs)
 
 
+def test_of_a_domain_that_is_too_small_the_largest_batch_is_told():
+    small = items([(domain, 0) for domain in (0, 0, 0, 1, 1, 1, 1)])
+    with pytest.raises(InputError, match="one has 3; make the batch .* smaller, 6 at most"):
+        sampler_of("SeqDomainSampler", small, 8)
+    assert sampler_of("SeqDomainSampler", small, 6)
+
+
 # ---- loaders ----
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):

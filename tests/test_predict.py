@@ -266,6 +266,14 @@ def test_deep_prompts_layer_by_layer_and_class_contexts_class_by_class(world, ca
     assert [group for group, *_ in found] == [name for name in drawn.CLASSES[:3] for _ in range(3)]
 
 
+def test_several_prompts_per_class_are_no_layers(arguments, clips, tmp_path, capsys):
+    train.main(arguments("PLOT", tmp_path / "run", "TRAINER.PLOT.N", 2, "TRAINER.PLOT.N_CTX", 3), clips=clips)
+    capsys.readouterr()
+    found = interpret_prompt.main([str(tmp_path / "run")])
+    assert [group for group, *_ in found] == [f"prompt {number}" for number in (1, 2) for _ in range(3)]
+    assert "layer" not in capsys.readouterr().out
+
+
 def test_methods_without_text_context_say_so(world, arguments, clips, tmp_path, own_registries):
     place, _ = world
     with pytest.raises(InputError, match="holds no learned prompts"):

@@ -2,6 +2,7 @@
 import csv
 import gzip
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -351,6 +352,23 @@ def test_domains_and_targets_share_their_seeds(tmp_path):
         found[protocol] = dict(zip(table.headers, table.rows[0]))
     assert found["xd"]["p"] == found["dg"]["p"] and float(found["xd"]["p"]) > 5 * float(found["base2new"]["p"])
     assert {row["difference"].text() for row in found.values()} == {"+6.00 +- 3.00"}
+
+
+def test_images_that_a_method_has_shuffled_are_paired_by_their_paths(tmp_path):
+    tables = []
+    for name in ("listed", "shuffled"):
+        for seed in (1, 2, 3):
+            write_run(tmp_path / name, base2new("A", seed), share(60 + seed))
+            folder = Path(write_run(tmp_path / name, base2new("B", seed), share(40)))
+            if name == "shuffled":
+                file = folder / "predictions.csv.gz"
+                header, *rows = gzip.decompress(file.read_bytes()).decode().splitlines(keepends=True)
+                np.random.default_rng(seed).shuffle(rows)
+                file.write_bytes(gzip.compress("".join([header, *rows]).encode()))
+        cells, where = find_runs([str(tmp_path / name)])
+        [table], _ = comparisons(cells, where)
+        tables.append([repr(row) for row in table.rows])
+    assert tables[0] and tables[0] == tables[1]
 
 
 def test_predictions_for_other_images_are_not_paired(tmp_path):

@@ -75,7 +75,8 @@ def word_of(token):
 def interpret(folder, top=3, epoch=None, backbone="", plugins=()):
     """[(group, number of the vector, [(word, distance)])] for all context vectors of a run.
 
-    A group is "" for one context, "layer 0", "layer 1", ... for a deep prompt, a class name for class-specific ones.
+    A group is "" for one context, "layer 0", "layer 1", ... for a deep prompt, "prompt 1", "prompt 2", ... for several
+    prompts per class, a class name for class-specific ones.
     """
     train.discover(plugins)
     context, classnames = text_context(folder, epoch)
@@ -92,6 +93,8 @@ def interpret(folder, top=3, epoch=None, backbone="", plugins=()):
         groups = [""]
     elif is_class_specific(cfg) and len(classnames) == len(stacked):
         groups = classnames
+    elif has_several_prompts(cfg):
+        groups = [f"prompt {number}" for number in range(1, len(stacked) + 1)]
     else:
         groups = [f"layer {layer}" for layer in range(len(stacked))]
     return [(group, number, words) for group, vectors in zip(groups, stacked)
@@ -101,6 +104,11 @@ def interpret(folder, top=3, epoch=None, backbone="", plugins=()):
 def is_class_specific(cfg):
     """Whether the run's method has contexts of its own for each class: CoOp's CSC."""
     return bool(cfg.TRAINER.get(cfg.TRAINER.NAME.upper(), {}).get("CSC", False))
+
+
+def has_several_prompts(cfg):
+    """Whether the run's method has several prompts per class: PLOT's N."""
+    return "N" in cfg.TRAINER.get(cfg.TRAINER.NAME.upper(), {})
 
 
 def parse_arguments(argv):

@@ -77,9 +77,10 @@ class _DomainSampler(EpochSampler):
             raise InputError(f"{type(self).__name__}: the batch size {batch_size} does not divide by "
                              f"{self.n_domain} domains")
         self.per_domain = batch_size // self.n_domain
-        if any(len(v) < self.per_domain for v in self.by_domain.values()):
-            raise InputError(f"{type(self).__name__}: a domain has fewer than {self.per_domain} images; "
-                             "make the batch smaller")
+        if (fewest := min(map(len, self.by_domain.values()))) < self.per_domain:
+            raise InputError(f"{type(self).__name__}: a batch of {batch_size} has {self.per_domain} images of a "
+                             f"domain, and one has {fewest}; make the batch (DATALOADER.TRAIN_X.BATCH_SIZE) smaller, "
+                             f"{fewest * self.n_domain} at most")
         self.length = len(self.order(random.Random(0)))
 
     def pick(self, rng):
