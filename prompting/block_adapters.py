@@ -53,12 +53,9 @@ Adapters = Mapping[int, BlockAdapter]
 
 
 class AdaptedBlock(Block):
-    """A block with what a BlockAdapter adds. Raises PromptingError for one that can only be called as a whole."""
+    """A block, which is not whole, with what a BlockAdapter adds."""
 
     def __init__(self, block: Block, adapter: BlockAdapter) -> None:
-        if block.whole:
-            raise PromptingError("adapters stand beside the parts of CLIP's own blocks; a block of this CLIP is "
-                                 "another one, or has hooks")
         vars(self).update(vars(block))
         self.adapter, self.dtype = adapter, block.attn.in_proj_weight.dtype
 
@@ -81,11 +78,15 @@ class AdaptedBlock(Block):
 
 
 def adapted(blocks: list[Block], adapters: Adapters | None) -> list[Block]:
-    """The blocks with their adapters. Raises PromptingError for an adapter of a layer that the tower lacks."""
+    """The blocks with their adapters. Raises PromptingError for an adapter of a layer that the tower lacks, and where
+    one of the blocks, whichever, can only be called as a whole: then all of them are."""
     beyond = [layer for layer in adapters or () if not AT_INPUT <= layer < len(blocks)]
     if beyond:
         raise PromptingError(f"there is an adapter for block {beyond[0]}; this tower has the blocks 0 to "
                              f"{len(blocks) - 1}")
+    if any(layer != AT_INPUT for layer in adapters or ()) and any(block.whole for block in blocks):
+        raise PromptingError("adapters stand beside the parts of CLIP's own blocks; a block of this CLIP is another "
+                             "one, or has hooks")
     return [AdaptedBlock(block, adapters[layer]) if adapters and layer in adapters else block
             for layer, block in enumerate(blocks)]
 

@@ -14,7 +14,8 @@ from prompting.errors import PromptingError
 from prompting.image import ImageTower
 from prompting.parallel import divide
 from prompting.text import TextTower
-from prompting.text_layout import behind, buckets_of, take_apart, up_to_end
+from prompting.text_chunks import KEPT_PER_TOKEN, in_chunks
+from prompting.text_layout import Bucket, behind, buckets_of, take_apart, up_to_end
 
 
 def read_images(tower: ImageTower, embedded: Tensor, readers: Tensor) -> Tensor:
@@ -58,27 +59,34 @@ def read_texts(tower: TextTower, prompts: Prompts, readers: Tensor) -> Tensor:
     def share(rows: slice) -> Tensor:
         own = Prompts(prompts.prefix, prompts.suffix[:, rows], prompts.eot[rows])
         lengths = [end - shared + 1 for end in own.eot.tolist()]
-        order = sorted(range(len(lengths)), key=lengths.__getitem__)
-        buckets = buckets_of(order, lengths, tower.padding, tower.device)
-        x, blocks = tower.lay_out(own, buckets), _plain_blocks(tower)
-        read = readers.to(x.dtype).expand(len(lengths), -1, -1)
-        for layer, block in enumerate(blocks):
-            qkv = block.query_key_value(x)
-            prefix, parts = take_apart(qkv[..., tower.width:], shared, buckets)
-            queries = block.query(read).split_with_sizes([len(bucket) for bucket in buckets])
-            seen = []
-            for bucket, query, key_value in zip(buckets, queries, parts):
-                keys, values = behind(prefix, key_value)
-                seen.append(block.attend(query, keys[0], values[0], mask=up_to_end(bucket, shared, keys, 1)))
-            read = block.finish(read, torch.cat(seen))
-            if layer < len(blocks) - 1:
-                x = tower.run_block(block, x, shared, buckets, qkv)
-        places = torch.empty(len(order), dtype=torch.long)
-        places[order] = torch.arange(len(order))
-        return tower.project(read)[places.to(read.device)]
+        blocks = _plain_blocks(tower)
+
+        def run(chunk: list[int]) -> Tensor:
+            return _read_texts(tower, own, readers, buckets_of(chunk, lengths, tower.padding, tower.device), blocks)
+
+        # Of the frozen tokens only what the readers take from them is kept.
+        return in_chunks(tower, run, lengths, 1, shared, per_token=0, per_class=KEPT_PER_TOKEN * len(readers))[0]
 
     tower.passes.add(texts=len(prompts.eot))
     return divide(tower.ranks, len(prompts.eot), share)
+
+
+def _read_texts(tower: TextTower, prompts: Prompts, readers: Tensor, buckets: list[Bucket],
+                blocks: list[Block]) -> Tensor:
+    """-> (1, C', K, E), the classes of the buckets in turn."""
+    x, shared, sizes = tower.lay_out(prompts, buckets), prompts.prefix.shape[1], [len(bucket) for bucket in buckets]
+    read = readers.to(x.dtype).expand(sum(sizes), -1, -1)
+    for layer, block in enumerate(blocks):
+        qkv = block.query_key_value(x)
+        prefix, parts = take_apart(qkv[..., tower.width:], shared, buckets)
+        seen = []
+        for bucket, query, key_value in zip(buckets, block.query(read).split_with_sizes(sizes), parts):
+            keys, values = behind(prefix, key_value)
+            seen.append(block.attend(query, keys[0], values[0], mask=up_to_end(bucket, shared, keys, 1)))
+        read = block.finish(read, torch.cat(seen))
+        if layer < len(blocks) - 1:
+            x = tower.run_block(block, x, shared, buckets, qkv)
+    return tower.project(read)[None]
 
 
 def _plain_blocks(tower: Tower) -> list[Block]:

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from prompting.block_adapters import Adapters, adapted, draw
+from prompting.block_adapters import AT_INPUT, Adapters, adapted, draw
 from prompting.blocks import Block, Blocks, Tower, has_hooks
 from prompting.class_prompts import EOS, SOS, ClassPrompts, Prompts, readable
 from prompting.errors import PromptingError
 from prompting.openai import tokenizer
 from prompting.parallel import Collectives, SingleProcess, divide
 from prompting.passes import Passes
+from prompting.text_chunks import KEPT_PER_TOKEN, KEPT_PER_TOKEN_TRAINED, in_chunks
 from prompting.text_layout import Bucket, behind, buckets_of, common_start, last_tokens, take_apart, up_to_end
 from prompting.text_memory import Remembered
 
@@ -31,11 +31,6 @@ if TYPE_CHECKING:
 # Method files import ClassPrompts and readable from here, tools the tokenizer.
 __all__ = ["ClassPrompts", "TextTower", "readable", "tokenizer"]
 
-# What a layer keeps for the backward pass, in vectors of the tower's width: so many per token, and so many more per key
-# of a class (its own tokens and a copy of the prefix).
-KEPT_PER_TOKEN = 10
-KEPT_PER_TOKEN_TRAINED = 18  # where its weights want gradients, which keep the inputs of the linear layers, too
-KEPT_PER_KEY = 2
 PADDING_ON_GPU = 512  # padding tokens that one piece may have
 # Tokens that a rank must be spared for a pass to be divided: fewer take less time than exchanging the features. A GPU
 # runs a small pass hardly faster than one of a few thousand tokens.
@@ -115,10 +110,14 @@ class TextTower(Tower):
             (G, C, E), not normalised.
         Raises:
             PromptingError: there are more shared deep prompts than context vectors in the prefix; or the tower has
-                blocks that can only be called as a whole, which takes neither adapters nor inserted tokens.
+                blocks that can only be called as a whole, which takes neither adapters nor inserted tokens; or there
+                are deep prompts beside adapters that draw, inserted ones that differ in number or by class, or an
+                adapter of AT_INPUT, which the prompts take themselves.
         """
         self.passes.add(texts=len(prompts.prefix) * len(prompts.eot))
-        return self._encode(prompts, Learned(deep or {}, adapters, inserted))
+        learned = Learned(deep or {}, adapters, inserted)
+        learned.require_one_kind()
+        return self._encode(prompts, learned)
 
     def _encode(self, prompts: Prompts, learned: Learned | None = None) -> Tensor:
         """`encode`, divided between the ranks where that is worth it."""
@@ -161,40 +160,20 @@ class TextTower(Tower):
     def _encode_share(self, prompts: Prompts, learned: Learned, lengths: Sequence[int]) -> Tensor:
         """`encode` on this rank; `lengths`: how many tokens of its own each class has."""
         groups, shared = prompts.prefix.shape[:2]
-        order = sorted(range(len(lengths)), key=lengths.__getitem__)
-        blocks = adapted(self.blocks, learned.adapters)
+        blocks, draws = adapted(self.blocks, learned.adapters), draw(learned.adapters)
         whole = any(block.whole for block in blocks)
         if whole:
-            lengths, shared = [self.context_length] * len(order), 0
-        features = []
-        for chunk in self._chunks(order, lengths, groups, shared, bool(learned.adapters)):
-            run = functools.partial(self._encode_whole, prompts, chunk, learned) if whole else functools.partial(
-                self._encode_chunk, prompts, buckets_of(chunk, lengths, self.padding, self.device), learned, blocks)
-            # A tower that is trained, or an adapter, may have dropout.
-            features.append(run() if len(chunk) == len(order) else checkpoint(
-                run, use_reentrant=False, preserve_rng_state=self.trainable or draw(learned.adapters)))
-        places = torch.empty(len(order), dtype=torch.long)
-        places[order] = torch.arange(len(order))
-        return torch.cat(features, dim=1)[:, places.to(self.device)]
+            lengths, shared = [self.context_length] * len(lengths), 0
 
-    def _chunks(self, order: list[int], lengths: Sequence[int], groups: int, shared: int,
-                with_adapters: bool = False) -> list[list[int]]:
-        """The sorted classes in as few pieces as `activation_bytes` allows; one piece where nothing is kept."""
-        if self.activation_bytes is None or not torch.is_grad_enabled():
-            return [order]
-        vector = self.width * self.layers * self.dtype.itemsize * groups
-        per_token = KEPT_PER_TOKEN_TRAINED if self.trainable or with_adapters else KEPT_PER_TOKEN
-        room = self.activation_bytes // vector - (per_token + KEPT_PER_KEY) * shared
-        chunks: list[list[int]] = [[]]
-        used = 0
-        for index in order:
-            kept = per_token * lengths[index] + KEPT_PER_KEY * (shared + lengths[index])
-            if chunks[-1] and used + kept > room:
-                chunks.append([])
-                used = 0
-            chunks[-1].append(index)
-            used += kept
-        return chunks
+        def run(chunk: list[int]) -> Tensor:
+            if whole:
+                return self._encode_whole(prompts, chunk, learned)
+            return self._encode_chunk(prompts, buckets_of(chunk, lengths, self.padding, self.device), learned, blocks)
+
+        per_token = KEPT_PER_TOKEN_TRAINED if self.trainable or learned.adapters else KEPT_PER_TOKEN
+        # A tower that is trained, or an adapter, may have dropout.
+        return in_chunks(self, run, lengths, groups, shared + learned.inserted_tokens, per_token,
+                         draws=self.trainable or draws)
 
     def _encode_chunk(self, prompts: Prompts, buckets: list[Bucket], learned: Learned, blocks: list[Block]) -> Tensor:
         """-> (G, C', E), the classes of the buckets in turn."""
@@ -335,10 +314,27 @@ class Learned:
     adapters: Adapters | None = None
     inserted: bool = False
 
+    def require_one_kind(self) -> None:
+        """Raise PromptingError for what does not go together."""
+        if self.deep and draw(self.adapters):
+            raise PromptingError("deep prompts stand among tokens that classes share, and beside an adapter that draws "
+                                 "random numbers they share none; take either the prompts or the adapter")
+        if AT_INPUT in (self.adapters or ()):
+            raise PromptingError("the text tower has its input from the prompts; what is added there goes into them")
+        shapes = [tuple(vectors.shape) for vectors in self.deep.values()]
+        if self.inserted and shapes and (len(shapes[0]) != 2 or len(set(shapes)) > 1):
+            raise PromptingError("tokens that are inserted must be the same for all classes, (n, W), and in each layer "
+                                 f"as many, not {shapes}")
+
     def of_classes(self, rows: slice) -> Learned:
         """That of some of the classes."""
         own = {layer: vectors[rows] if vectors.dim() == 3 else vectors for layer, vectors in self.deep.items()}
         return Learned(own, self.adapters, self.inserted)
+
+    @property
+    def inserted_tokens(self) -> int:
+        """How many tokens come in that the prompts do not have."""
+        return len(self.deep[min(self.deep)]) if self.inserted and self.deep else 0
 
 
 def _require_room(deep: Tensor, shared: int) -> None:

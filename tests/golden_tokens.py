@@ -48,8 +48,8 @@ class MMRL(Case):
         for when, logits in (("before", self.before), ("after", self.other_logits())):
             for kind, ours in logits.items():
                 yield f"{kind} logits {when} training", ours, self.record[f"extra/logits_{when}_{kind}"]
-        yield "frozen text features", trainer.frozen_text_features, self.record["extra/frozen_text_features"]
-        yield "final text features", normalize(trainer.model.encode_classes()), self.record["extra/final_text_features"]
+        for name, ours in (("frozen", trainer.frozen_text_features), ("final", trainer.model.encode_classes())):
+            yield f"{name} text features", normalize(ours), self.record[f"extra/{name}_text_features"], 5e-6
 
 
 class RPO(Case):

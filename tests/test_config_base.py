@@ -203,6 +203,12 @@ def test_a_file_is_for_the_methods_of_its_bases_unless_it_says_otherwise(write):
 
 
 # ---- the configs that ship ----
+def test_lines_of_shipped_configs_are_at_most_120_characters():
+    """Nothing else looks at their comments: ruff reads Python."""
+    assert not [f"{path}:{number}" for path in SHIPPED
+                for number, line in enumerate(path.read_text().splitlines(), start=1) if len(line) > 120]
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_every_config_merges(path):
     before = train.default_config()

@@ -2,6 +2,7 @@
 from types import SimpleNamespace
 
 import pytest
+from torch import nn
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import InputError
@@ -60,8 +61,8 @@ def test_the_table_goes_between_its_marks(tmp_path, monkeypatch, capsys):
 def registry(monkeypatch):
     """Trainers that are their config, with towers of no blocks."""
     def trainer(cfg, clips):
-        return SimpleNamespace(cfg=cfg, trains_towers=False, towers=SimpleNamespace(text=SimpleNamespace(layers=0),
-                                                               image=SimpleNamespace(layers=0)))
+        text, image = (SimpleNamespace(stack=SimpleNamespace(transformer=SimpleNamespace(resblocks=[]))) for _ in "ti")
+        return SimpleNamespace(cfg=cfg, model=nn.Module(), towers=SimpleNamespace(text=text, image=image))
 
     for module in (method_table, config_budgets):
         monkeypatch.setattr(module, "TRAINER_REGISTRY", {"CoOp": trainer})

@@ -27,7 +27,8 @@ from prompting.consistency import cosine_distance, diverse_text_features, l1_dis
 from prompting.episodes import halve_classes, meta_gradient, plain_gradient, splittable_order
 from prompting.model import Prompt, PromptedCLIP, random_vectors
 from prompting.precision import GradientOverflow, Precision, all_finite
-from prompting.text import KEPT_PER_KEY, KEPT_PER_TOKEN, TextTower
+from prompting.text import TextTower
+from prompting.text_chunks import KEPT_PER_KEY, KEPT_PER_TOKEN, chunks_of
 from prompting.text_layout import buckets_of
 
 OPENAI = "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"  # of ViT-B/16
@@ -718,7 +719,7 @@ def test_classes_are_run_in_as_few_chunks_as_the_memory_allows(clip_model):
 
     def chunks(vectors):
         text.activation_bytes = vectors * vector
-        return text._chunks(order, lengths, groups, shared)
+        return chunks_of(text, order, lengths, groups, shared)
 
     assert chunks(prefix + sum(kept)) == [[0, 3, 2, 1]]
     assert chunks(prefix + sum(kept) - 1) == [[0, 3, 2], [1]]
@@ -727,7 +728,7 @@ def test_classes_are_run_in_as_few_chunks_as_the_memory_allows(clip_model):
     with torch.no_grad():
         assert chunks(1) == [order]
     text.activation_bytes = None
-    assert text._chunks(order, lengths, groups, shared) == [order]
+    assert chunks_of(text, order, lengths, groups, shared) == [order]
     assert KEPT_PER_TOKEN == 10 and KEPT_PER_KEY == 2
 
 

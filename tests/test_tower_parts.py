@@ -1,8 +1,11 @@
 """What methods may put into the towers (adapters, inserted tokens, readers), against CLIP's own modules that are run
 plainly over whole, untrimmed sequences."""
+import copy
+
 import pytest
 import torch
 
+import prompting.readers
 from prompting import PromptingError
 from prompting.block_adapters import AT_INPUT, BlockAdapter
 from prompting.class_prompts import ClassPrompts
@@ -172,6 +175,46 @@ def test_read_only_tokens_of_texts(towers):
     require_same(ours, plain, [readers])
 
 
+@pytest.mark.parametrize("limit", [1, 400_000])
+def test_read_only_tokens_of_texts_in_chunks(towers, limit, monkeypatch):
+    """As many classes at a time as have room for what their readers keep, computed again on the way back."""
+    readers, weights = torch.randn(24, 128, requires_grad=True), {p.data_ptr() for p in towers.model.parameters()}
+    names, kept, sizes = [f"{name} {n}" for n in range(4) for name in NAMES], {}, []
+    prompts = towers.text.sentences(sentences(towers, names)[0])
+    part = prompting.readers._read_texts
+
+    def watched(tower, prompts, readers, buckets, blocks):
+        sizes.append(sum(map(len, buckets)))
+        return part(tower, prompts, readers, buckets, blocks)
+
+    def note(tensor):
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    monkeypatch.setattr(prompting.readers, "_read_texts", watched)
+
+    def run(limit):
+        sizes.clear()
+        towers.text.activation_bytes = limit
+        return read_texts(towers.text, prompts, readers)
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        whole = run(None)
+    assert sizes == [24]
+    needed = sum(kept.values())
+    run(int(1.3 * needed))
+    assert sizes == [24]
+    run(int(0.9 * needed))
+    assert len(sizes) == 2
+    ours = run(limit)
+    assert len(sizes) > 1 and sum(sizes) == 24 and (limit > 1 or len(sizes) == 24)
+    require_same(ours, whole, [readers])
+    with torch.no_grad():
+        run(limit)
+    assert sizes == [24]  # nothing is kept
+
+
 def test_read_only_tokens_of_images(towers):
     visual, images, readers = towers.model.visual, pictures(), torch.randn(4, 128, requires_grad=True)
     ours = read_images(towers.image, towers.image.embed(images), readers)
@@ -206,3 +249,36 @@ def test_adapters_of_blocks_that_are_not_there_are_refused(towers):
     prompts = ClassPrompts(towers.text, ["dog"], 4)(towers.text.embed_words("a photo of a"))
     with pytest.raises(PromptingError, match="adapter for block 4; this tower has the blocks 0 to 3"):
         towers.text.encode(prompts, adapters={4: BlockAdapter()})
+
+
+def test_what_does_not_go_together_is_refused(towers):
+    prompts = towers.text.sentences(sentences(towers)[0])
+    two, three = torch.zeros(2, 128), torch.zeros(3, 128)
+    with pytest.raises(PromptingError, match="beside an adapter that draws"):
+        towers.text.encode(prompts, {1: two}, {0: Noisy()}, inserted=True)
+    for deep in ({1: two, 2: three}, {1: torch.zeros(len(NAMES), 2, 128)}):
+        with pytest.raises(PromptingError, match="tokens that are inserted must be the same for all classes"):
+            towers.text.encode(prompts, deep, inserted=True)
+    with pytest.raises(PromptingError, match="the text tower has its input from the prompts"):
+        towers.text.encode(prompts, adapters={AT_INPUT: BlockAdapter()})
+
+
+@pytest.mark.parametrize("hooked", [1, 3])
+def test_no_adapter_is_passed_over_where_a_block_is_called_as_a_whole(clip_model, hooked):
+    """Wherever that block is: the tower then calls all of them so."""
+    model = copy.deepcopy(clip_model)
+    for tower in (model, model.visual):
+        tower.transformer.resblocks[hooked].register_forward_hook(lambda *parts: None)
+    towers, own = Towers(model), {3: LowRank(128, 1)}
+    prompts, embedded = towers.text.sentences(sentences(towers)[0]), towers.image.embed(pictures())
+    for encode in (lambda: towers.text.encode(prompts, adapters=own), lambda: towers.image.encode(embedded, (), own)):
+        with pytest.raises(PromptingError, match="a block of this CLIP is another one, or has hooks"):
+            encode()
+    for call in (lambda: towers.text.encode(prompts, {1: torch.zeros(2, 128)}, inserted=True),
+                 lambda: read_texts(towers.text, prompts, torch.zeros(2, 128)),
+                 lambda: read_images(towers.image, embedded, torch.zeros(2, 128))):
+        with pytest.raises(PromptingError, match="a block of this CLIP is another one, or has hooks"):
+            call()
+    first = {AT_INPUT: LowRank(128, 9, only=("beside",))}  # which needs none of the blocks' parts
+    plain = Towers(clip_model).image
+    torch.testing.assert_close(towers.image.encode(embedded, (), first), plain.encode(embedded, (), first))

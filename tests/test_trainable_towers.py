@@ -15,6 +15,7 @@ from dassl.utils.distributed import Ranks
 from prompting import ClassPrompts, PromptingError, Towers
 from prompting.model import FrozenCLIP, Prompt, PromptedCLIP
 from prompting.precision import Precision
+from prompting.text_chunks import KEPT_PER_TOKEN_TRAINED, chunks_of
 
 NAMES = ["cat", "a rather long name of a dog", "alarm clock"]
 TEMPLATES = ["a photo of a {}.", "{}"]
@@ -268,7 +269,7 @@ def test_classes_in_chunks_give_the_same_also_with_dropout(change, small):
     for limit in (None, 400_000 if change is wrapped_layers else 20_000_000):
         towers.text.activation_bytes = limit
         lengths = [77] * 9 if change is another_block else [4] * 9
-        chunks = towers.text._chunks(list(range(9)), lengths, 1, 0)
+        chunks = chunks_of(towers.text, list(range(9)), lengths, 1, 0, KEPT_PER_TOKEN_TRAINED)
         assert (len(chunks) > 1) == (limit is not None)
         loss = towers.text.encode(prompts(ctx)).square().sum()
         gradients.append(torch.autograd.grad(loss, [p for n, p in trained(towers.model).items() if "visual" not in n]))

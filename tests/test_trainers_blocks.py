@@ -1,6 +1,8 @@
 """CLIP-LoRA and MMA beyond their records: which blocks, what is dropped, gradients, new classes, bad settings."""
 import math
 
+import golden_blocks
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -112,6 +114,26 @@ def test_settings_of_cliplora_without_a_meaning(options, told, clip_model):
         trainer_of("CLIPLoRA", clip_model, **options)
 
 
+def test_a_replay_lets_few_entries_be_off_and_no_more_than_their_first_gradients_say():
+    """With Adam at a rate of 1e-3, and of tensors of 200 entries."""
+    def off(gradient, by):
+        case = golden_blocks.CLIPLoRA({"meta": {"lr": 1e-3}}, None)
+        ours, theirs = torch.zeros(200), np.zeros(200, np.float32)
+        first = torch.full((200,), 0.01)
+        first[3], ours[3] = gradient, by
+        case.first[id(ours)] = first
+        mine, recorded = case.final("w_lora_B", ours, theirs)
+        return (mine - recorded).abs().max().item() > case.tensors_within
+
+    assert not off(0.01, 1.9e-5) and off(0.01, 2.1e-5) and off(1e-6, 2.1e-5) and off(0.0, 2.1e-5)
+    assert not off(1e-7, 5e-4) and off(1e-7, 9e-4) and not off(1e-9, 9e-4) and off(1e-9, 1.1e-3)
+    case = golden_blocks.CLIPLoRA({"meta": {"lr": 1e-3}}, None)
+    ours = torch.zeros(200)
+    case.first[id(ours)] = torch.full((200,), 1e-8)
+    with pytest.raises(AssertionError, match="w_lora_B"):
+        case.final("w_lora_B", ours, np.zeros(200, np.float32))
+
+
 # ---- MMA ----
 def test_an_adapters_own_gradient_lacks_its_scale_and_that_of_its_input_does_not():
     torch.manual_seed(0)
@@ -165,6 +187,11 @@ def test_half_precision_gives_nearly_the_gradients_of_full(clip_model):
 def test_settings_of_mma_without_a_meaning(options, told, clip_model):
     with pytest.raises(InputError, match=rf"^TRAINER\.MMA.*{told}"):
         trainer_of("MMA", clip_model, **options)
+
+
+def test_mma_needs_a_vit(arguments, resnet_file, tmp_path, one_line):
+    argv = arguments("MMA", tmp_path / "a", backbone=resnet_file)
+    assert "MMA adapts the image tower and needs a ViT" in one_line(lambda: train.main(argv))
 
 
 # ---- both ----

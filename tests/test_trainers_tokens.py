@@ -84,6 +84,12 @@ def test_rpo_starts_near_the_tokens_it_stands_for(clip_model):
         torch.testing.assert_close((prompt - token).norm(dim=1), torch.full((3,), 0.1))
 
 
+@pytest.mark.parametrize("method", ["MMRL", "RPO"])
+def test_a_resnet_has_no_tokens(method, arguments, resnet_file, tmp_path, one_line):
+    argv = arguments(method, tmp_path / "a", backbone=resnet_file)
+    assert f"{method} prompts the image tower and needs a ViT backbone" in one_line(lambda: train.main(argv))
+
+
 @pytest.mark.parametrize(("method", "options", "line"), [
     ("MMRL", {"ALPHA": 1.5}, "TRAINER.MMRL.ALPHA must be 0 to 1, it is 1.5"),
     ("MMRL", {"REG_WEIGHT": -1.0}, "TRAINER.MMRL.REG_WEIGHT must not be negative"),

@@ -11,6 +11,7 @@ from PIL import Image
 import train
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.budget import COUNTS
+from prompting.block_adapters import BlockAdapter
 from runs.run_spec import RunSpec
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -18,9 +19,16 @@ CLASSES, SHOTS = 50, 16
 
 
 class Idle:
-    """In the place of a `prompting.blocks.Block`: what a pass costs does not change how many there are."""
+    """In the place of a `prompting.blocks.Block`: what a pass costs does not change how many there are.
+
+    Args:
+        module: the block's module, whose trained tensors must be reached by gradients.
+    """
 
     whole = False
+
+    def __init__(self, module):
+        self.module = module
 
     def query(self, x):
         return x
@@ -35,14 +43,14 @@ class Idle:
         return query + values.mean(dim=-2, keepdim=True)
 
     def finish(self, x, seen):
-        return x + seen
+        return x + seen + sum(p.mean() for p in self.module.parameters() if p.requires_grad)
 
 
 class IdleBlocks:
     """In the place of `prompting.blocks.Blocks`."""
 
-    def __init__(self, layers):
-        self.idle = [Idle()] * layers
+    def __init__(self, blocks):
+        self.idle = [Idle(block) for block in blocks.transformer.resblocks]
 
     def now(self):
         return self.idle
@@ -71,7 +79,8 @@ def write_pictures(folder):
 
 class ConfigBudgets:
     """What a training with a method's vit_b16.yaml spends on CLASSES classes x SHOTS shots, counted while it trains:
-    the method's own loop, settings and loaders, on towers that compute nothing, unless it is they that are trained.
+    the method's own loop, settings and loaders, on towers that compute nothing, unless something is learned beside
+    their blocks.
 
     Args:
         data: what `write_pictures` has filled.
@@ -122,8 +131,9 @@ class ConfigBudgets:
             options=("DATASET.NUM_SHOTS", str(SHOTS), "INPUT.SIZE", "(32,32)", "DATALOADER.NUM_WORKERS", "0",
                      "TEST.NO_TEST", "True", "VERBOSE", "False", "USE_CUDA", "False")))
         trainer = TRAINER_REGISTRY.get(method)(cfg, clips=self.clips)
-        for tower in () if trainer.trains_towers else (trainer.towers.text, trainer.towers.image):
-            tower.stack = IdleBlocks(tower.layers)
+        if not any(isinstance(module, BlockAdapter) for module in trainer.model.modules()):
+            for tower in (trainer.towers.text, trainer.towers.image):
+                tower.stack = IdleBlocks(tower.stack)
         return trainer
 
 
