@@ -83,7 +83,8 @@ class CLIPood(PromptTrainer):
         images, texts = normalize(self.model.encode_images(batch["img"])), normalize(self.model.class_features())
         cosines, margin = images @ texts.T, self.node.MARGIN * (texts[batch["label"]] @ texts.T)
         logits = (self.node.TEMPERATURE or self.towers.logit_scale) * (cosines - margin)
-        return self.cross_entropy(logits, batch["label"]), logits
+        # The margin takes the right class down: an accuracy is that of the logits without it.
+        return self.cross_entropy(logits, batch["label"]), self.towers.logit_scale * cosines
 
     # ---- the average ----
     def average_weight(self, update: int) -> float:
