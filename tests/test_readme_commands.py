@@ -74,3 +74,8 @@ def test_a_command_that_needs_data_lacks_nothing_else(line, scripts, tmp_path, m
                    OUTPUT="dry")
     assert done.returncode == 2 and "metaprompt data" in done.stdout + done.stderr, done
     assert not list(tmp_path.iterdir())
+
+
+def test_the_scripts_of_methods_can_be_run_as_they_are():
+    scripts = list((ROOT / "scripts").glob("*/*.sh"))
+    assert scripts and [str(path) for path in scripts if not path.stat().st_mode & 0o100] == []
