@@ -63,8 +63,7 @@ def pairs_of(methods, against=None):
 
 
 class Remembered:
-    """Reads the predictions of runs, each once. Of many runs with the same images the paths are kept once. Images are
-    put in the order of their paths: a method that answers for a whole test batch may have shuffled them."""
+    """Reads the predictions of runs, each once. Of many runs with the same images the paths are kept once."""
 
     def __init__(self):
         self.known, self.paths = {}, {}
@@ -73,8 +72,6 @@ class Remembered:
         """(digest of the images' paths, right) of a run."""
         if folder not in self.known:
             paths, right = significance.read_predictions(folder)
-            order = sorted(range(len(paths)), key=paths.__getitem__)  # of equal paths the order stays
-            paths, right = tuple(paths[i] for i in order), right[order]
             digest = hashlib.sha256("\n".join(paths).encode("utf-8", "surrogateescape")).digest()
             self.paths.setdefault(digest, paths)
             self.known[folder] = digest, right
