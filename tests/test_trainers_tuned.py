@@ -84,7 +84,7 @@ def test_a_method_can_be_tried_before_its_length_is_known(clip_model, clips, met
     """As a dry run does, which reads no data."""
     cfg = make_trainer(method, clip_model, NAMES).cfg.clone()
     cfg.defrost()
-    [cfg.MODEL.BACKBONE.NAME] = clips
+    cfg.MODEL.BACKBONE.NAME = next(iter(clips))
     assert Trials(clips).of(cfg, NAMES, len(NAMES)).problem == ""
 
 

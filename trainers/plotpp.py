@@ -68,15 +68,15 @@ class PromptTransportCLIP(TransportCLIP):
         # Prompts with the same fixed words go through the tower together: (their numbers, the prompts).
         fixed = [tokenizer.decode(tokenizer.encode(start)[n_ctx:]).strip() for start in starts]
         groups = {between: [n for n, own in enumerate(fixed) if own == between] for between in fixed}
-        self.class_prompts = [(numbers, ClassPrompts(towers.text, classnames, n_ctx, between=between))
+        self.class_prompts = [(torch.tensor(numbers, device=towers.device),
+                               ClassPrompts(towers.text, classnames, n_ctx, between=between))
                               for between, numbers in groups.items()]
         self.frozen_text_features: Tensor | None = None if learns_text else self.encode_text(ctx)
 
     def encode_text(self, ctx: Tensor) -> Tensor:
         """Contexts (N, n_ctx, W) -> (N, n_cls, E), not normalised."""
         encoded = [self.towers.text.encode(prompts(ctx[numbers])) for numbers, prompts in self.class_prompts]
-        order = [n for numbers, _ in self.class_prompts for n in numbers]
-        return torch.cat(encoded)[[order.index(n) for n in range(len(order))]]
+        return torch.cat(encoded)[torch.cat([numbers for numbers, _ in self.class_prompts]).argsort()]
 
     def encode_images(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, M, E), not normalised."""
