@@ -371,7 +371,7 @@ def test_what_an_evaluation_takes_counts_in_the_size_of_a_checkpoint(method, cop
     """AdamW's two numbers beside each weight; WiSE-FT's mixture; CLIPood's average, for itself and for others."""
     cfg = make_trainer(method, clip_model, ["cat", "dog"], settings={"OPTIM.NAME": "adamw"}).cfg.clone()
     cfg.defrost()
-    [cfg.MODEL.BACKBONE.NAME] = clips
+    cfg.MODEL.BACKBONE.NAME = next(iter(clips))
     tower = sum(p.numel() for p in clip_model.visual.parameters()) + (0 if method == "CLIPood" else 2 * 65)
     assert Trials(clips).of(cfg, ["cat", "dog"], 2).numbers == copies * tower
 
