@@ -31,11 +31,12 @@ ENDED = "error: another process of this run has ended, or cannot be reached; "
 SUBSET = ("CoCoOp", "MetaPrompt, second order", "ProMetaR", "TipAdapterF", "CoOp as written for Dassl")
 FEW = ("DATASET.NUM_SHOTS", "1")  # two steps, of seven images each, which two processes cannot share evenly
 TOLERANCE = 1e-5
+ROUNDED_STEPS = 2e-3  # of AdamW, see BY_SGD of ranks.py: five of up to 0.003
 
 
-def check(one, several):
+def check(one, several, tolerance=TOLERANCE):
     losses, learned, counted, counted_here, same = ranks.compare(one, several)
-    assert losses < TOLERANCE and learned < TOLERANCE
+    assert losses < TOLERANCE and learned < tolerance
     assert same and counted == counted_here == len(several["logits"])
     torch.testing.assert_close(one["logits"], several["logits"], rtol=1e-3, atol=1e-3)
     assert one["accuracy"] == several["accuracy"]
@@ -67,7 +68,7 @@ def test_every_trainer(number, tmp_path):
     one, several = (ranks.spawn(count, tmp_path / str(count), timeout=1800) for count in (1, number))
     assert set(one) == set(ranks.cases()) == set(several)
     for name in one:
-        check(one[name], several[name])
+        check(one[name], several[name], ROUNDED_STEPS if name.endswith(", as shipped") else TOLERANCE)
 
 
 def test_processes_on_one_machine_share_its_cores_for_reading(monkeypatch):

@@ -105,7 +105,7 @@ def test_a_stop_changes_nothing(run, tmp_path, monkeypatch, method, batch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["CLIPood", "TwoSFS", "WiSEFT"])
+@pytest.mark.parametrize("method", ["CLIPLoRA", "CLIPood", "TwoSFS", "WiSEFT"])
 def test_kills_change_nothing(shapes_root, capsys, method):
     words = ["--kills", "8", "--stops", "4", "--root", str(shapes_root), "--seed", "4", "--methods", method]
     assert chaos.main(words) == 0
