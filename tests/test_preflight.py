@@ -107,6 +107,17 @@ def test_what_a_trainer_refuses_is_known_before(refused, options, told):
     assert told in error and "2 of 2 runs" in error
 
 
+def test_batches_that_the_images_do_not_suffice_for(refused, words, shapes_root, capsys):
+    """One shot of 40 classes in each of three source domains, for a batch of 50 of each."""
+    by_domain = ("DATALOADER.TRAIN_X.SAMPLER", "SeqDomainSampler", "DATALOADER.TRAIN_X.BATCH_SIZE")
+    where = {"dataset": ("shapes",), "root": shapes_root}
+    listed, error = refused("dg", "--trainer", "CoOp", "--seeds", "1", **where, options=(*by_domain, "150"))
+    assert listed == [] and "4 of 4 runs" in error and "one has 40; make the batch" in error
+    enough = words("dg", "--trainer", "CoOp", "--seeds", "1", **where, options=(*by_domain, "120"))
+    protocol.main([*enough, "--preflight"])
+    assert "4 runs, 0 done" in capsys.readouterr().out
+
+
 def test_a_file_that_is_no_clip(refused, tmp_path):
     torch.save({"a": torch.zeros(2)}, tmp_path / "other.pt")
     _, error = refused("fewshot", "--trainer", "CoOp", "--seeds", "1", backbone=tmp_path / "other.pt")

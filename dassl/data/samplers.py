@@ -80,7 +80,7 @@ class _DomainSampler(EpochSampler):
         if (fewest := min(map(len, self.by_domain.values()))) < self.per_domain:
             raise InputError(f"{type(self).__name__}: a batch of {batch_size} has {self.per_domain} images of a "
                              f"domain, and one has {fewest}; make the batch (DATALOADER.TRAIN_X.BATCH_SIZE) smaller, "
-                             f"{fewest * self.n_domain} at most")
+                             f"{fewest * self.n_domain} at most, or take more shots")
         self.length = len(self.order(random.Random(0)))
 
     def pick(self, rng):

@@ -14,6 +14,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from dassl.data.datasets import DATASET_REGISTRY
+from dassl.data.samplers import build_sampler
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.run_folder import Listings
 from dassl.utils import InputError, broadcast, isolated_rng, printable, quiet
@@ -28,6 +29,7 @@ from training.prompt_trainer import PromptTrainer
 MOST_LINES = 20  # of problems; what comes from one cause is one line
 UNKNOWN = Trial()
 SOME = 3  # classes that a method is built for
+TAKE_ANY = ("RandomSampler", "SequentialSampler")  # samplers that refuse no images
 WAYS = "metaprompt data"  # in the advice on a dataset that is not there
 
 
@@ -194,9 +196,13 @@ class Looks:
         return looked
 
     def parts_of(self, run: Run) -> Parts | None:
-        """The data of a run, None for what is drawn at first use. Raises as `build_dataset` does."""
+        """The data of a run, None for what is drawn at first use. Raises as `build_dataset` and, where batches are put
+        together by domain or class, `build_sampler` do."""
         cfg = run.configs.of(run.spec)
-        return self._once(("data", repr(cfg.DATASET)), lambda: self._parts(cfg))  # a seed draws from the same lists
+        trains_by = None if run.spec.eval_only or cfg.DATALOADER.TRAIN_X.SAMPLER in TAKE_ANY else cfg.DATALOADER.TRAIN_X
+        # a seed draws from the same lists
+        what = ("data", repr(cfg.DATASET), trains_by and repr((cfg.TRAINER.NAME, trains_by)))
+        return self._once(what, lambda: self._parts(cfg, trains_by))
 
     def _once(self, what: tuple, look: Callable[[], Any]) -> Any:
         """`look()`, called once for `what`. Raises what that raised, again."""
@@ -210,14 +216,19 @@ class Looks:
             raise found
         return found
 
-    def _parts(self, cfg: CfgNode) -> Parts | None:
-        """The Parts of a config's dataset. What is drawn at first use need not be there: None."""
+    def _parts(self, cfg: CfgNode, trains_by: CfgNode | None) -> Parts | None:
+        """The Parts of a config's dataset. What is drawn at first use need not be there: None.
+
+        trains_by: the node of the sampler that its training images must suffice for."""
         registered = DATASET_REGISTRY.get(cfg.DATASET.NAME)
         folder = os.path.join(os.path.expanduser(cfg.DATASET.ROOT), getattr(registered, "dataset_dir", ""))
         if getattr(registered, "drawn_at_first_use", False) and not os.path.isdir(folder):
             return None
         with quiet(), isolated_rng(cfg.SEED):
             dataset = self._seen.dataset(cfg)
+            if trains_by is not None:
+                build_sampler(trains_by.SAMPLER, cfg, dataset.train_x, trains_by.BATCH_SIZE, trains_by.N_DOMAIN,
+                              trains_by.N_INS)
         names = [str(name) for name in dataset.classnames]
         train, val, test = (len(getattr(dataset, part, None) or ()) for part in ("train_x", "val", "test"))
         return Parts(train, val, test, tuple(sorted(names, key=len)))
