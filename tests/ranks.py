@@ -36,7 +36,7 @@ from runs import run as one_run  # noqa: E402
 
 PART_SIZES = dict.fromkeys(shapes.DOMAINS, (3, 1, 1))  # images per class; 20 test images of base classes
 BASE = ("DATASET.NUM_SHOTS", 2, "DATASET.SUBSAMPLE_CLASSES", "base")
-# AdamW divides a gradient by its own size: where it is zero but for rounding, the step is rounding too, at full length.
+# Adam divides a gradient by its own size: where it is zero but for rounding, the step is rounding, too, at full length.
 # By SGD what is learned differs as the gradients do. At this rate the losses change with each step.
 BY_SGD = ("OPTIM.NAME", "sgd", "OPTIM.LR", 0.1)
 VARIANTS = {  # what the trainers' configs leave out
@@ -53,9 +53,10 @@ VARIANTS = {  # what the trainers' configs leave out
     "CLIPLoRA": ("CLIPLoRA", (*BASE, *BY_SGD, "TRAINER.CLIPLORA.DROPOUT", 0.0)),
     "CLIPood": ("CLIPood", (*BASE, *BY_SGD)),
     "FineTune": ("FineTune", (*BASE, *BY_SGD)),
+    "TCP": ("TCP", (*BASE, *BY_SGD)),
     "WiSEFT": ("WiSEFT", (*BASE, *BY_SGD)),
     "CLIPLoRA, as shipped": ("CLIPLoRA", (*BASE, "TRAINER.CLIPLORA.DROPOUT", 0.0)),
-    **{f"{name}, as shipped": (name, BASE) for name in ("CLIPood", "FineTune", "WiSEFT")},
+    **{f"{name}, as shipped": (name, BASE) for name in ("CLIPood", "FineTune", "TCP", "WiSEFT")},
     # Last: it takes the place of this project's CoOp. Its ranks all do the same work but for the evaluation.
     "CoOp as written for Dassl": ("CoOp", (*BASE, "TRAINER.COOP.N_CTX", 3, "TRAINER.COOP.PREC", "fp32",
                                            "TRAINER.COOP.INIT.STD", 0.02)),

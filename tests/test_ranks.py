@@ -31,7 +31,7 @@ ENDED = "error: another process of this run has ended, or cannot be reached; "
 SUBSET = ("CoCoOp", "MetaPrompt, second order", "ProMetaR", "TipAdapterF", "CoOp as written for Dassl")
 FEW = ("DATASET.NUM_SHOTS", "1")  # two steps, of seven images each, which two processes cannot share evenly
 TOLERANCE = 1e-5
-ROUNDED_STEPS = 2e-3  # of AdamW, see BY_SGD of ranks.py: five of up to 0.003
+ROUNDED_STEPS = 2e-3  # of Adam, see BY_SGD of ranks.py
 
 
 def check(one, several, tolerance=TOLERANCE):
