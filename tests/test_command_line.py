@@ -47,6 +47,7 @@ from runs.arguments import asked_for_keys, parse_arguments
 from runs.config_keys import all_keys, listed_keys
 from runs.read_keys import read_keys
 from tools import plot, prepare_data, report
+from tools.running.words import check_arguments
 from tools.running.words import parse_arguments as parse_protocol
 from written_runs import base2new, write_run
 
@@ -580,6 +581,15 @@ def test_words_join_those_that_a_flag_has_been_given_with_an_equals_sign():
     assert args.dataset == ["caltech101", "dtd"]
 
 
+def test_all_methods_are_compared_by_one_word():
+    args = parse_protocol(["compare", "shapes", "all", "--seeds", "1"])
+    check_arguments(args)
+    assert args.trainer == TRAINER_REGISTRY.registered_names() and len(args.trainer) >= 32
+    args = parse_protocol(["base2new", "shapes", "all"])
+    with pytest.raises(InputError, match="base2new needs one --trainer; compare --protocol base2new takes several"):
+        check_arguments(args)
+
+
 def test_targets_that_are_datasets_stay_targets():
     args = parse_protocol(["xd", "--targets", "dtd", "eurosat", "--dataset", "caltech101", "--trainer", "CoOp"])
     assert args.own["targets"] == ["dtd", "eurosat"] and args.dataset == ["caltech101"]
@@ -625,6 +635,7 @@ def test_of_tools_words_stand_before_and_behind_flags():
     ("compare.sh", "shapes --jobs 2 CoOp SEED 3", ["CoOp"], ["shapes"], ["SEED", "3"]),
     ("compare.sh", "--jobs 2 shapes CoOp", ["CoOp"], ["shapes"], []),
     ("compare.sh", "shapes --jobs 2", [], ["shapes"], []),
+    ("compare.sh", "--jobs 2 shapes all", ["all"], ["shapes"], []),
     ("reproduce_table.sh", "dg --jobs 2 CoOp", ["CoOp"], ["pacs", "vlcs", "office_home", "domainnet"], [])])
 def test_words_of_the_scripts_stand_in_any_order(script, words, trainers, datasets, options, copied_scripts):
     done = subprocess.run(["bash", copied_scripts / script, *words.split()], capture_output=True, text=True,

@@ -14,6 +14,7 @@ from tools.running.method_configs import take_variants
 
 COMPARE = "compare", "a protocol (base2new) for several methods side by side"
 DEFAULT = "base2new"  # what `compare` compares
+ALL = "all"  # for --trainer: every method there is
 PUBLISHED = ("ZeroshotCLIP", "MetaPrompt")  # compared with published averages by default
 
 
@@ -21,7 +22,7 @@ def shared_arguments(protocol, methods):
     """The flags that every protocol takes, a parser. protocol: whose defaults --help tells; methods: that of --trainer.
     """
     shared = train.ArgumentParser(add_help=False)
-    several = f", or several (default {' '.join(methods)})" if methods else ""
+    several = f", several of them, or {ALL} (default {' '.join(methods)})" if methods else ""
     shared.add_argument("--trainer", nargs="*", help=f"the method{several}")
     shared.add_argument("--seeds", nargs="+", help=f"default {' '.join(map(str, protocol.seeds))}")
     shared.add_argument("--dataset", nargs="+", required=True,
@@ -117,7 +118,7 @@ def parse_arguments(argv):
 def flag_of(word):
     """The flag that a word without one belongs to: methods and datasets may stand anywhere on a command line. A slip of
     a name counts, too: it is then refused with the name that was meant. "" for other words."""
-    names = {"--trainer": TRAINER_REGISTRY.registered_names(), "--dataset": config_names("datasets")}
+    names = {"--trainer": [ALL, *TRAINER_REGISTRY.registered_names()], "--dataset": config_names("datasets")}
     for same in (operator.eq, is_slip):
         for flag, known in names.items():
             if any(same(word.casefold(), name.casefold()) for name in known):
@@ -139,7 +140,7 @@ def check_arguments(args):
     args.side_by_side = args.command == COMPARE[0] or args.of.several_methods
     named = [name for word in args.trainer or () for name in word.split()]
     default = (PUBLISHED if args.published else COMPARED) if args.command == COMPARE[0] else args.of.methods
-    args.trainer = named or list(default)
+    args.trainer = TRAINER_REGISTRY.registered_names() if named == [ALL] else named or list(default)
     if not args.trainer or (not args.side_by_side and len(args.trainer) > 1):
         others = "" if args.side_by_side else f"; compare --protocol {args.command} takes several"
         raise InputError(f"{args.command} needs one --trainer{others}")
