@@ -582,9 +582,10 @@ def test_words_join_those_that_a_flag_has_been_given_with_an_equals_sign():
 
 
 def test_all_methods_are_compared_by_one_word():
-    args = parse_protocol(["compare", "shapes", "all", "--seeds", "1"])
-    check_arguments(args)
-    assert args.trainer == TRAINER_REGISTRY.registered_names() and len(args.trainer) >= 32
+    for words in (["shapes", "all", "--seeds", "1"], ["--seeds", "1", "All", "shapes", "CoOp"]):
+        args = parse_protocol(["compare", *words])
+        check_arguments(args)
+        assert args.trainer == TRAINER_REGISTRY.registered_names() and len(args.trainer) >= 32
     args = parse_protocol(["base2new", "shapes", "all"])
     with pytest.raises(InputError, match="base2new needs one --trainer; compare --protocol base2new takes several"):
         check_arguments(args)

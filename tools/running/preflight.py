@@ -199,7 +199,7 @@ class Looks:
         """The data of a run, None for what is drawn at first use. Raises as `build_dataset` and, where batches are put
         together by domain or class, `build_sampler` do."""
         cfg = run.configs.of(run.spec)
-        trains_by = None if run.spec.eval_only or cfg.DATALOADER.TRAIN_X.SAMPLER in TAKE_ANY else cfg.DATALOADER.TRAIN_X
+        trains_by = None if cfg.DATALOADER.TRAIN_X.SAMPLER in TAKE_ANY else cfg.DATALOADER.TRAIN_X
         # a seed draws from the same lists
         what = ("data", repr(cfg.DATASET), trains_by and repr((cfg.TRAINER.NAME, trains_by)))
         return self._once(what, lambda: self._parts(cfg, trains_by))

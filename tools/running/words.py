@@ -140,7 +140,9 @@ def check_arguments(args):
     args.side_by_side = args.command == COMPARE[0] or args.of.several_methods
     named = [name for word in args.trainer or () for name in word.split()]
     default = (PUBLISHED if args.published else COMPARED) if args.command == COMPARE[0] else args.of.methods
-    args.trainer = TRAINER_REGISTRY.registered_names() if named == [ALL] else named or list(default)
+    if ALL in map(str.casefold, named):
+        named = TRAINER_REGISTRY.registered_names()
+    args.trainer = named or list(default)
     if not args.trainer or (not args.side_by_side and len(args.trainer) > 1):
         others = "" if args.side_by_side else f"; compare --protocol {args.command} takes several"
         raise InputError(f"{args.command} needs one --trainer{others}")
