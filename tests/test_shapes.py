@@ -45,6 +45,27 @@ def test_the_page_names_the_optimizer_and_the_rate_that_ship():
             assert (optim["NAME"], optim["LR"]) == ((optimizer or "SGD").lower(), float(rate)), method
 
 
+def test_the_page_has_every_method_and_its_numbers_agree():
+    page = (ROOT / "docs" / "SHAPES.md").read_text()
+    everywhere = sorted((path.parent.name for path in (ROOT / "configs" / "trainers").glob("*/tiny.yaml")),
+                        key=str.casefold)
+    few, all_methods = page.split("## All thirty-two methods")[0], page.split("## All thirty-two methods")[1]
+    found = {}
+    for name, part in (("few", few), ("all", all_methods)):
+        number = r" +([\d.]+) \+- [\d.]+"
+        found[name, "H"] = re.findall(rf"^    (\w+){number}(?:{number} +([\d.]+)| +- +-)$", part, re.M)
+        found[name, "domains"] = re.findall(rf"^    (\w+){number * 4}{number}$", part, re.M)
+    for kind in ("H", "domains"):
+        assert [row[0] for row in found["all", kind]] == everywhere
+        assert {*found["few", kind]} <= {*found["all", kind]} and len(found["few", kind]) == 4
+    for name, base, new, mean in found["all", "H"]:
+        if new:
+            base, new = float(base), float(new)
+            assert float(mean) == pytest.approx(2 * base * new / (base + new), abs=0.011), name
+    for name, *domains, average in found["all", "domains"]:
+        assert float(average) == pytest.approx(sum(map(float, domains)) / 4, abs=0.011), name
+
+
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_pixels_are_the_same_on_every_machine(domain):
     assert digest(domain) == DIGESTS[domain]

@@ -141,7 +141,7 @@ def check_arguments(args):
     named = [name for word in args.trainer or () for name in word.split()]
     default = (PUBLISHED if args.published else COMPARED) if args.command == COMPARE[0] else args.of.methods
     if ALL in map(str.casefold, named):
-        named = TRAINER_REGISTRY.registered_names()
+        named = sorted(TRAINER_REGISTRY.registered_names(), key=str.casefold)
     args.trainer = named or list(default)
     if not args.trainer or (not args.side_by_side and len(args.trainer) > 1):
         others = "" if args.side_by_side else f"; compare --protocol {args.command} takes several"
