@@ -234,17 +234,18 @@ def scripts(copied_scripts, monkeypatch, capsys):
     return Scripts(copied_scripts, monkeypatch, capsys)
 
 
-@pytest.fixture
-def own_registries(monkeypatch):
-    """What the test registers is forgotten after it."""
+@pytest.fixture(autouse=True)
+def own_registries():
+    """What a test registers, by a plugin or itself, is forgotten after it: no other test compares, lists or runs it."""
     import train
     from protocols import PROTOCOL_REGISTRY
 
     modules = set(sys.modules)
-    for registry in (*train.REGISTRIES, PROTOCOL_REGISTRY):
-        monkeypatch.setattr(registry, "_objects", dict(registry._objects))
-        monkeypatch.setattr(registry, "replaced", dict(registry.replaced))
+    kept = [(registry, dict(registry._objects), dict(registry.replaced))
+            for registry in (*train.REGISTRIES, PROTOCOL_REGISTRY)]
     yield
+    for registry, objects, replaced in kept:
+        registry._objects, registry.replaced = objects, replaced
     for name in set(sys.modules) - modules:
         if name.startswith("plugin_"):
             del sys.modules[name]

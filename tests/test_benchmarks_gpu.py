@@ -18,7 +18,7 @@ def settings_as_before():
 
 @pytest.mark.slow  # that of the records is made below, in a process of its own
 @pytest.mark.parametrize("part", gpu.PARTS)
-def test_every_part_runs_without_a_gpu(part, tmp_path, own_registries, monkeypatch):
+def test_every_part_runs_without_a_gpu(part, tmp_path, monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if part == "equality":
         monkeypatch.setattr(gpu_equality, "FEW", ("CoOp", "TipAdapter", "MetaPrompt, second order"))
@@ -63,7 +63,7 @@ def test_a_part_whose_process_dies_is_a_row(executable, tmp_path, monkeypatch):
     assert found["rows"][-1]["ok"] is False and "ended with status" in found["rows"][-1]["cells"][0]
 
 
-def test_the_comparison_notices_other_numbers(tmp_path, monkeypatch, own_registries):
+def test_the_comparison_notices_other_numbers(tmp_path, monkeypatch):
     gpu_equality.helpers()
     init = Precision.__init__
 

@@ -170,7 +170,6 @@ def test_an_evaluation_has_no_budget(run, tmp_path):
     assert run("ZeroshotCLIP", tmp_path / "c", "--eval-only")["budget"] is None
 
 
-@pytest.mark.usefixtures("own_registries")
 def test_of_a_foreign_trainer_updates_and_images_are_seen(run, tmp_path, monkeypatch):
     options = ("--plugin", ROOT / "tests" / "plugins" / "coop_style.py", "TRAINER.COOP.INIT.STD", 0.02,
                "TRAINER.COOP.PREC", "fp32")
@@ -190,7 +189,6 @@ def test_of_a_foreign_trainer_updates_and_images_are_seen(run, tmp_path, monkeyp
     assert run("CoOp", tmp_path / "c", *options)["budget"] == dict.fromkeys(COUNTS)
 
 
-@pytest.mark.usefixtures("own_registries")
 def test_images_of_a_loader_that_was_renewed_are_not_known(run, tmp_path, monkeypatch):
     options = ("--plugin", ROOT / "tests" / "plugins" / "coop_style.py", "TRAINER.COOP.INIT.STD", 0.02,
                "TRAINER.COOP.PREC", "fp32")

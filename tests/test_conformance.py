@@ -281,7 +281,6 @@ def test_a_wrong_name_gives_one_line(tmp_path, words, message):
     assert message in done.stderr and "Traceback" not in done.stdout + done.stderr
 
 
-@pytest.mark.usefixtures("own_registries")
 def test_a_run_that_loads_its_clip_trains_like_one_that_is_handed_it(arguments, tmp_path):
     """Loading draws numbers; dropout while training must not feel it."""
     clips = {}

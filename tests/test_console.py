@@ -90,7 +90,7 @@ def said(words, capsys):
 
 
 @pytest.fixture
-def plugin(tmp_path, own_registries):
+def plugin(tmp_path):
     path = tmp_path / "warns.py"
     path.write_text(textwrap.dedent(PLUGIN))
     return str(path)
@@ -259,7 +259,7 @@ def test_a_line_is_shown_for_each_method_and_dataset(capsys):
 
 
 # ---- how far a run is ----
-def test_a_trainer_with_a_loop_of_its_own_tells_its_epochs(own_registries, arguments, clips, tmp_path):
+def test_a_trainer_with_a_loop_of_its_own_tells_its_epochs(arguments, clips, tmp_path):
     @TRAINER_REGISTRY.register()
     class OwnLoop(TrainerX):
         def build_model(self):

@@ -15,7 +15,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow)
                                   for name in ranks.cases()])
-def test_another_device_gives_the_numbers_of_the_cpu(name, folder, own_registries):
+def test_another_device_gives_the_numbers_of_the_cpu(name, folder):
     def run(place):
         return ranks.make_run(folder / f"{name}, {place}", *ranks.cases()[name], ranks.FOREIGN.get(name, ()),
                               ranks.STEPS.get(name))
@@ -30,7 +30,7 @@ def test_another_device_gives_the_numbers_of_the_cpu(name, folder, own_registrie
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=() if name == "LoRAWrapped" else pytest.mark.slow)
                                   for name in kinds.KINDS])
-def test_methods_of_every_kind_stay_on_their_device(name, folder, own_registries):
+def test_methods_of_every_kind_stay_on_their_device(name, folder):
     """Weights that change, learning at test time, views, patch tokens."""
     on_cpu = kinds.small_runs(folder / "cpu", [name])[name]
     with other_device.runs_on_it():

@@ -114,7 +114,6 @@ def test_validation_chooses_no_epoch_by_it(arguments, clips, plant, tmp_path):
     assert trainer.best_epoch == 0 and not list(tmp_path.rglob("model-best*"))
 
 
-@pytest.mark.usefixtures("own_registries")
 def test_a_trainer_with_a_test_of_its_own(run, plant, tmp_path, capsys):
     words = ("--plugin", PLUGINS / "habits.v2.py")
     assert run("OwnTest", tmp_path / "whole", *words) == 0
@@ -124,7 +123,6 @@ def test_a_trainer_with_a_test_of_its_own(run, plant, tmp_path, capsys):
     assert last in line(capsys) and not (tmp_path / "planted" / "results.json").exists()
 
 
-@pytest.mark.usefixtures("own_registries")
 def test_an_evaluator_from_elsewhere(arguments, clips, run, plant, tmp_path, capsys):
     @EVALUATOR_REGISTRY.register()
     class Hits(EvaluatorBase):

@@ -112,7 +112,7 @@ def test_towers_refuse_features_that_are_not_theirs(clip_model, resnet_file):
             towers.encode_image(given)
 
 
-def test_a_metaprompt_whose_model_takes_images_alone_goes_on_working(arguments, clips, tmp_path, own_registries):
+def test_a_metaprompt_whose_model_takes_images_alone_goes_on_working(arguments, clips, tmp_path):
     class Alone(MetaPrompt):
         @staticmethod
         def extend_cfg(cfg):
@@ -147,7 +147,7 @@ def of_coop(**own):
     ({"compute_loss": lambda self, batch: self.model(batch["frozen"])}, "with frozen_features = True it is given them"),
     ({"frozen_images": "yes"}, "frozen_images must be True or False, not 'yes'"),
     ({"frozen_features": 1}, "frozen_features must be True or False, not 1")])
-def test_a_statement_that_does_not_fit_is_told_in_one_line(own, said, arguments, tmp_path, clips, own_registries,
+def test_a_statement_that_does_not_fit_is_told_in_one_line(own, said, arguments, tmp_path, clips,
                                                            one_line):
     TRAINER_REGISTRY.register(of_coop(**own), force=True)
 

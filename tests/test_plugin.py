@@ -50,7 +50,7 @@ def words(arguments, tiny_config, tmp_path):
     return lambda output, *more: arguments("CoOp", output, "--plugin", COOP, *more, backbone="ViT-B/16", config=config)
 
 
-@pytest.mark.usefixtures("cache", "own_registries")
+@pytest.mark.usefixtures("cache")
 def test_a_public_style_trainer_runs_unchanged(words, tmp_path, capsys):
     results = train.main(words(tmp_path / "base", "DATASET.SUBSAMPLE_CLASSES", "base"))
     printed = capsys.readouterr().out
@@ -92,7 +92,7 @@ def test_foreign_code_loads_the_clip_that_comes_along(monkeypatch):
     assert "tiny" not in weights.published_urls()
 
 
-@pytest.mark.usefixtures("cache", "own_registries")
+@pytest.mark.usefixtures("cache")
 def test_a_public_style_trainer_goes_on_where_it_stopped(words, tmp_path, monkeypatch):
     options = ("OPTIM.MAX_EPOCH", 3, "TRAIN.CHECKPOINT_FREQ", 1)
     train.main(words(tmp_path / "whole", *options))
@@ -125,7 +125,7 @@ def test_as_a_program(words, cache, tmp_path):
     assert json.loads((tmp_path / "out" / "results.json").read_text())["trainer"] == "CoOp"
 
 
-@pytest.mark.usefixtures("cache", "own_registries")
+@pytest.mark.usefixtures("cache")
 def test_undeclared_keys_are_a_plugins_only(words, arguments, tmp_path):
     with pytest.raises(InputError, match=r"unknown key OPTIM.MINE"):
         train.main(words(tmp_path / "a", "OPTIM.MINE", 1))
@@ -133,7 +133,6 @@ def test_undeclared_keys_are_a_plugins_only(words, arguments, tmp_path):
         train.main(arguments("MetaPrompt", tmp_path / "b", "--plugin", COOP, "TRAINER.METAPROMPT.INIT.STD", 1))
 
 
-@pytest.mark.usefixtures("own_registries")
 def test_a_dataset_a_sampler_and_a_method(arguments, clips, tmp_path, capsys):
     results = train.main(arguments("Shift", tmp_path / "out", "--plugin", PLUGINS / "shapes.py",
                                    "DATASET.NAME", "Shapes", "DATALOADER.TRAIN_X.SAMPLER", "BackwardSampler",
@@ -145,7 +144,6 @@ def test_a_dataset_a_sampler_and_a_method(arguments, clips, tmp_path, capsys):
     assert list(state["state_dict"]) == ["shift.ctx"]
 
 
-@pytest.mark.usefixtures("own_registries")
 def test_a_module_name_is_a_plugin(arguments, clips, tmp_path, monkeypatch):
     (tmp_path / "my_shapes_module.py").write_text((PLUGINS / "shapes.py").read_text())
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -154,7 +152,6 @@ def test_a_module_name_is_a_plugin(arguments, clips, tmp_path, monkeypatch):
     assert TRAINER_REGISTRY.get("Shift").__module__ == "my_shapes_module"
 
 
-@pytest.mark.usefixtures("own_registries")
 def test_installed_plugins_are_found(arguments, clips, tmp_path, monkeypatch):
     class Mine(TRAINER_REGISTRY.get("ZeroshotCLIP")):
         def model_inference(self, images):
@@ -176,7 +173,6 @@ def test_installed_plugins_are_found(arguments, clips, tmp_path, monkeypatch):
     assert asked == ["dassl.plugins"] and results["trainer"] == "Mine"
 
 
-@pytest.mark.usefixtures("own_registries")
 def test_an_installed_plugin_may_replace_a_built_in(monkeypatch, capsys):
     other = type("CoOp", (), {"__module__": "elsewhere"})
     entry = types.SimpleNamespace(load=lambda: TRAINER_REGISTRY.register(other))
@@ -189,7 +185,6 @@ def test_an_installed_plugin_may_replace_a_built_in(monkeypatch, capsys):
 HABITS = str(PLUGINS / "habits.v2.py")
 
 
-@pytest.mark.usefixtures("own_registries")
 def test_habits_of_public_files(arguments, clips, tmp_path):
     """A dataset wrapper asked by plain indices, a `test` of one's own, a file name with dots."""
     first, again = (train.main(arguments("OwnTest", tmp_path / name, "--plugin", HABITS, "DATALOADER.NUM_WORKERS",
@@ -201,19 +196,17 @@ def test_habits_of_public_files(arguments, clips, tmp_path):
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
-@pytest.mark.usefixtures("own_registries")
 def test_a_foreign_trainer_without_weights_is_evaluated(arguments, tmp_path):
     results = train.main(arguments("Guess", tmp_path, "--plugin", HABITS, "--eval-only"))
     assert results["metrics"]["test"]["accuracy"] == pytest.approx(100 / len(drawn.CLASSES), abs=15)
 
 
-@pytest.mark.usefixtures("own_registries")
 def test_a_prompt_trainer_that_declares_nothing_brings_its_keys(arguments, clips, tmp_path):
     words = arguments("Undeclared", tmp_path, "--plugin", HABITS, "TRAINER.UNDECLARED.FOO", 7)
     assert train.main(words, clips=clips)["config"]["TRAINER"]["UNDECLARED"] == {"FOO": 7}
 
 
-@pytest.mark.usefixtures("cache", "own_registries")
+@pytest.mark.usefixtures("cache")
 def test_a_foreign_trainer_goes_through_a_protocol(words, tmp_path, drawn_root):
     config = words("unused")[words("unused").index("--config-file") + 1]
     table = protocol.main(["base2new", "--trainer", "CoOp", "--seeds", "1", "--dataset", "caltech101", "--cfg", config,
@@ -222,7 +215,6 @@ def test_a_foreign_trainer_goes_through_a_protocol(words, tmp_path, drawn_root):
     assert "mean" in table and "-" not in table.splitlines()[-1]
 
 
-@pytest.mark.usefixtures("own_registries")
 def test_a_weights_file_as_the_backbone_of_a_foreign_trainer(arguments, words, tmp_path, clip_file):
     config = words("unused")[words("unused").index("--config-file") + 1]
     results = train.main(arguments("CoOp", tmp_path / "out", "--plugin", COOP, backbone=clip_file, config=config))
@@ -232,7 +224,6 @@ def test_a_weights_file_as_the_backbone_of_a_foreign_trainer(arguments, words, t
 FORMER = str(PLUGINS / "former.py")
 
 
-@pytest.mark.usefixtures("own_registries")
 @pytest.mark.parametrize(("method", "options", "bound"), [
     ("SoftCoOp", (), False), ("SoftCoOp", ("TRAINER.SOFTCOOP.CSC", True), True), ("Former", (), False),
     ("Former", ("TRAINER.FORMER.OWN", True), True), ("FormerFeatures", (), False)])
@@ -252,7 +243,6 @@ def test_former_method_files_and_subclasses_run(method, options, bound, argument
     assert ("-" in table.splitlines()[-1].split()) is bound
 
 
-@pytest.mark.usefixtures("own_registries")
 @pytest.mark.parametrize(("line", "told"), [
     ("from dassl.utils import from_first", "dassl.utils.from_first, which is dassl.utils.broadcast now"),
     ("import dassl.utils.ranks", "dassl.utils.ranks, which is dassl.utils.distributed now"),
@@ -264,7 +254,6 @@ def test_a_plugin_that_imports_what_has_moved_is_told_where(line, told, tmp_path
         train.discover([str(tmp_path / "old.py")])
 
 
-@pytest.mark.usefixtures("own_registries")
 def test_what_else_a_plugin_lacks_is_left_as_it_is(tmp_path):
     (tmp_path / "lacks.py").write_text("import nowhere_to_be_found\n")
     with pytest.raises(ModuleNotFoundError, match="nowhere_to_be_found"):
@@ -278,14 +267,12 @@ def test_where_moved_names_are():
         assert hasattr(found, last) or importlib.util.find_spec(name)
 
 
-@pytest.mark.usefixtures("own_registries")
 def test_a_foreign_trainer_may_use_the_names_of_parts(arguments, tmp_path):
     words = arguments("OwnNames", tmp_path, "--plugin", HABITS, "DATALOADER.NUM_WORKERS", 0)
     results = train.main(words)
     assert 0 <= results["metrics"]["test"]["accuracy"] <= 100 and results["budget"]["updates"] > 0
 
 
-@pytest.mark.usefixtures("own_registries")
 @pytest.mark.parametrize(("line", "told"), [
     ("class_bound = property(lambda self: super(Mine, self).class_bound or True)", "Mine.class_bound is a property"),
     ("def to_device(self, value): return value", "Mine defines to_device, which the engine does not call any more")])

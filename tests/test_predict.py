@@ -162,7 +162,7 @@ def test_a_class_bound_method_refuses_other_classes(world):
         run.predict([picture], classes=["cat", "dog", "cow"])
 
 
-def test_a_method_made_of_its_images_reads_them_again(arguments, clips, tmp_path, own_registries, capsys):
+def test_a_method_made_of_its_images_reads_them_again(arguments, clips, tmp_path, capsys):
     words = arguments("MadeOfImages", tmp_path / "run", "--plugin", BOUND, "DATASET.SUBSAMPLE_CLASSES", "base")
     train.main(words, clips=clips)
     rows = rows_of(tmp_path / "run")
@@ -274,7 +274,7 @@ def test_several_prompts_per_class_are_no_layers(arguments, clips, tmp_path, cap
     assert "layer" not in capsys.readouterr().out
 
 
-def test_methods_without_text_context_say_so(world, arguments, clips, tmp_path, own_registries):
+def test_methods_without_text_context_say_so(world, arguments, clips, tmp_path):
     place, _ = world
     with pytest.raises(InputError, match="holds no learned prompts"):
         interpret_prompt.main([str(place / "ZeroshotCLIP")])

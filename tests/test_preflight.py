@@ -124,7 +124,7 @@ def test_a_file_that_is_no_clip(refused, tmp_path):
     assert "is not a CLIP state dict" in error and "1 of 1 runs" in error
 
 
-def test_what_a_trainer_in_dassls_style_calls_its_backbone_is_its_affair(words, own_registries):
+def test_what_a_trainer_in_dassls_style_calls_its_backbone_is_its_affair(words):
     plugin = str(ROOT / "tests" / "plugins" / "habits.v2.py")
     said = protocol.main(words("fewshot", "--trainer", "Guess", "--seeds", "1", "--plugin", plugin, "--preflight",
                                backbone="resnet18"))

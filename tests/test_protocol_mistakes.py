@@ -15,7 +15,6 @@ from tools.running.execution import Outcome
 from tools.running.plans import Planner
 from written_runs import base2new, share, write_run
 
-pytestmark = pytest.mark.usefixtures("own_registries")
 HALF = """
 from protocols import PROTOCOL_REGISTRY, Protocol, class_bound
 

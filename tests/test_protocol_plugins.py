@@ -107,7 +107,6 @@ def test_a_mark_names_the_pair_of_domains(tmp_path, capsys):
 
 
 # ---- a protocol from a file ----
-@pytest.mark.usefixtures("own_registries")
 def test_a_plugins_protocol_prints_tables_and_figures(call, tmp_path, capsys):
     more = ("--plugin", PLUGIN, "--number", "3", "--trainer")
     table = call("sources", *more, "CoOp")
@@ -143,7 +142,6 @@ def test_without_the_plugin_its_runs_are_passed_over(tmp_path):
         protocol.main(["sources", "--trainer", "CoOp", "--dataset", "pacs"])
 
 
-@pytest.mark.usefixtures("own_registries")
 def test_a_plugins_protocol_by_a_script(tmp_path, drawn_root, scripts):
     done = scripts("run.sh", "sources", "CoOp", "pacs", "--plugin", str(PLUGIN), cwd=tmp_path, DRY_RUN="1",
                    DATA=str(drawn_root), OUTPUT=str(tmp_path), BACKBONE="tiny")
@@ -151,7 +149,6 @@ def test_a_plugins_protocol_by_a_script(tmp_path, drawn_root, scripts):
     assert done.stdout.count(f"to do  {tmp_path}/sources/pacs/shots_2/CoOp/tiny/") == 12
 
 
-@pytest.mark.usefixtures("own_registries")
 def test_a_protocol_of_an_installed_package(monkeypatch):
     entry = types.SimpleNamespace(load=lambda: train.load_plugin(PLUGIN))
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [entry] if group == "dassl.plugins" else [])
@@ -159,7 +156,6 @@ def test_a_protocol_of_an_installed_package(monkeypatch):
     assert args.own == {"number": 1} and args.of.number == 1
 
 
-@pytest.mark.usefixtures("own_registries")
 def test_the_protocol_of_the_docs(call, tmp_path):
     """docs/PROTOCOLS.md's example as it stands: its tables, its new column, report and figure."""
     text = (ROOT / "docs" / "PROTOCOLS.md").read_text()
@@ -189,7 +185,6 @@ def test_nothing_outside_of_its_file_names_a_protocol():
             assert len(found) == allowed.get(str(path.relative_to(ROOT)), 0), (path, found)
 
 
-@pytest.mark.usefixtures("own_registries")
 @pytest.mark.parametrize(("name", "layout"), [
     ("mine", "other/{dataset}/{trainer}/{config}/seed{seed}"), ("mine", "mine/{trainer}/{config}/seed{seed}"),
     ("mine", "mine/{dataset}/{trainer}/{config}/{colour}/seed{seed}"), ("", "/{dataset}/{trainer}/{config}/{seed}"),
@@ -199,7 +194,6 @@ def test_folders_that_could_not_be_read_back_are_refused(name, layout):
         PROTOCOL_REGISTRY.register(type("Mine", (Protocol,), {"name": name, "layout": layout}))
 
 
-@pytest.mark.usefixtures("own_registries")
 def test_a_plugins_protocol_may_stand_in_for_one_of_ours(tmp_path, capsys):
     file = tmp_path / "mine.py"
     file.write_text("from protocols import PROTOCOL_REGISTRY\nfrom protocols.dg import DomainGeneralisation\n\n\n"

@@ -318,7 +318,7 @@ def test_base_and_new_halves_of_a_zeroshot_method_are_told_apart(call, monkeypat
     assert len(made) == 4 and all(folder.endswith("seed1") for folder in made)
 
 
-def test_a_method_that_inherits_from_zeroshot_is_run_for_every_seed(own_registries):
+def test_a_method_that_inherits_from_zeroshot_is_run_for_every_seed():
     class Noisy(train.TRAINER_REGISTRY.get("ZeroshotCLIP")):
         """It may draw numbers: it has not said that it does not."""
 

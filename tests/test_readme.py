@@ -17,7 +17,7 @@ def block(word):
     return found
 
 
-def test_the_example_trainer_trains_and_scores_new_classes(tmp_path, arguments, own_registries):
+def test_the_example_trainer_trains_and_scores_new_classes(tmp_path, arguments):
     plugin = tmp_path / "shift.py"
     plugin.write_text(block("TextShift"))
     words = arguments("TextShift", tmp_path / "base", "--plugin", str(plugin))

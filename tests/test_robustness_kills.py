@@ -121,7 +121,7 @@ def test_a_damaged_interruption_falls_back_to_the_epoch(run, tmp_path, monkeypat
     assert "Warning" in printed and "after epoch 2" in printed
 
 
-def test_a_foreign_trainer_stops_and_goes_on(arguments, clips, tmp_path, monkeypatch, own_registries, tally):
+def test_a_foreign_trainer_stops_and_goes_on(arguments, clips, tmp_path, monkeypatch, tally):
     """A TrainerX that knows nothing of stops: its whole state is kept at the batch."""
     plugin = ROOT / "tests" / "plugins" / "habits.v2.py"
     train.discover([str(plugin)])

@@ -33,7 +33,7 @@ KINDS = ("Entropy", "Continual", "MeanOfStream", "MeanOfBatch")
 
 
 @pytest.fixture(autouse=True)
-def methods(own_registries):
+def methods():
     train.discover([str(PLUGIN)])
 
 

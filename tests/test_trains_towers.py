@@ -15,7 +15,6 @@ from prompting.model import FrozenCLIP
 from training import PromptTrainer
 
 NAMES = ["dog", "alarm clock", "house", "tree"]
-pytestmark = pytest.mark.usefixtures("own_registries")
 
 
 class Base(PromptTrainer):

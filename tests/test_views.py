@@ -176,7 +176,7 @@ class Fewer(Averaged):
 
 
 @pytest.fixture
-def method(own_registries, tmp_path, arguments, clips):
+def method(tmp_path, arguments, clips):
     """(name, folder, *words) -> (results, {name of a picture's file: (img, views)} that it was shown)"""
     file = tmp_path / "averaged.py"
     file.write_text(PLUGIN)

@@ -6,11 +6,6 @@ import train
 from tools import protocol
 
 
-@pytest.fixture(autouse=True)
-def nothing_stays_registered(own_registries):
-    """What an input registers is forgotten after it."""
-
-
 @pytest.fixture
 def refused(arguments, clips, tmp_path, one_line):
     """(trainer, *words, out="out", **what `arguments` takes) -> the one line of a run of train.py that is refused."""

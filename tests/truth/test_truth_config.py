@@ -453,7 +453,6 @@ class Staged(CoOp):
 """
 
 
-@pytest.mark.usefixtures("own_registries")
 def test_what_a_plugin_reads_is_not_named(made, tmp_path):
     (tmp_path / "reader.py").write_text(READER)
     _, said = made("Staged", "--no-train", "--plugin", tmp_path / "reader.py", "--head", "mlp", "DATASET.NAME",
@@ -498,7 +497,6 @@ def foreign(made, tmp_path):
     return foreign
 
 
-@pytest.mark.usefixtures("own_registries")
 @pytest.mark.parametrize(("words", "nodes"), [
     ((), {"COOP", "COCOOP", "METAPROMPT"}),  # which the shared config file sets
     (("TRAINER.MAPLE.N_CTX", 5), {"COOP", "COCOOP", "METAPROMPT", "MAPLE"}),
@@ -514,7 +512,6 @@ def test_a_foreign_run_keeps_what_differs_and_reads_back(words, nodes, foreign, 
     assert cfg.TRAINER == first.TRAINER and "TIPADAPTERF" in cfg.TRAINER
 
 
-@pytest.mark.usefixtures("own_registries")
 def test_a_key_that_a_plugin_does_not_read_is_named(made, tmp_path):
     """A plugin that declares no keys may be given any under TRAINER; one with a typing error would be lost."""
     (tmp_path / "foreign.py").write_text(FOREIGN)
@@ -523,7 +520,6 @@ def test_a_key_that_a_plugin_does_not_read_is_named(made, tmp_path):
     assert "TRAINER.FOREIGN.N_CTXX (its name is nowhere in the plugin)" in said and "TRAINER.MINE" not in said
 
 
-@pytest.mark.usefixtures("own_registries")
 def test_the_config_of_a_foreign_run_makes_the_run_again(foreign, made, tmp_path):
     path = foreign(out="first")
     results, _ = made("Foreign", "--plugin", tmp_path / "foreign.py", config=path, out="second")
@@ -577,7 +573,6 @@ def without_validation(drawn_root, tmp_path):
     ("ZeroshotCLIP", ("TEST.SPLIT", "val"), "TEST.SPLIT val needs validation images"),
     ("CoOp", ("TEST.SPLIT", "val", "TEST.FINAL_MODEL", "best_val"), "best_val and TEST.SPLIT val need validation"),
 ])
-@pytest.mark.usefixtures("own_registries")
 def test_a_missing_validation_part_is_told_before_the_first_epoch(trainer, words, told, refused, without_validation,
                                                                  tmp_path, capsys):
     if trainer == "Foreign":
@@ -660,7 +655,6 @@ def test_an_explicit_root_of_one_run_wins(folder, tmp_path):
 
 
 @pytest.mark.parametrize("door", ["dataset", "method", "kept", "sentences", "cluster", "plugin"])
-@pytest.mark.usefixtures("own_registries")
 def test_a_byte_order_mark_is_no_part_of_a_name(door, made, tmp_path, tiny_config, drawn_root):
     mark = b"\xef\xbb\xbf"
     path = tmp_path / "marked.yaml"

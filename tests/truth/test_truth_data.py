@@ -220,7 +220,7 @@ PLUGINS = {
 
 
 @pytest.mark.parametrize("name", PLUGINS)
-def test_a_dataset_of_a_plugin_that_contradicts_itself(name, refused, tmp_path, own_registries):
+def test_a_dataset_of_a_plugin_that_contradicts_itself(name, refused, tmp_path):
     change, more, part = PLUGINS[name]
     (tmp_path / "foreign.py").write_text(PLUGIN.format(change=change or "pass", more=more))
     line = refused("ZeroshotCLIP", "--plugin", tmp_path / "foreign.py", "DATASET.NAME", "Foreign")

@@ -157,7 +157,6 @@ def test_interpreting_with_another_backbone(one_line, trained, other_file):
     assert "model.pth.tar-2 was trained for something else, backbone" in line
 
 
-@pytest.mark.usefixtures("own_registries")
 @pytest.mark.parametrize("way", ["--model-dir", "--resume"])
 def test_a_foreign_trainer_under_another_mean(way, refused, made, tmp_path):
     made("OwnTest", "--plugin", FOREIGN, out="first")
@@ -167,7 +166,6 @@ def test_a_foreign_trainer_under_another_mean(way, refused, made, tmp_path):
     assert "model.pth.tar-2 was trained for something else, INPUT.PIXEL_MEAN: trained with [0.485" in line
 
 
-@pytest.mark.usefixtures("own_registries")
 def test_a_foreign_trainer_on_another_backbone(refused, made, other_file, tmp_path):
     made("OwnTest", "--plugin", FOREIGN, out="first")
     line = refused("OwnTest", "--plugin", FOREIGN, "--eval-only", "--model-dir", tmp_path / "first", out="second",
@@ -323,7 +321,6 @@ def test_weights_that_nobody_published_are_named(own, made, clip_file):
                                    "heads": {"text": 2, "image": 2}}
 
 
-@pytest.mark.usefixtures("own_registries")
 def test_weights_of_a_foreign_trainer_are_named(made, clip_file):
     results, printed = made("OwnTest", "--plugin", FOREIGN, out="first")
     assert f"Backbone {clip_file} is not one of OpenAI's" in printed
@@ -535,7 +532,6 @@ def test_patience_without_evaluation(refused):
     assert "which TEST.NO_TEST leaves out" in refused("CoOp", "TRAIN.PATIENCE", 1, "TEST.NO_TEST", "True")
 
 
-@pytest.mark.usefixtures("own_registries")
 @pytest.mark.parametrize("option", [("OPTIM.LABEL_SMOOTHING", 0.1), ("OPTIM.CLIP_GRAD_NORM", 1.0),
                                     ("TRAIN.PATIENCE", 2)], ids=lambda option: option[0])
 def test_options_that_a_foreign_trainer_does_not_know(option, refused):
@@ -557,7 +553,6 @@ class OwnStep:
         return {"loss": loss.item()}
 
 
-@pytest.mark.usefixtures("own_registries")
 @pytest.mark.parametrize(("habit", "option", "message"), [
     (OwnLoss, ("OPTIM.LABEL_SMOOTHING", 0.1), "computes its loss without self.cross_entropy"),
     (OwnStep, ("OPTIM.CLIP_GRAD_NORM", 1.0), "makes its steps without apply_gradients")])

@@ -128,14 +128,12 @@ def test_an_imagenet_variant_is_not_trained_on(tmp_path, refused):
     assert "9 of 9 test images are training images" in told
 
 
-@pytest.mark.usefixtures("own_registries")
 def test_a_foreign_trainer(refused):
     plugin = Path(__file__).parents[1] / "plugins" / "habits.v2.py"
     told = refused("OwnTest", "--plugin", plugin, *PHOTO, dataset="pacs")
     assert "8 of 20 test images are training images" in told
 
 
-@pytest.mark.usefixtures("own_registries")
 def test_a_plugin_dataset(tmp_path, drawn_root, refused):
     plugin = tmp_path / "both.py"
     plugin.write_text("""
@@ -293,7 +291,6 @@ def test_training_images_are_no_domain_of_the_test_images(made):
     assert results["overlap"] == {"test": 8, "val": 0, "of": 8, "by_path": 8, "val_train": 0, "part": "train"}
 
 
-@pytest.mark.usefixtures("own_registries")
 def test_a_test_of_ones_own_evaluates_another_part(made):
     plugin = Path(__file__).parents[1] / "plugins" / "habits.v2.py"
     results, printed = made("OwnTest", "--plugin", plugin, "TEST.SPLIT", "train", *ONE)
@@ -315,7 +312,6 @@ def test_a_class_without_images_has_no_recall(caltech, made):
     ("SAVE_LOGITS", "has no class scores"), ("COMPUTE_CMAT", "no numbers per class"),
     ("PER_CLASS_RESULT", "no numbers per class"),
 ])
-@pytest.mark.usefixtures("own_registries")
 def test_an_evaluator_that_cannot_give_what_is_asked_for(key, word, made, tmp_path):
     @EVALUATOR_REGISTRY.register()
     class Counts(EvaluatorBase):
@@ -368,7 +364,6 @@ def test_templates_that_act_nowhere(method, words, made):
     assert f"Note: DATASET.TEMPLATES changes nothing here: {method} has no frozen prompts" in printed
 
 
-@pytest.mark.usefixtures("own_registries")
 def test_templates_that_a_foreign_trainer_does_not_read(made):
     plugin = Path(__file__).parents[1] / "plugins" / "habits.v2.py"
     _, printed = made("OwnTest", "--plugin", plugin, "DATASET.TEMPLATES", "['an X-ray of a {}.']", *ONE)

@@ -24,7 +24,7 @@ def root(tmp_path):
 
 # ---- 1: names ----
 @pytest.mark.parametrize("name", ["None", "5"])
-def test_a_name_that_is_none_where_the_label_has_one(name, refused, tmp_path, own_registries):
+def test_a_name_that_is_none_where_the_label_has_one(name, refused, tmp_path):
     (tmp_path / "foreign.py").write_text(PLUGIN.format(change=f"test[0].classname = {name}", more=""))
     line = refused("ZeroshotCLIP", "--plugin", tmp_path / "foreign.py", "DATASET.NAME", "Foreign")
     assert f"the class name of c.png in test is {name}, which is no text" in line

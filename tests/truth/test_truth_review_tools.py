@@ -125,7 +125,7 @@ class KgCoOp(TrainerX):
 '''
 
 
-def test_a_plugin_of_one_of_our_names_may_read_the_settings_of_another_method(own_registries, arguments, tmp_path):
+def test_a_plugin_of_one_of_our_names_may_read_the_settings_of_another_method(arguments, tmp_path):
     (tmp_path / "public.py").write_text(REPLACED)
     (tmp_path / "kg.yaml").write_text("TRAINER: {COOP: {N_CTX: 4}}\nVERBOSE: False\n")
     words = arguments("KgCoOp", tmp_path / "out", "--plugin", tmp_path / "public.py", config=tmp_path / "kg.yaml")

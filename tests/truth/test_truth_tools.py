@@ -227,7 +227,7 @@ def test_what_other_threads_print_while_one_predicts(predicting, capsys):
 
 # ---- 20: foreign trainers that do not train ----
 @pytest.fixture
-def foreign(monkeypatch, own_registries, clip_model, drawn_root, tiny_config, clip_file, tmp_path):
+def foreign(monkeypatch, clip_model, drawn_root, tiny_config, clip_file, tmp_path):
     """(protocol, trainer, *words) -> the words of a protocol with the public zero-shot CLIP and its kin."""
     return lambda name, trainer, *words: [name, "--trainer", trainer, "--plugin", PUBLIC, "--dataset", "caltech101",
                                           "--cfg", tiny_config, "--root", drawn_root, "--output", tmp_path / "out",
