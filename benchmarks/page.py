@@ -17,7 +17,8 @@ from benchmarks.suite import CURVES, MEMORY_AT_MOST, ROWS, SLOPE_AT_LEAST, SLOPE
 
 FIGURE = "speed_scaling.png"
 # The page's last sections, in their order; other programs, and for the GPU another machine, measure them.
-FROZEN, MANY_RUNS, GPU = OTHERS = "## With frozen features at hand", "## Many runs", "## On a GPU"
+FROZEN, MANY_RUNS, GPU, LAUNCHES = OTHERS = (
+    "## With frozen features at hand", "## Many runs", "## On a GPU", "## What a GPU launches")
 
 
 def machine():
@@ -276,6 +277,9 @@ gradient tensors that were applied; the measurement stops when it is not below {
 
 {tokens}
 
+- **Few launches on a GPU**, which would wait for them. There several classes share a row of about 256 tokens, behind a
+  prefix of its own, and a mask lets each class see the prefix and itself. So a layer is one attention for all classes,
+  and launches as much for a thousand of them as for one.
 - **The last block for one token.** Of the last block only keys and values are computed for all tokens, in both towers.
 - **What a loss does not use is not run.** A loss on prompted images runs no text, one on prompted text no images.
 - **Frozen and shared parts once.** One embedding of a batch serves all its prompted passes; frozen features of a batch

@@ -103,7 +103,8 @@ class Block:
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
         """Multi-head attention before its output projection: q (..., T, W), k and v (..., S, W) -> (..., T, W).
 
-        mask: True where a query may attend, to be broadcast to (batch, heads, T, S), the leading dimensions as one."""
+        mask: True where a query may attend, or what is added to the scores, of the type of q. It is broadcast to
+        (batch, heads, T, S), the leading dimensions as one."""
         # The attention kernels take one batch dimension.
         query, key, value = (t.reshape(-1, t.shape[-2], self.heads, t.shape[-1] // self.heads).transpose(1, 2)
                              for t in (q, k, v))

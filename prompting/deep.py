@@ -77,9 +77,8 @@ class DeepPromptedCLIP(PromptedCLIP):
         """-> text features (n_cls or len(classes), E), not normalised.
 
         text_prompts: (J, n, W), in place of the learned ones; classes: indices of the classes wanted."""
-        text_prompts = self.text_prompts() if text_prompts is None else text_prompts
-        deep = {layer: text_prompts[layer] for layer in range(1, len(text_prompts))}
-        return self.towers.text.encode(self.class_prompts(text_prompts[0], classes), deep)[0]
+        at_input, *deeper = self.text_prompts() if text_prompts is None else text_prompts
+        return self.towers.text.encode(self.class_prompts(at_input, classes), dict(enumerate(deeper, start=1)))[0]
 
     def encode_images(self, images: Tensor) -> Tensor:
         return self.encode_embedded(self.image_tower.embed(images))

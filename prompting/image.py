@@ -129,18 +129,19 @@ class ImageTower(Tower):
     def _run_to_last(self, blocks: list[Block], x: Tensor, prompts: Prompts) -> Tensor:
         """All blocks but the last -> the tokens at the input of the last, its prompts included."""
         for layer, block in enumerate(blocks[:-1]):
-            prompt = self._prompt(prompts, layer, x)
+            before, prompt = x, self._prompt(prompts, layer, x)
+            if prompt is not None:
+                x = torch.cat([before, prompt], dim=1)
             if layer == 0 and prompt is not None:
                 # No token before the first prompts has a gradient. Projected separately, they need no backward pass.
-                qkv = torch.cat([block.query_key_value(x), block.query_key_value(prompt)], dim=1)
-                x = torch.cat([x, prompt], dim=1)
+                qkv = torch.cat([block.query_key_value(before), block.query_key_value(prompt)], dim=1)
             else:
-                x = torch.cat([x, prompt], dim=1) if prompt is not None else x
                 qkv = block.query_key_value(x)
             # Where the next layer has prompts of its own, nobody reads this layer's outputs.
             read = x.shape[1] - _replaced(prompts, layer + 1)
             q, k, v = qkv.chunk(3, dim=-1)
-            x = block.finish(x[:, :read], block.attend(q[:, :read], k, v))
+            tokens = before if before.shape[1] == read else x[:, :read]
+            x = block.finish(tokens, block.attend(q[:, :read], k, v))
         prompt = self._prompt(prompts, len(blocks) - 1, x)
         return x if prompt is None else torch.cat([x, prompt], dim=1)
 

@@ -15,7 +15,7 @@ from prompting.image import ImageTower
 from prompting.parallel import divide
 from prompting.text import TextTower
 from prompting.text_chunks import KEPT_PER_TOKEN, in_chunks
-from prompting.text_layout import Bucket, behind, buckets_of, take_apart, up_to_end
+from prompting.text_layout import Bucket, behind, buckets_of, take_apart
 
 
 def read_images(tower: ImageTower, embedded: Tensor, readers: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ def _read_texts(tower: TextTower, prompts: Prompts, readers: Tensor, buckets: li
         seen = []
         for bucket, query, key_value in zip(buckets, block.query(read).split_with_sizes(sizes), parts):
             keys, values = behind(prefix, key_value)
-            seen.append(block.attend(query, keys[0], values[0], mask=up_to_end(bucket, shared, keys, 1)))
+            seen.append(block.attend(query, keys[0], values[0], mask=bucket.up_to_end(shared, 1, query.dtype)))
         read = block.finish(read, torch.cat(seen))
         if layer < len(blocks) - 1:
             x = tower.run_block(block, x, shared, buckets, qkv)

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from prompting.block_adapters import AT_INPUT, Adapters, adapted, draw
+from prompting.block_adapters import Adapters, adapted, draw
 from prompting.blocks import Block, Blocks, Tower, has_hooks
 from prompting.class_prompts import EOS, SOS, ClassPrompts, Prompts, readable
 from prompting.errors import PromptingError
@@ -22,8 +21,10 @@ from prompting.openai import tokenizer
 from prompting.parallel import Collectives, SingleProcess, divide
 from prompting.passes import Passes
 from prompting.text_chunks import KEPT_PER_TOKEN, KEPT_PER_TOKEN_TRAINED, in_chunks
-from prompting.text_layout import Bucket, behind, buckets_of, common_start, last_tokens, take_apart, up_to_end
+from prompting.text_layout import Bucket, behind, buckets_of, common_start, last_tokens, take_apart
+from prompting.text_learned import Learned, require_room
 from prompting.text_memory import Remembered
+from prompting.text_rows import encode_rows, rows_of
 
 if TYPE_CHECKING:
     from clip.model import CLIP
@@ -45,7 +46,8 @@ class TextTower(Tower):
         activation_bytes: how much a pass may keep for its backward pass. A pass that would need more runs its classes
         in chunks, and computes them again in the backward pass. None: no limit. Chunks change rounding, so set it once
         per run;
-        padding: how many tokens may pad classes to one length, to run them in one piece;
+        packed: whether many classes share a row of tokens, which launches fewer kernels (`text_rows`);
+        padding: where they do not, how many tokens may pad classes to one length, to run them in one piece;
         ranks: the processes that share a pass;
         passes: the counter of prompts; memory: of the frozen sentences that were encoded before, or None.
     """
@@ -59,7 +61,13 @@ class TextTower(Tower):
         self.context_length: int = clip_model.context_length
         self.activation_bytes: int | None = None
         self.memory: Remembered | None = None
-        self.padding = PADDING_ON_GPU if self.device.type == "cuda" else 0
+        self.packed, self.padding = False, 0
+        if self.device.type != "cpu":
+            self.run_as_on_gpu()
+
+    def run_as_on_gpu(self) -> None:
+        """Launch as few kernels as can be, at the price of some tokens that nobody reads."""
+        self.packed, self.padding = True, PADDING_ON_GPU
 
     @property
     def trained(self) -> bool:
@@ -168,6 +176,10 @@ class TextTower(Tower):
         def run(chunk: list[int]) -> Tensor:
             if whole:
                 return self._encode_whole(prompts, chunk, learned)
+            if self.packed and learned.in_prefix:
+                own = tuple(lengths[index] for index in chunk)
+                rows = rows_of(tuple(chunk), own, shared, prompts.suffix.shape[2], self.device)
+                return encode_rows(self, prompts, rows, learned.deep, blocks)
             return self._encode_chunk(prompts, buckets_of(chunk, lengths, self.padding, self.device), learned, blocks)
 
         per_token = KEPT_PER_TOKEN_TRAINED if self.trainable or learned.adapters else KEPT_PER_TOKEN
@@ -185,7 +197,7 @@ class TextTower(Tower):
                     x = torch.cat([x[:, :1], vectors.expand(len(x), -1, -1), x[:, 1:]], dim=1)
                     shared += len(vectors)
                 else:
-                    x = self._replace(x, shared, buckets, vectors)
+                    x = self.replace(x, shared, buckets, vectors)
             if layer < len(blocks) - 1:
                 x = self.run_block(block, x, shared, buckets)
         return self._read_out(block, x, shared, buckets)
@@ -215,7 +227,7 @@ class TextTower(Tower):
         for layer, block in enumerate(self.blocks):
             if layer in learned.deep:
                 vectors = learned.deep[layer].to(self.dtype)
-                _require_room(vectors, shared)
+                require_room(vectors, shared)
                 vectors = vectors.expand(len(x), -1, -1) if vectors.dim() == 2 else vectors[place].repeat(groups, 1, 1)
                 x = torch.cat([x[:, :1], vectors, x[:, 1 + vectors.shape[1]:]], dim=1)
             x = block.run_whole(x)
@@ -228,11 +240,12 @@ class TextTower(Tower):
         projection: Tensor = self.model.text_projection
         return features.to(projection.dtype) @ projection
 
-    def _replace(self, x: Tensor, shared: int, buckets: list[Bucket], deep: Tensor) -> Tensor:
+    def replace(self, x: Tensor, shared: int, buckets: Sequence[Bucket], deep: Tensor) -> Tensor:
         """Put deep prompts, (n, W) or (C, n, W), at the positions 1..n of the sequence."""
-        _require_room(deep, shared)
+        require_room(deep, shared)
         if deep.dim() == 2:
-            return torch.cat([x[:, :1], deep.expand(len(x), -1, -1), x[:, 1 + len(deep):]], dim=1)
+            start, _, end = x.split_with_sizes([1, len(deep), x.shape[1] - 1 - len(deep)], dim=1)
+            return torch.cat([start, deep.expand(len(x), -1, -1), end], dim=1)
         first, own = take_apart(x, shared, buckets)  # per class, in the suffix
         n = deep.shape[1]
         own = [torch.cat([deep[bucket.classes].expand(len(x), -1, -1, -1), part[:, :, n:]], dim=2).flatten(1, 2)
@@ -248,8 +261,8 @@ class TextTower(Tower):
         seen = [block.attend(q, k, v, causal=True)] if shared else []
         for bucket, part in zip(buckets, own):
             query, key_value = part.split_with_sizes([self.width, 2 * self.width], dim=-1)
-            mask = torch.ones(bucket.length, shared + bucket.length, dtype=torch.bool, device=x.device).tril(shared)
             keys, values = behind(prefix[..., self.width:], key_value)
+            mask = bucket.causal(shared, query.dtype)
             seen.append(block.attend(query, keys, values, mask=mask).flatten(1, 2))
         return block.finish(x, torch.cat(seen, dim=1))
 
@@ -261,7 +274,7 @@ class TextTower(Tower):
         seen = []
         for bucket, query, key_value in zip(buckets, queries, own):
             keys, values = behind(prefix, key_value)
-            mask = up_to_end(bucket, shared, keys, len(x))
+            mask = bucket.up_to_end(shared, len(x), query.dtype)
             seen.append(block.attend(query[:, :, None], keys, values, mask=mask)[:, :, 0])
         return self.project(block.finish(last, torch.cat(seen, dim=1)))
 
@@ -306,41 +319,3 @@ class TextTower(Tower):
 def _words_of(text: str) -> tuple[int, ...]:
     """The token numbers of a sentence."""
     return tuple(tokenizer.encode(text))
-
-
-@dataclass
-class Learned:
-    """What is learned in or beside the blocks: the arguments of `TextTower.encode`."""
-
-    deep: Mapping[int, Tensor]
-    adapters: Adapters | None = None
-    inserted: bool = False
-
-    def require_one_kind(self) -> None:
-        """Raise PromptingError for what does not go together."""
-        if self.deep and draw(self.adapters):
-            raise PromptingError("deep prompts stand among tokens that classes share, and beside an adapter that draws "
-                                 "random numbers they share none; take either the prompts or the adapter")
-        if AT_INPUT in (self.adapters or ()):
-            raise PromptingError("the text tower has its input from the prompts; what is added there goes into them")
-        shapes = [tuple(vectors.shape) for vectors in self.deep.values()]
-        if self.inserted and shapes and (len(shapes[0]) != 2 or len(set(shapes)) > 1):
-            raise PromptingError("tokens that are inserted must be the same for all classes, (n, W), and in each layer "
-                                 f"as many, not {shapes}")
-
-    def of_classes(self, rows: slice) -> Learned:
-        """That of some of the classes."""
-        own = {layer: vectors[rows] if vectors.dim() == 3 else vectors for layer, vectors in self.deep.items()}
-        return Learned(own, self.adapters, self.inserted)
-
-    @property
-    def inserted_tokens(self) -> int:
-        """How many tokens come in that the prompts do not have."""
-        return len(self.deep[min(self.deep)]) if self.inserted and self.deep else 0
-
-
-def _require_room(deep: Tensor, shared: int) -> None:
-    """Raise PromptingError where deep prompts of all classes, (n, W), are more than the prefix has context vectors."""
-    if deep.dim() == 2 and len(deep) >= shared:
-        raise PromptingError(f"{len(deep)} deep prompts of all classes need as many context vectors in front of the "
-                             f"class names; there are {shared - 1}")

@@ -35,9 +35,8 @@ def in_chunks(tower: TextTower, run: Callable[[list[int]], Tensor], lengths: Seq
     chunks = chunks_of(tower, order, lengths, groups, shared, per_token, per_class)
     found = [run(order)] if len(chunks) == 1 else [
         checkpoint(run, chunk, use_reentrant=False, preserve_rng_state=draws) for chunk in chunks]
-    places = torch.empty(len(order), dtype=torch.long)
-    places[order] = torch.arange(len(order))
-    return torch.cat(found, dim=1)[:, places.to(tower.device)]
+    places = sorted(range(len(order)), key=order.__getitem__)  # where each class now is
+    return torch.cat(found, dim=1)[:, torch.tensor(places, device=tower.device)]
 
 
 def chunks_of(tower: TextTower, order: list[int], lengths: Sequence[int], groups: int, shared: int,

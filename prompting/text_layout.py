@@ -2,10 +2,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+ALIGNED = 16  # numbers, from one row of a mask to the next
 
 
 @dataclass
@@ -14,14 +16,47 @@ class Bucket:
 
     classes: (C',), their places in the list; length: own tokens of the longest class; ends: (C',), the place of each
     class's last token, or None where all are equally long.
+
+    Its masks are what `Block.attend` adds to the scores: 0 where a query may attend, else -inf. One that is made serves
+    all layers.
     """
 
     classes: Tensor
     length: int
     ends: Tensor | None
+    _causal: dict[tuple[int, torch.dtype], Tensor] = field(default_factory=dict, repr=False)
+    _up_to_end: dict[tuple[int, int, torch.dtype], Tensor] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.classes)
+
+    def causal(self, shared: int, dtype: torch.dtype) -> Tensor:
+        """The mask (S, P + S) of the tokens of a class, which see the prefix of `shared` tokens and their own up to
+        themselves."""
+        key = shared, dtype
+        if key not in self._causal:
+            total = shared + self.length
+            self._causal[key] = hidden(self.length, total, dtype, self.classes.device).triu(shared + 1)[:, :total]
+        return self._causal[key]
+
+    def up_to_end(self, shared: int, groups: int, dtype: torch.dtype) -> Tensor | None:
+        """The mask of a query that sees the prefix of `shared` tokens and those of its class up to the end-of-text
+        token, to be broadcast to (G C', heads, queries, P + S); None where all are such."""
+        if self.ends is None:
+            return None
+        key = shared, groups, dtype
+        if key not in self._up_to_end:
+            total = shared + self.length
+            mask = hidden(len(self), total, dtype, self.ends.device)
+            seen = torch.arange(mask.shape[1], device=mask.device) <= shared + self.ends[:, None]
+            self._up_to_end[key] = mask.masked_fill(seen, 0).repeat(groups, 1)[:, None, None, :total]
+        return self._up_to_end[key]
+
+
+def hidden(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """-inf (rows, columns or a few more). Each row starts where the attention of a GPU can read it; else a copy of the
+    mask would be made in every layer."""
+    return torch.full((rows, -(-columns // ALIGNED) * ALIGNED), -torch.inf, dtype=dtype, device=device)
 
 
 def buckets_of(order: Sequence[int], lengths: Sequence[int], padding: int, device: torch.device) -> list[Bucket]:
@@ -67,15 +102,6 @@ def last_tokens(parts: Sequence[Tensor], buckets: Sequence[Bucket]) -> Tensor:
     return torch.cat([part[:, :, -1] if bucket.ends is None else
                       part[:, torch.arange(len(bucket), device=part.device), bucket.ends]
                       for bucket, part in zip(buckets, parts)], dim=1)
-
-
-def up_to_end(bucket: Bucket, shared: int, keys: Tensor, groups: int) -> Tensor | None:
-    """The mask of a query that sees the tokens of its class up to the end-of-text token, to be broadcast to (G C',
-    heads, queries, keys); None where all of the keys (G, C', P + S, W) are such."""
-    if bucket.ends is None:
-        return None
-    mask = torch.arange(keys.shape[2], device=keys.device) <= shared + bucket.ends[:, None]
-    return mask.repeat(groups, 1)[:, None, None]
 
 
 def common_start(tokens: Tensor, ends: Tensor) -> int:

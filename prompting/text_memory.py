@@ -76,7 +76,7 @@ class Remembered:
         kind = tower.device.type
         autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
         key = (self._source, tuple(tokens.shape), tokens.cpu().numpy().tobytes(), str(tower.device), tower.dtype,
-               tower.padding, torch.get_autocast_dtype(kind) if autocast else None, *_arithmetic())
+               tower.packed, tower.padding, torch.get_autocast_dtype(kind) if autocast else None, *_arithmetic())
         known = self.memory.get(key)
         if known is None:
             known = tower.encode_sentences(tokens)

@@ -61,7 +61,7 @@ class CLIPLoRA(Blocks):
         trainer.planned_steps = self.meta["steps"]
         trainer.optimizers = trainer.build_optimizers()
         trainer.optim, trainer.sched = trainer.optimizers[0]
-        trainer.towers.text.padding = 0
+        trainer.towers.text.packed, trainer.towers.text.padding = False, 0
         update = trainer.apply_gradients
 
         def apply_gradients(gradients):

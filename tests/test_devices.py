@@ -1,9 +1,10 @@
-"""Every trainer keeps what it computes with on its device; tests/other_device.py stands in for a GPU."""
+"""Every trainer keeps what it computes with on its device; benchmarks/other_device.py stands in for a GPU."""
 import kinds
-import other_device
 import pytest
 import ranks
 import torch
+
+from benchmarks import other_device
 
 FAST = ("CoOp",)  # test_trainers_parts.py makes a step of most methods
 

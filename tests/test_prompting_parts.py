@@ -3,6 +3,7 @@ pieces of a text pass."""
 import copy
 import hashlib
 import os
+import pickle
 import random
 import time
 import types
@@ -17,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import tiny_clip
-from prompting import ClassPrompts, PromptingError, Towers, backbone, load_clip, memory, normalize, templates
+from prompting import ClassPrompts, PromptingError, Towers, backbone, load_clip, memory, normalize, templates, text_rows
 from prompting import weights as weight_files
 from prompting.adapter import Adapter
 from prompting.blocks import Block, differentiable_attention
@@ -748,18 +749,21 @@ def test_classes_of_about_one_length_share_a_piece(clip_model):
     assert pieces(6) == [([4, 1, 3, 0, 2], 5, [1, 2, 3, 4, 4])]
 
 
-@pytest.mark.parametrize("padding", [0, 1, 512])
+@pytest.mark.parametrize("padding", [0, 1, 512, "rows of 256", "rows of 12"])
 @pytest.mark.parametrize("activation_bytes", [None, 1])
 @pytest.mark.parametrize("form", ["shared", "deep", "a class's own", "a class's own deep", "an image's own"])
-def test_pieces_and_chunks_change_no_number(form, padding, activation_bytes, clip_model):
+def test_pieces_rows_and_chunks_change_no_number(form, padding, activation_bytes, clip_model, monkeypatch):
     torch.manual_seed(0)
+    monkeypatch.setattr(text_rows, "ROW", 12 if padding == "rows of 12" else text_rows.ROW)
+    text_rows.rows_of.cache_clear()
     names = ["dog", "alarm clock", "Boeing 737-200", "a", "water lilly house"]
     ctx = torch.randn({"an image's own": (3, 2, 128), "shared": (2, 128), "deep": (2, 128)}.get(form, (5, 1, 2, 128)))
     deep = {"deep": {1: torch.randn(2, 128)}, "a class's own deep": {2: torch.randn(5, 2, 128)}}.get(form, {})
 
     def run(padding, activation_bytes):
         text = Towers(clip_model).text
-        text.padding, text.activation_bytes = padding, activation_bytes
+        text.packed = str(padding).startswith("rows")
+        text.padding, text.activation_bytes = 0 if text.packed else padding, activation_bytes
         learned = [0.1 * tensor.clone() for tensor in (ctx, *deep.values())]
         for tensor in learned:
             tensor.requires_grad_()
@@ -794,11 +798,55 @@ def test_chunks_are_computed_again_on_the_way_back(clip_model, monkeypatch):
     assert len(runs) == 1 + 2 * 2
 
 
-def test_a_gpu_pads_up_to_512_tokens(clip_model):
+def test_a_gpu_packs_classes_and_pads_up_to_512_tokens(clip_model):
     class Elsewhere(TextTower):
         device = torch.device("cuda")
 
-    assert Elsewhere(clip_model).padding == 512 and TextTower(clip_model).padding == 0
+    there, here = Elsewhere(clip_model), TextTower(clip_model)
+    assert (there.packed, there.padding, here.packed, here.padding) == (True, 512, False, 0)
+
+
+def test_classes_are_packed_into_rows_of_about_one_length(monkeypatch):
+    monkeypatch.setattr(text_rows, "ROW", 24)
+    lengths, shared, stride = (3, 7, 4, 9, 3, 5), 4, 9
+    order = (5, 0, 2, 1, 4, 3)  # places of the classes
+    rows = text_rows.rows_of(order, lengths, shared, stride, torch.device("cpu"))
+    assert rows.owners.shape == (2, 32)  # 4 + 16 and 4 + 15 tokens, up to the next multiple of 16
+    own = [[owner for owner in row if owner > 0] for row in rows.owners.tolist()]
+    assert [len(row) for row in own] == [16, 15] and (rows.owners[:, :shared] == text_rows.SHARED).all()
+    tokens = rows.tokens.view(2, -1)
+    for index, (place, length) in enumerate(zip(order, lengths)):
+        end = rows.ends[rows.places[index]].item()
+        row, last = divmod(end, 32)
+        here = slice(last - length + 1, last + 1)
+        assert len(set(rows.owners[row, here].tolist())) == 1
+        assert tokens[row, here.start - shared:here.stop - shared].tolist() == list(
+            range(place * stride, place * stride + length))
+        seen = rows.masks(torch.float32)[1].flatten(0, 2)[rows.places[index]] == 0
+        assert seen.nonzero()[:, 0].tolist() == [*range(shared), *range(here.start, here.stop)]
+    mask, _ = rows.masks(torch.float16)
+    assert mask.shape == (2, 1, 32, 32) and mask.dtype == torch.float16 and (mask == 0).any(dim=-1).all()
+    assert set(mask.unique().tolist()) == {0.0, -torch.inf}
+
+
+def test_what_is_kept_of_rows_serves_training_after_inference(clip_model, monkeypatch):
+    monkeypatch.setattr(text_rows, "ROW", 11)
+    text_rows.rows_of.cache_clear()
+    text = pickle.loads(pickle.dumps(TextTower(clip_model)))
+    text.run_as_on_gpu()
+    prompts, ctx = ClassPrompts(text, ["dog", "alarm clock", "a"], 2), torch.zeros(2, 128, requires_grad=True)
+    with torch.inference_mode():
+        before = text.encode(prompts(ctx)).clone()
+    after = text.encode(prompts(ctx))
+    after.sum().backward()
+    assert torch.equal(before, after) and ctx.grad.abs().sum() > 0
+    text_rows.rows_of.cache_clear()
+
+
+def test_a_class_longer_than_a_row_has_a_row(monkeypatch):
+    monkeypatch.setattr(text_rows, "ROW", 8)
+    rows = text_rows.rows_of((0, 1, 2), (20, 2, 3), 4, 20, torch.device("cpu"))
+    assert rows.owners.shape == (2, 32) and sorted((rows.owners > 0).sum(dim=1).tolist()) == [5, 20]
 
 
 def test_the_text_tower_knows_its_clip(clip_model):

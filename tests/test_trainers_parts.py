@@ -6,13 +6,13 @@ import random
 import warnings
 from types import SimpleNamespace
 
-import other_device
 import pytest
 import torch
 from test_training_options import METHODS, SMALL
 from torch.nn import functional as F
 
 import tiny_clip
+from benchmarks import other_device
 from dassl.config import get_cfg_default
 from dassl.data.datasets import Datum
 from dassl.data.samplers import RandomSampler

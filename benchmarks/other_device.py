@@ -33,7 +33,10 @@ class OnDevice(torch.Tensor):
         return f"OnDevice({self.there})"
 
     def tolist(self):
-        return self.detach().there.tolist()
+        return self.detach().cpu().tolist()
+
+    def new_tensor(self, data, *, dtype=None, **more):  # type: ignore[override]
+        return torch.tensor(data, dtype=dtype or self.dtype, **more).to(DEVICE)
 
     def numpy(self, *, force=False):
         raise TypeError("this tensor is not on the CPU; NumPy cannot read it")
@@ -42,10 +45,11 @@ class OnDevice(torch.Tensor):
         return self.numpy()
 
     def __reduce_ex__(self, protocol):
-        return self.detach().there.__reduce_ex__(protocol)  # a checkpoint is read on the CPU
+        # A checkpoint is read on the CPU.
+        return self.detach().there.__reduce_ex__(protocol)  # type: ignore[attr-defined]
 
     @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[override]
         return compute(func, args, kwargs or {})
 
 
@@ -94,17 +98,18 @@ class Autocast(torch.autocast):
 @contextlib.contextmanager
 def runs_on_it():
     """Within it trainers run on the device."""
-    made = torch.tensor  # makes its tensor where no mode sees it
+    def there(make):  # both make their tensors where no mode sees them
+        def made(data, *, device=None, **more):
+            return make(data, **more) if device is None else make(data, **more).to(device)
 
-    def tensor(data, *, device=None, **more):
-        return made(data, **more) if device is None else made(data, **more).to(device)
+        return mock.patch.object(torch, make.__name__, made)
 
     swap = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(True)  # a parameter's class changes with its device
     try:
         with (mock.patch.object(SimpleTrainer, "device", property(lambda self: DEVICE, lambda self, value: None),
                                 create=True),
-              mock.patch.object(torch, "tensor", tensor), mock.patch.object(torch, "autocast", Autocast), Device()):
+              there(torch.tensor), there(torch.as_tensor), mock.patch.object(torch, "autocast", Autocast), Device()):
             yield
     finally:
         torch.__future__.set_swap_module_params_on_conversion(swap)
