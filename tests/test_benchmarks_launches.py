@@ -101,12 +101,13 @@ def test_other_batches_are_other_and_of_one_shape():
 def test_the_command_prints_a_table_or_lines(capsys, monkeypatch):
     monkeypatch.setattr(launches, "capture_of", lambda counted, batches: {
         "waits": {"nonzero": 2}, "batches": batches, "same_shapes": False, "one_graph": False})
-    launches.main(["--only", "coop", "--batches", "3"])
-    said = capsys.readouterr().out
-    assert "| CoOp, 100 classes, batch 32 |" in said and "| no, the host waits 2 times, shapes differ |" in said
-    launches.main(["--only", "coop", "--json"])
+    launches.main(["--only", "cocoop", "--json"])
     row = json.loads(capsys.readouterr().out)
-    assert row["work"] == "CoOp, 100 classes, batch 32" and row["ours"] < row["plain"] and row["batches"] == 20
+    assert row["work"] == "CoCoOp, 50 classes, batch 1" and row["ours"] < row["plain"] and row["batches"] == 20
+    monkeypatch.setattr(launches, "launches_of", lambda counted: {"ours": 1234, "plain": 5678})
+    launches.main(["--only", "cocoop", "--batches", "3"])
+    assert "| CoCoOp, 50 classes, batch 1 | 1,234  | 5,678   | no, the host waits 2 times, shapes differ |" in (
+        capsys.readouterr().out)
     for words, line in ((("--only", "cop"), "no work is called cop (did you mean 'coop'?)"),
                         (("--batches", "0"), "--batches must be at least 1"),
                         (("--only", "coop", "--docs", "docs"), "leave out --only")):

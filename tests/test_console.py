@@ -227,7 +227,7 @@ def test_two_jobs_tell_how_far_they_are(words, capsys):
             self.points.append((run.folder, point))
             super().reached(run, point)
 
-    runs = planned([*words("base2new", "--trainer", "CoOp", seeds=("1", "2")), "OPTIM.MAX_EPOCH=100"])
+    runs = planned([*words("base2new", "--trainer", "CoOp", seeds=("1", "2")), "OPTIM.MAX_EPOCH=25"])
     outcome = execute(runs, {}, 2, Noting(runs, 2))
     assert len(outcome.results) == 4
     lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("Backbone ")]
@@ -235,7 +235,7 @@ def test_two_jobs_tell_how_far_they_are(words, capsys):
     trained = [run.folder for run in runs if not run.needs]
     for folder in trained:
         points = [point for name, point in Noting.points if name == folder]
-        assert points[0] == Point("", 1, 100) and any(point.part == "test" for point in points)
+        assert points[0] == Point("", 1, 25) and any(point.part == "test" for point in points)
     assert any(point.loss is not None for _, point in Noting.points)
 
 

@@ -60,6 +60,7 @@ def mutation_run(*words):
                           capture_output=True, check=False)
 
 
+@pytest.mark.slow
 def test_what_a_test_notices_is_caught_and_the_rest_is_listed(tmp_path):
     (tmp_path / "tests").mkdir()
     (tmp_path / "toy.py").write_text(TOY)

@@ -149,6 +149,7 @@ def small_evaluation(monkeypatch):
     monkeypatch.setattr(shapes, "PART_SIZES", dict.fromkeys(DOMAINS, (2, 1, 1)))
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_ends_with_the_same_weights(tmp_path, monkeypatch, small_evaluation):
     def run(name):
         folders = ["--work-dir", str(tmp_path / name), "--out", str(tmp_path / name)]
