@@ -49,7 +49,6 @@ BATCHES = 20  # different ones, whose operations are compared
 NO_LAUNCH = {f"aten::{name}" for name in (
     "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "_reshape_alias",
     "detach", "lift_fresh", "_efficientzerotensor", "_local_scalar_dense")}
-COPIES = ("aten::_to_copy", "aten::copy_")
 WAITS = {f"aten::{name}" for name in (  # for a number, or for the size of what they give
     "_local_scalar_dense", "equal", "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive",
     "bincount", "repeat_interleave")}
@@ -113,7 +112,7 @@ class OnTheDevice(TorchDispatchMode):
         if True in places:
             self.sequence.append((str(function), *(tuple(leaf.shape) if isinstance(leaf, torch.Tensor) else str(leaf)
                                                    for leaf in leaves)))
-            if name in WAITS or name in COPIES and len(places) > 1 or (
+            if name in WAITS or name in other_device.COPIES and len(places) > 1 or (
                     name in other_device.INDEXED and any(map(_host_or_mask, tensors_of(args[1])))):
                 self.waits[name.removeprefix("aten::")] += 1
         return out

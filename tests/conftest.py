@@ -1,4 +1,5 @@
 """Shared fixtures: the tiny CLIP of the golden records, a drawn toy dataset, real images where TEST_DATA names them."""
+import contextlib
 import fcntl
 import multiprocessing
 import os
@@ -234,21 +235,30 @@ def scripts(copied_scripts, monkeypatch, capsys):
     return Scripts(copied_scripts, monkeypatch, capsys)
 
 
-@pytest.fixture(autouse=True)
-def own_registries():
-    """What a test registers, by a plugin or itself, is forgotten after it: no other test compares, lists or runs it."""
+@contextlib.contextmanager
+def registered_for_a_while():
+    """What is registered within it, by a plugin or by itself, is forgotten after it."""
     import train
     from protocols import PROTOCOL_REGISTRY
 
     modules = set(sys.modules)
     kept = [(registry, dict(registry._objects), dict(registry.replaced))
             for registry in (*train.REGISTRIES, PROTOCOL_REGISTRY)]
-    yield
-    for registry, objects, replaced in kept:
-        registry._objects, registry.replaced = objects, replaced
-    for name in set(sys.modules) - modules:
-        if name.startswith("plugin_"):
-            del sys.modules[name]
+    try:
+        yield
+    finally:
+        for registry, objects, replaced in kept:
+            registry._objects, registry.replaced = objects, replaced
+        for name in set(sys.modules) - modules:
+            if name.startswith("plugin_"):
+                del sys.modules[name]
+
+
+@pytest.fixture(autouse=True)
+def own_registries():
+    """No other test compares, lists or runs what a test registers."""
+    with registered_for_a_while():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ import ranks
 import torch
 from chaos import same
 from clip.model import CLIP
+from conftest import registered_for_a_while
 from kinds import KINDS
 from torch import nn
 
@@ -36,14 +37,9 @@ STEPS, RATE = 2, 0.01
 @pytest.fixture(scope="module", autouse=True)
 def plugins():
     """The registry holds the plugins while this file is tested."""
-    objects, replaced, modules = TRAINER_REGISTRY._objects, TRAINER_REGISTRY.replaced, set(sys.modules)
-    TRAINER_REGISTRY._objects, TRAINER_REGISTRY.replaced = dict(objects), dict(replaced)
-    train.discover([str(kind.path) for kind in KINDS.values()])
-    yield
-    TRAINER_REGISTRY._objects, TRAINER_REGISTRY.replaced = objects, replaced
-    for name in set(sys.modules) - modules:
-        if name.startswith("plugin_"):
-            del sys.modules[name]
+    with registered_for_a_while():
+        train.discover([str(kind.path) for kind in KINDS.values()])
+        yield
 
 
 def test_a_plugin_is_one_short_file():

@@ -13,6 +13,7 @@ import drawn
 import pytest
 import torch
 from clip import clip
+from conftest import registered_for_a_while
 from yacs.config import CfgNode as CN
 
 import train
@@ -294,3 +295,11 @@ def is_there(name):
 @pytest.mark.parametrize(("old", "new"), moved.MOVED.items())
 def test_what_moved_is_gone_from_where_it_was_and_is_where_it_is_said_to_be(old, new):
     assert not is_there(old) and is_there(new)
+
+
+def test_what_a_test_registers_is_not_there_in_the_next():
+    for _ in range(2):  # it is loaded anew
+        with registered_for_a_while():
+            train.discover([str(PLUGINS / "bound.py")])
+            assert "Dies" in TRAINER_REGISTRY
+        assert "Dies" not in TRAINER_REGISTRY and "CoOp" in TRAINER_REGISTRY
