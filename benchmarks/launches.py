@@ -8,9 +8,9 @@ A launch is an operation that makes or changes a tensor; views and empty tensors
 several kernels. The towers go the way that they take on a GPU. Counts do not depend on the width of a CLIP: this one
 has the twelve blocks of ViT-B/16 and is narrow.
 
-A graph can capture a step if every batch makes the same operations with the same numbers on the same shapes, and if the
+A graph can capture what makes the same operations with the same numbers on the same shapes for every batch, where the
 host waits for nothing: reads no number, and copies nothing to or from the device. That is seen on a stand-in device
-(benchmarks/other_device.py).
+(benchmarks/other_device.py). Training steps are captured as `training/graphs.py` does it, in pieces between updates.
 """
 import contextlib
 import json
@@ -32,6 +32,8 @@ from dassl.config.words import ArgumentParser
 from dassl.utils import InputError
 from dassl.utils.registry import nearest
 from train import command_line
+from training.batches import numbers_of
+from training.graphs import Recorder
 
 NARROW = {**VIT_B16, "embed_dim": 64, "image_resolution": 32, "vision_width": 128, "transformer_width": 128,
           "transformer_heads": 2}
@@ -43,8 +45,10 @@ empty tensors are none, and some operations launch several kernels. torch {torch
 {table}
 
 A graph can capture what makes the same operations with the same numbers on the same shapes for every batch ({batches}
-different ones were compared), and in which the host waits for nothing. The times of the section above were measured
-before classes shared rows, with the launches that stand there."""
+different ones were compared), and in which the host waits for nothing. Training steps are captured in pieces, one in
+front of each update (`TRAIN.GRAPHS`, [SCALING](SCALING.md#a-gpu)): a replay is one launch. The update itself stays with
+the host, which then waits once to know whether all was finite. The times of the section above were measured before
+classes shared rows and before there were graphs, with the launches that stand there."""
 BATCHES = 20  # different ones, whose operations are compared
 NO_LAUNCH = {f"aten::{name}" for name in (
     "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "_reshape_alias",
@@ -88,21 +92,48 @@ class Launches(TorchDispatchMode):
         return sum(self.by_name.values())
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function._schema.name
-        if name.startswith("aten::") and not function.is_view and name not in NO_LAUNCH:
-            self.by_name[name.removeprefix("aten::")] += 1
+        if is_launch(function):
+            self.by_name[function._schema.name.removeprefix("aten::")] += 1
         return function(*args, **(kwargs or {}))
+
+
+def is_launch(function):
+    name = function._schema.name
+    return name.startswith("aten::") and not function.is_view and name not in NO_LAUNCH
+
+
+class Probe(Recorder):
+    """Looks at what is captured; all of it is done at once."""
+
+    def __init__(self):
+        self.now: OnTheDevice | None = None
+        self.pieces: list[OnTheDevice] = []
+
+    def begin(self):
+        self.now = OnTheDevice()
+        self.now.__enter__()
+
+    def end(self):
+        self.abandon()
+        return lambda: None
+
+    def abandon(self):
+        if self.now is not None:
+            self.now.__exit__(None, None, None)
+            self.pieces.append(self.now)
+            self.now = None
 
 
 class OnTheDevice(TorchDispatchMode):
     """Within it, `sequence` has the operations on the stand-in device in their order, with their numbers and the shapes
-    of their tensors. `waits` counts those that the host waits for: for a number, a copy to or from the device, or a
-    size."""
+    of their tensors; `launches` counts those that launch something. `waits` counts those that the host waits for: for a
+    number, a copy to or from the device, or a size."""
 
     def __init__(self):
         super().__init__()
         self.sequence: list[tuple] = []
         self.waits: Counter[str] = Counter()
+        self.launches = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
@@ -110,6 +141,7 @@ class OnTheDevice(TorchDispatchMode):
         given, made = tensors_of(leaves), tensors_of(out)
         places = {isinstance(tensor, OnDevice) for tensor in (*given, *made)}
         if True in places:
+            self.launches += is_launch(function)
             self.sequence.append((str(function), *(tuple(leaf.shape) if isinstance(leaf, torch.Tensor) else str(leaf)
                                                    for leaf in leaves)))
             if name in WAITS or name in other_device.COPIES and len(places) > 1 or (
@@ -177,31 +209,56 @@ def launches_of(counted):
     return {"ours": run(ours, counted, Launches()).total, "plain": run(plain, counted, Launches()).total}
 
 
+def pieces_of(ours, counted):
+    """(what is captured of one step or test batch, a list of OnTheDevice; all of it, an OnTheDevice)."""
+    if counted.work.stage == "eval":
+        whole = run(ours, counted, OnTheDevice())
+        return [whole], whole
+    ours.reset()
+    trainer, probe = ours.trainer, Probe()
+    trainer._graphs.recorder = probe
+    batch = trainer._feed.with_frozen(trainer.prepared(ours.batch))
+    with OnTheDevice() as whole, trainer.precision.autocast():
+        numbers_of(trainer._graphs.capture(batch).summary)
+    return [piece for piece in probe.pieces if piece.launches], whole
+
+
 def capture_of(counted, batches):
-    """{"waits": {operation: how often the host waits for it in a step}, "batches": how many were compared,
-    "same_shapes": whether all of these made the same operations, "one_graph"}."""
+    """{"graphs": how many a step has, "captured": launches in them, "of": launches in all, "waits": {operation: how
+    often the host waits for it in them}, "waits_between": the same outside of them, "batches": how many were compared,
+    "same_shapes": whether all of these made the same operations, "one_graph": whether one graph can be all of it}."""
     with other_device.runs_on_it():
         counted = replace(counted, work=replace(counted.work, device=str(other_device.DEVICE)))
         ours, found = ours_for(counted, narrow_clip().to(other_device.DEVICE)), []
         first = ours.batch
         for number in range(batches):
             ours.batch = another(first, number, counted.work.classes)
-            found.append(run(ours, counted, OnTheDevice()))
-    same, waits = all(one.sequence == found[0].sequence for one in found), dict(found[0].waits.most_common())
-    return {"waits": waits, "batches": batches, "same_shapes": same, "one_graph": same and not waits}
+            pieces, whole = pieces_of(ours, counted)
+            found.append([piece.sequence for piece in pieces])
+    same, waits = all(one == found[0] for one in found), Counter[str]()
+    for piece in pieces:
+        waits.update(piece.waits)
+    captured, between = sum(piece.launches for piece in pieces), whole.waits - waits
+    return {"graphs": len(pieces), "captured": captured, "of": whole.launches, "waits": dict(waits.most_common()),
+            "waits_between": dict(between.most_common()), "batches": batches, "same_shapes": same,
+            "one_graph": same and not waits and len(pieces) == 1 and captured == whole.launches}
 
 
-def one_graph_in_words(row):
+def graphs_in_words(row):
+    """What the table says of capturing."""
     if row["one_graph"]:
-        return "yes"
-    waits = sum(row["waits"].values())
-    return ", ".join(["no", *[f"the host waits {waits} time{'s' * (waits > 1)}"] * bool(waits),
-                      *["shapes differ"] * (not row["same_shapes"])])
+        return "yes, all of it"
+    waits, between = (sum(row[name].values()) for name in ("waits", "waits_between"))
+    if waits or not row["same_shapes"]:
+        return ", ".join(["no", *[f"the host waits {waits} time{'s' * (waits > 1)}"] * bool(waits),
+                          *["shapes differ"] * (not row["same_shapes"])])
+    return (f"all but {row['of'] - row['captured']:,}, in {row['graphs']} graph{'s' * (row['graphs'] > 1)}; the host "
+            f"waits {between} time{'s' * (between > 1)} outside")
 
 
 def table(rows):
-    return tabulate([[row["work"], f"{row['ours']:,}", f"{row['plain']:,}", one_graph_in_words(row)] for row in rows],
-                    ["work", "ours", "plain", "can be one graph"], tablefmt="github", disable_numparse=True)
+    return tabulate([[row["work"], f"{row['ours']:,}", f"{row['plain']:,}", graphs_in_words(row)] for row in rows],
+                    ["work", "ours", "plain", "in graphs"], tablefmt="github", disable_numparse=True)
 
 
 def main(argv=None):

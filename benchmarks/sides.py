@@ -125,12 +125,12 @@ def without_data(cls, classnames):
         share = self.ranks.share(len(batch["img"]))
         return {**batch, "img": self.ranks.all_gather(batch["img"][share], len(batch["img"]))}
 
-    def apply_gradients(self, gradients, *args, **kwargs):
+    def make_update(self, gradients, *args):
         self.applied.extend(gradient.detach().clone() for gradient in gradients)
-        return cls.apply_gradients(self, gradients, *args, **kwargs)
+        return cls.make_update(self, gradients, *args)
 
     return type(cls.__name__, (cls,), {"build_data_loader": build_data_loader, "all_gather_batch": all_gather_batch,
-                                       "apply_gradients": apply_gradients})
+                                       "make_update": make_update, "static_step": vars(cls).get("static_step", False)})
 
 
 class Plain:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -43,11 +44,13 @@ class AdaptedCLIP(PromptedCLIP):
         numbers = torch.tensor(sorted(set(self.tokens.flatten().tolist())), device=self.tokens.device)
         self.places = torch.searchsorted(numbers, self.tokens)
         self.words = tower.embed_tokens(numbers)
-        self.fixed_prompts = None if AT_INPUT in text else self.prompts(self.words)
+        self.fixed_prompts = tower.sentences(self.tokens, embedded=self.words[self.places])
 
     def prompts(self, words: Tensor) -> Prompts:
         """The prompts of the vectors of all different tokens, (tokens, W)."""
-        return self.towers.text.sentences(self.tokens, embedded=words[self.places])
+        fixed, embedded = self.fixed_prompts, words[self.places]
+        x, shared = embedded + self.towers.text.positions(0, embedded.shape[1]), fixed.prefix.shape[1]
+        return replace(fixed, prefix=x[:1, :shared], suffix=x[None, :, shared:])
 
     def encode_images(self, images: Tensor) -> Tensor:
         if not self.visual_adapter:
@@ -60,8 +63,7 @@ class AdaptedCLIP(PromptedCLIP):
         adapters, prompts = _by_layer(self.text_adapter), self.fixed_prompts
         if (first := adapters.pop(AT_INPUT, None)) is not None:
             added = first.beside(self.words, lambda words: words)
-            prompts = self.prompts(self.words if added is None else self.words + added.float())
-        assert prompts is not None
+            prompts = prompts if added is None else self.prompts(self.words + added.float())
         features = self.towers.text.encode(prompts, adapters=adapters)[0]
         if self.templates == 1:
             return features

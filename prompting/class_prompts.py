@@ -29,12 +29,19 @@ class Prompts:
 
     prefix: (G, P, W), the tokens that all classes of a group share (a group is an image with prompts of its own;
         otherwise G = 1); suffix: (G or 1, C, S, W), each class's own tokens; eot: (C,), the position of each class's
-        end-of-text token in the whole sequence of P + S tokens.
+        end-of-text token in the whole sequence of P + S tokens; ends: the same numbers where the host knows them, which
+        then waits for no device.
     """
 
     prefix: Tensor
     suffix: Tensor
     eot: Tensor
+    ends: tuple[int, ...] | None = None
+
+    def own_lengths(self) -> list[int]:
+        """How many tokens of its own each class has."""
+        ends = self.eot.tolist() if self.ends is None else self.ends
+        return [end - self.prefix.shape[1] + 1 for end in ends]
 
 
 class ClassPrompts:
@@ -81,7 +88,8 @@ class ClassPrompts:
         self.tokens = torch.tensor([row + [0] * (length - len(row)) for row in rows], device=tower.device)
         # (vectors of all tokens, of all positions) of a frozen tower
         self._kept = None if tower.trainable else (self.embedded, self.positions)
-        self.eot = torch.tensor([len(row) - 1 for row in rows], device=tower.device)
+        self.ends = tuple(len(row) - 1 for row in rows)
+        self.eot = torch.tensor(self.ends, device=tower.device)
         self.places = torch.tensor(places, dtype=torch.long, device=tower.device).view(len(rows), behind)
 
     @property
@@ -104,7 +112,7 @@ class ClassPrompts:
             Prompts of the C' classes.
         """
         embedded, positions = self._kept or (self.embedded, self.positions)
-        eot, places = self.eot, self.places
+        eot, places, ends = self.eot, self.places, self.ends if classes is None else None
         if classes is not None:
             embedded, eot, places = embedded[classes], eot[classes], places[classes]
         own = ctx.dim() == 4
@@ -126,4 +134,4 @@ class ClassPrompts:
             index = index.view(1, n_cls, -1, 1).expand(groups, -1, -1, width)
             learned = ctx[:, :, in_prefix:].expand(-1, n_cls, -1, -1)
             suffix = suffix.expand(groups, -1, -1, -1).scatter(2, index, learned.to(suffix.dtype))
-        return Prompts(prefix, suffix + positions[shared:], eot)
+        return Prompts(prefix, suffix + positions[shared:], eot, ends)

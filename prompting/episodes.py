@@ -96,35 +96,38 @@ def plain_gradient(loss: Tensor, tensor: Tensor, create_graph: bool = False,
     return torch.autograd.grad(loss, tensor, create_graph=create_graph, retain_graph=retain_graph)[0]
 
 
-def meta_gradient(phi: Tensor, losses: Sequence[Callable[[Tensor], Tensor]], counts: Sequence[int], lr: float,
-                  order: int = 1, gradient: Callable[..., Tensor] = plain_gradient) -> tuple[Tensor, list[Tensor]]:
+def meta_gradient(phi: Tensor, losses: Callable[[Tensor], Tensor], counts: Tensor, lr: float | Tensor,
+                  order: int = 1, gradient: Callable[..., Tensor] = plain_gradient) -> tuple[Tensor, Tensor]:
     """The meta-gradient: the sum over the parts of the gradient on each part after an inner step on the other parts.
 
     For each part i: phi_i = phi - lr * grad CE_rest(phi), where CE_rest is the mean over the images of the other parts;
     g_i = grad CE_i(phi_i), with respect to phi_i (order 1) or to phi through the inner step (order 2). All inner
     gradients are taken at the same phi, so the gradient of each part is computed once, and those of the other parts are
-    averaged, weighted by their numbers of images.
+    averaged, weighted by their numbers of images. A part without images counts for nothing.
 
     Args:
         phi: the prompt, a leaf tensor.
-        losses: for each part, a function prompt -> mean cross-entropy of its images.
-        counts: number of images of each part.
+        losses: prompts of P parts, (P, ...), each shaped as phi -> the mean cross-entropy of the images of each part
+            with its own prompt, (P,); 0 for a part without images.
+        counts: number of images of each part, (P,); at least two parts have some.
         lr: rate of the inner step.
         order: 1 or 2; for 2 the losses must be twice differentiable (`blocks.differentiable_attention`).
         gradient: how to differentiate, `plain_gradient`'s signature.
     Returns:
-        (sum_i g_i, [CE_i(phi_i)]): the first shaped as phi, the second detached scalars.
+        (sum_i g_i, CE_i(phi_i)): the first shaped as phi, the second (P,), detached.
     """
     second = order == 2
-    inner = [gradient(loss(phi), phi, create_graph=second) for loss in losses]
-    total, held_out_losses = torch.zeros_like(phi), []
-    for i, held_out in enumerate(losses):
-        rest = [j for j in range(len(losses)) if j != i]
-        step = sum(counts[j] * inner[j] for j in rest) / sum(counts[j] for j in rest)
-        moved = phi - lr * step
-        if not second:
-            moved = moved.detach().requires_grad_()
-        loss = held_out(moved)
-        total += gradient(loss, phi if second else moved, retain_graph=second)
-        held_out_losses.append(loss.detach())
-    return total.detach(), held_out_losses
+    others = counts.expand(len(counts), -1) * (1 - torch.eye(len(counts), device=phi.device))
+    weights = others / others.sum(dim=1, keepdim=True)  # (P, P), of each part for each one that is held out
+    # Each part has a copy of phi, so the gradient of the sum of all losses has that of each.
+    copies = phi.expand(len(counts), *phi.shape)
+    if not second:
+        copies = copies.detach().clone().requires_grad_()
+    inner = gradient(losses(copies).sum(), copies, create_graph=second)
+    steps = (weights[:, :, None] * inner.reshape(len(counts), -1)).sum(dim=1).view_as(copies)
+    moved = copies - lr * steps
+    if not second:
+        moved = moved.detach().requires_grad_()
+    held_out = losses(moved)
+    total = gradient(held_out.sum(), phi if second else moved)
+    return (total if second else total.sum(dim=0)).detach(), held_out.detach()

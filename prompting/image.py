@@ -10,6 +10,7 @@ from torch import Tensor
 from prompting.block_adapters import Adapters, adapted, at_input, draw
 from prompting.blocks import Block, Blocks, Tower
 from prompting.errors import PromptingError
+from prompting.indices import index_on
 from prompting.parallel import Collectives, SingleProcess, divide
 from prompting.passes import Passes
 
@@ -79,7 +80,7 @@ class ImageTower(Tower):
         prompts = by_layer(visual_prompts)
         n = prompts[max(prompts)].shape[-2]
         return self._divide(embedded, prompts, None,
-                            lambda x: torch.tensor([0, *range(x.shape[1] - n, x.shape[1])], device=x.device),
+                            lambda x: index_on((0, *range(x.shape[1] - n, x.shape[1])), x.device),
                             self.visual.ln_post, before_norm=False)
 
     def encode_unprompted(self, images: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """How the frozen towers run, and the loss scaling that half precision needs."""
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TypedDict
 
@@ -25,9 +25,23 @@ class ScaleState(TypedDict):
     good_steps: int
 
 
+Require = Callable[[Tensor, Callable[[], None]], None]  # (a condition (), what is done, at the latest, where it fails)
+
+
+def finite(tensors: Iterable[Tensor]) -> Tensor:
+    """Whether no number in any of the tensors is NaN or infinite, on their device: ()."""
+    return torch.stack([t.isfinite().all() for t in tensors]).all()
+
+
 def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Whether no number in any of the tensors is NaN or infinite."""
-    return bool(torch.stack([t.isfinite().all() for t in tensors]).all())
+    return bool(finite(tensors))
+
+
+def require_now(holds: Tensor, failed: Callable[[], None]) -> None:
+    """Call `failed` unless a condition () holds."""
+    if not holds:
+        failed()
 
 
 class Precision:
@@ -53,8 +67,19 @@ class Precision:
         self.keeps_casts = keeps_casts
         self.half = name == "fp16"
         scaled = self.half or (name == "amp" and device.type == "cuda")
-        self.scale, self.good_steps = (2.0 ** 16 if scaled else 1.0), 0
-        self.scaled = scaled
+        self.scaled, self.good_steps = scaled, 0
+        self._scale = 2.0 ** 16 if scaled else 1.0
+        self._on_device: Tensor | None = None  # the scale, for a graph that reads it
+
+    @property
+    def scale(self) -> float:
+        return self._scale
+
+    @scale.setter
+    def scale(self, scale: float) -> None:
+        self._scale = scale
+        if self._on_device is not None:
+            self._on_device.fill_(scale)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -70,21 +95,30 @@ class Precision:
         return torch.autocast(self.device.type, self.dtype, cache_enabled=self.keeps_casts)
 
     def gradients(self, loss: Tensor, tensors: Sequence[Tensor], create_graph: bool = False,
-                  retain_graph: bool | None = None) -> list[Tensor]:
+                  retain_graph: bool | None = None, require: Require = require_now) -> list[Tensor]:
         """d loss / d tensors, unscaled, the mean over the ranks; zeros for a tensor that the loss does not use.
 
-        Raises GradientOverflow when the scaled gradient is not finite; the scale has then been lowered."""
+        Raises GradientOverflow when the scaled gradient is not finite; the scale has then been lowered. `require` may
+        put that off."""
         # Within the towers the ranks' gradients are summed. Divided by the number of ranks, they stay as large as those
         # of one process.
-        scale = self.scale / self.ranks.world_size
+        scale: float | Tensor = self.scale / self.ranks.world_size
+        if self.scaled and self.ranks.world_size == 1:
+            if self._on_device is None:
+                self._on_device = torch.tensor(self.scale, device=self.device)
+            scale = self._on_device
         scaled = torch.autograd.grad(loss * scale, tensors, create_graph=create_graph, retain_graph=retain_graph,
                                      allow_unused=True)
         found = [torch.zeros_like(t) if g is None else g / scale for g, t in zip(scaled, tensors)]
         found = self.ranks.all_reduce_mean(found)
-        if self.scaled and self.scale > 1 and not all_finite(found):
+        if self.scaled:
+            require(finite(found), self._overflowed)
+        return found
+
+    def _overflowed(self) -> None:
+        if self.scale > 1:
             self.scale, self.good_steps = self.scale / 2, 0
             raise GradientOverflow
-        return found
 
     def good_step(self) -> None:
         """Note that an update was made."""

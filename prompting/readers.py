@@ -57,12 +57,14 @@ def read_texts(tower: TextTower, prompts: Prompts, readers: Tensor) -> Tensor:
     shared = prompts.prefix.shape[1]
 
     def share(rows: slice) -> Tensor:
-        own = Prompts(prompts.prefix, prompts.suffix[:, rows], prompts.eot[rows])
-        lengths = [end - shared + 1 for end in own.eot.tolist()]
+        own = Prompts(prompts.prefix, prompts.suffix[:, rows], prompts.eot[rows],
+                      None if prompts.ends is None else prompts.ends[rows])
+        lengths = own.own_lengths()
         blocks = _plain_blocks(tower)
 
         def run(chunk: list[int]) -> Tensor:
-            return _read_texts(tower, own, readers, buckets_of(chunk, lengths, tower.padding, tower.device), blocks)
+            buckets = buckets_of(tuple(chunk), tuple(lengths[index] for index in chunk), tower.padding, tower.device)
+            return _read_texts(tower, own, readers, buckets, blocks)
 
         # Of the frozen tokens only what the readers take from them is kept.
         return in_chunks(tower, run, lengths, 1, shared, per_token=0, per_class=KEPT_PER_TOKEN * len(readers))[0]

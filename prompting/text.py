@@ -133,9 +133,11 @@ class TextTower(Tower):
         if draw(learned.adapters):  # each class draws for all of its tokens
             start = prompts.prefix[:, None].expand(-1, len(prompts.eot), -1, -1)
             suffix = prompts.suffix.expand(len(start), -1, -1, -1)
-            prompts = Prompts(prompts.prefix[:, :0], torch.cat([start, suffix], dim=2), prompts.eot)
+            prompts = Prompts(prompts.prefix[:, :0], torch.cat([start, suffix], dim=2), prompts.eot, prompts.ends)
+        if self.ranks.world_size == 1:
+            return self._encode_share(prompts, learned)
         groups, shared = prompts.prefix.shape[:2]
-        lengths = [end - shared + 1 for end in prompts.eot.tolist()]
+        lengths = prompts.own_lengths()
         divided = self._divided_by(groups, shared, lengths)
         if divided is None:
             return self._encode_share(prompts, learned, lengths)
@@ -156,8 +158,6 @@ class TextTower(Tower):
     def _divided_by(self, groups: int, shared: int, lengths: Sequence[int]) -> str | None:
         """What the ranks divide a pass by: "groups", "classes", or None where every rank runs all of it."""
         ranks = self.ranks.world_size
-        if ranks == 1:
-            return None
         own, n_cls = sum(lengths), len(lengths)
         tokens = {"groups": -(-groups // ranks) * (shared + own),
                   "classes": groups * (shared + own * -(-n_cls // ranks) / n_cls)}  # of the longest share
@@ -165,22 +165,32 @@ class TextTower(Tower):
         spared = groups * (shared + own) - tokens[best]
         return best if spared >= WORTH_DIVIDING.get(self.device.type, 0) else None
 
-    def _encode_share(self, prompts: Prompts, learned: Learned, lengths: Sequence[int]) -> Tensor:
-        """`encode` on this rank; `lengths`: how many tokens of its own each class has."""
-        groups, shared = prompts.prefix.shape[:2]
+    def _encode_share(self, prompts: Prompts, learned: Learned, lengths: Sequence[int] | None = None) -> Tensor:
+        """`encode` on this rank. lengths: how many tokens of its own each class has, if that was asked for before."""
+        (groups, shared), own_tokens = prompts.prefix.shape[:2], prompts.suffix.shape[2]
         blocks, draws = adapted(self.blocks, learned.adapters), draw(learned.adapters)
         whole = any(block.whole for block in blocks)
+        in_rows = self.packed and learned.in_prefix and not whole
+        # What only the device knows is not waited for: each class is as long as the longest may be.
+        padded = in_rows and lengths is None and prompts.ends is None
         if whole:
-            lengths, shared = [self.context_length] * len(lengths), 0
+            lengths, shared = [self.context_length] * len(prompts.eot), 0
+        elif padded:
+            lengths = [own_tokens] * len(prompts.eot)
+        elif lengths is None:
+            lengths = prompts.own_lengths()
 
         def run(chunk: list[int]) -> Tensor:
             if whole:
                 return self._encode_whole(prompts, chunk, learned)
-            if self.packed and learned.in_prefix:
-                own = tuple(lengths[index] for index in chunk)
-                rows = rows_of(tuple(chunk), own, shared, prompts.suffix.shape[2], self.device)
+            own = tuple(lengths[index] for index in chunk)
+            if in_rows:
+                rows = rows_of(tuple(chunk), own, shared, own_tokens, self.device)
+                if padded:  # they are in their order, as all are equally long
+                    rows = rows.ending_earlier(shared + own_tokens - 1 - prompts.eot[chunk[0]:chunk[-1] + 1])
                 return encode_rows(self, prompts, rows, learned.deep, blocks)
-            return self._encode_chunk(prompts, buckets_of(chunk, lengths, self.padding, self.device), learned, blocks)
+            buckets = buckets_of(tuple(chunk), own, self.padding, self.device)
+            return self._encode_chunk(prompts, buckets, learned, blocks)
 
         per_token = KEPT_PER_TOKEN_TRAINED if self.trainable or learned.adapters else KEPT_PER_TOKEN
         # A tower that is trained, or an adapter, may have dropout.
@@ -301,8 +311,9 @@ class TextTower(Tower):
         """
         eot = tokens.argmax(dim=1)
         x = (self.embed_tokens(tokens) if embedded is None else embedded) + self.positions(0, tokens.shape[1])
-        shared = common_start(tokens, eot) if share else 1
-        return Prompts(x[:1, :shared], x[None, :, shared:], eot)
+        ends = tuple(eot.tolist())
+        shared = common_start(tokens, min(ends)) if share else 1
+        return Prompts(x[:1, :shared], x[None, :, shared:], eot, ends)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """(len(texts), T) token numbers; T is the length of the longest sentence with its start and end tokens."""

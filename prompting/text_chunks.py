@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from prompting.indices import index_on
+
 if TYPE_CHECKING:
     from prompting.text import TextTower
 
@@ -36,7 +38,7 @@ def in_chunks(tower: TextTower, run: Callable[[list[int]], Tensor], lengths: Seq
     found = [run(order)] if len(chunks) == 1 else [
         checkpoint(run, chunk, use_reentrant=False, preserve_rng_state=draws) for chunk in chunks]
     places = sorted(range(len(order)), key=order.__getitem__)  # where each class now is
-    return torch.cat(found, dim=1)[:, torch.tensor(places, device=tower.device)]
+    return torch.cat(found, dim=1).index_select(1, index_on(tuple(places), tower.device))
 
 
 def chunks_of(tower: TextTower, order: list[int], lengths: Sequence[int], groups: int, shared: int,

@@ -1,11 +1,14 @@
 """How the text tower lays out the tokens of many classes: which are run together, in one row without padding."""
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from prompting.indices import index_on
 
 ALIGNED = 16  # numbers, from one row of a mask to the next
 
@@ -36,7 +39,9 @@ class Bucket:
         key = shared, dtype
         if key not in self._causal:
             total = shared + self.length
-            self._causal[key] = hidden(self.length, total, dtype, self.classes.device).triu(shared + 1)[:, :total]
+            with torch.inference_mode(False):  # a later pass may want gradients
+                mask = hidden(self.length, total, dtype, self.classes.device)
+                self._causal[key] = mask.triu(shared + 1)[:, :total]
         return self._causal[key]
 
     def up_to_end(self, shared: int, groups: int, dtype: torch.dtype) -> Tensor | None:
@@ -47,9 +52,10 @@ class Bucket:
         key = shared, groups, dtype
         if key not in self._up_to_end:
             total = shared + self.length
-            mask = hidden(len(self), total, dtype, self.ends.device)
-            seen = torch.arange(mask.shape[1], device=mask.device) <= shared + self.ends[:, None]
-            self._up_to_end[key] = mask.masked_fill(seen, 0).repeat(groups, 1)[:, None, None, :total]
+            with torch.inference_mode(False):
+                mask = hidden(len(self), total, dtype, self.ends.device)
+                seen = torch.arange(mask.shape[1], device=mask.device) <= shared + self.ends[:, None]
+                self._up_to_end[key] = mask.masked_fill(seen, 0).repeat(groups, 1)[:, None, None, :total]
         return self._up_to_end[key]
 
 
@@ -59,28 +65,29 @@ def hidden(rows: int, columns: int, dtype: torch.dtype, device: torch.device) ->
     return torch.full((rows, -(-columns // ALIGNED) * ALIGNED), -torch.inf, dtype=dtype, device=device)
 
 
-def buckets_of(order: Sequence[int], lengths: Sequence[int], padding: int, device: torch.device) -> list[Bucket]:
+@functools.lru_cache(maxsize=16)  # most methods lay the same classes out in every step
+def buckets_of(order: tuple[int, ...], lengths: tuple[int, ...], padding: int, device: torch.device) -> list[Bucket]:
     """Classes of one length together. A GPU runs few large pieces faster than many small ones: there shorter classes
     join longer ones as long as few tokens of padding are needed.
 
     Args:
         order: places of the classes, from the shortest to the longest.
-        lengths: own tokens of each class; padding: how many tokens one piece may waste.
+        lengths: own tokens of each class in `order`; padding: how many tokens one piece may waste.
     """
     pieces: list[list[int]] = []
     longest = padded = 0
-    for index in reversed(order):
-        shorter = longest - lengths[index]
+    for number in reversed(range(len(order))):
+        shorter = longest - lengths[number]
         if not pieces or padded + shorter > padding:
             pieces.append([])
-            longest, shorter, padded = lengths[index], 0, 0
-        pieces[-1].append(index)
+            longest, shorter, padded = lengths[number], 0, 0
+        pieces[-1].append(number)
         padded += shorter
     buckets = []
     for piece in (piece[::-1] for piece in reversed(pieces)):  # in the order of `order`
-        ends = [lengths[i] - 1 for i in piece]
-        buckets.append(Bucket(torch.tensor(piece, device=device), ends[-1] + 1,
-                              None if ends[0] == ends[-1] else torch.tensor(ends, device=device)))
+        ends = tuple(lengths[number] - 1 for number in piece)
+        buckets.append(Bucket(index_on(tuple(order[number] for number in piece), device), ends[-1] + 1,
+                              None if ends[0] == ends[-1] else index_on(ends, device)))
     return buckets
 
 
@@ -104,9 +111,9 @@ def last_tokens(parts: Sequence[Tensor], buckets: Sequence[Bucket]) -> Tensor:
                       for bucket, part in zip(buckets, parts)], dim=1)
 
 
-def common_start(tokens: Tensor, ends: Tensor) -> int:
+def common_start(tokens: Tensor, first_end: int) -> int:
     """How many tokens at the start all sentences (C, T) have in common; at least 1, and at most all in front of the
-    first end-of-text token. ends: (C,), where these stand."""
+    first end-of-text token, which stands at `first_end`."""
     same = (tokens == tokens[:1]).all(dim=0).tolist()
     common = same.index(False) if False in same else len(same)
-    return max(1, min(common, int(ends.min())))
+    return max(1, min(common, first_end))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import heapq
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -42,7 +42,8 @@ class Rows:
     owners: Tensor
     ends: Tensor
     places: Tensor
-    _masks: dict[torch.dtype, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+    _of_tokens: dict[torch.dtype, Tensor] = field(default_factory=dict, repr=False)
+    _of_ends: dict[torch.dtype, Tensor] = field(default_factory=dict, repr=False)
 
     def lay_out(self, prompts: Prompts, dtype: torch.dtype) -> Tensor:
         """-> (G R, T, W)."""
@@ -54,15 +55,21 @@ class Rows:
 
     def masks(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Those of all tokens, (R, 1, T, T), and of the end-of-text tokens, (R, 1, Q, T), for each group the same."""
-        if dtype not in self._masks:
-            with torch.inference_mode(False):  # a later pass may want gradients
-                rows, length = self.owners.shape
+        rows, length = self.owners.shape
+        with torch.inference_mode(False):  # a later pass may want gradients
+            if dtype not in self._of_tokens:
                 query, seen = self.owners[:, :, None], self.owners[:, None]
                 visible = ((query == seen) | (seen == SHARED)).tril()
-                mask = hidden(length, length, dtype, visible.device).masked_fill(visible, 0)
-                of_ends = mask.flatten(0, 1).index_select(0, self.ends).view(rows, -1, length)
-                self._masks[dtype] = mask[:, None], of_ends[:, None]
-        return self._masks[dtype]
+                self._of_tokens[dtype] = hidden(length, length, dtype, visible.device).masked_fill(visible, 0)
+            mask = self._of_tokens[dtype]
+            if dtype not in self._of_ends:
+                self._of_ends[dtype] = mask.flatten(0, 1).index_select(0, self.ends).view(rows, -1, length)
+        return mask[:, None], self._of_ends[dtype][:, None]
+
+    def ending_earlier(self, by: Tensor) -> Rows:
+        """The rows with end-of-text tokens that stand so many tokens, (C',), in front of those that they have now."""
+        ends = self.ends.index_copy(0, self.places, self.ends.index_select(0, self.places) - by)
+        return replace(self, ends=ends, _of_ends={})
 
     def read(self, x: Tensor) -> Tensor:
         """The end-of-text tokens of all tokens (G R, T, W), (G R, Q, W)."""

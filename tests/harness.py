@@ -1,6 +1,8 @@
 """Trainers on the tiny CLIP, without image files: batches are handed in."""
 import types
 
+import torch
+
 import tiny_clip
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
@@ -58,3 +60,9 @@ def make_trainer(method, clip_model, classnames, options=None, dataset="Caltech1
         setattr(trainer, name, types.MethodType(function, trainer))
     trainer.num_batches = 10**9
     return trainer
+
+
+def stacked(losses):
+    """Functions prompt -> loss, one of each part of a batch -> the function of the parts' prompts that `meta_gradient`
+    takes."""
+    return lambda prompts: torch.stack([loss(prompt) for loss, prompt in zip(losses, prompts)])

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 import tiny_clip
+from harness import stacked
 from prompting import ClassPrompts, PromptingError, Towers, load_clip, templates
 from prompting.blocks import differentiable_attention
 from prompting.episodes import halve_classes, meta_gradient, splittable_order
@@ -307,9 +308,10 @@ def test_meta_gradient_against_explicit_copies(order):
             expected += torch.autograd.functional.jacobian(lambda p: loss(p, [i]), moved)
         held.append(through(start.clone()))
     phi = start.clone().requires_grad_()
-    total, held_out = meta_gradient(phi, [lambda p, i=i: loss(p, [i]) for i in range(3)], counts, lr, order)
+    parts = stacked([lambda p, i=i: loss(p, [i]) for i in range(3)])
+    total, held_out = meta_gradient(phi, parts, torch.tensor(counts), lr, order)
     torch.testing.assert_close(total, expected)
-    torch.testing.assert_close(torch.stack(held_out), torch.stack(held))
+    torch.testing.assert_close(held_out, torch.stack(held))
     assert phi.grad is None and torch.equal(phi.detach(), start)
 
 
@@ -329,7 +331,7 @@ def test_second_order_goes_through_both_towers(towers):
 
     parts = [part(slice(0, 2)), part(slice(2, 4))]
     with differentiable_attention():
-        total, _ = meta_gradient(phi, parts, [2, 2], 0.05, order=2)
+        total, _ = meta_gradient(phi, stacked(parts), torch.tensor([2, 2]), 0.05, order=2)
 
     def objective(p):
         p = p.detach().requires_grad_()
@@ -340,5 +342,5 @@ def test_second_order_goes_through_both_towers(towers):
     step = 0.02
     slope = (objective(phi + step * direction) - objective(phi - step * direction)) / (2 * step)
     assert slope == pytest.approx(total.norm().item(), rel=2e-2)
-    first = meta_gradient(phi, parts, [2, 2], 0.05, order=1)[0]
+    first = meta_gradient(phi, stacked(parts), torch.tensor([2, 2]), 0.05, order=1)[0]
     assert (first - total).norm() > 1e-3 * total.norm()  # the second-order term is there

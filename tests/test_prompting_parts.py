@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import tiny_clip
+from harness import stacked
 from prompting import ClassPrompts, PromptingError, Towers, backbone, load_clip, memory, normalize, templates, text_rows
 from prompting import weights as weight_files
 from prompting.adapter import Adapter
@@ -642,11 +643,11 @@ def test_halves_are_drawn_until_both_have_images():
 def test_the_meta_gradient_is_of_first_order_unless_asked():
     phi = torch.tensor(2.0, requires_grad=True)
     losses = [lambda p: p ** 3, lambda p: 2 * p ** 2]
-    first, held_out = meta_gradient(phi, losses, [1, 1], 0.1)
+    first, held_out = meta_gradient(phi, stacked(losses), torch.tensor([1, 1]), 0.1)
     moved = 2.0 - 0.1 * 8, 2.0 - 0.1 * 12  # the inner steps on the second and on the first
     assert first.item() == pytest.approx(3 * moved[0] ** 2 + 4 * moved[1])
     assert [loss.item() for loss in held_out] == pytest.approx([moved[0] ** 3, 2 * moved[1] ** 2])
-    second, _ = meta_gradient(phi, losses, [1, 1], 0.1, order=2)
+    second, _ = meta_gradient(phi, stacked(losses), torch.tensor([1, 1]), 0.1, order=2)
     assert second.item() == pytest.approx(3 * moved[0] ** 2 * (1 - 0.4) + 4 * moved[1] * (1 - 1.2))
 
 
@@ -741,7 +742,7 @@ def test_classes_of_about_one_length_share_a_piece(clip_model):
     def pieces(padding):
         text.padding = padding
         return [(bucket.classes.tolist(), bucket.length, bucket.ends if bucket.ends is None else bucket.ends.tolist())
-                for bucket in buckets_of(order, lengths, text.padding, text.device)]
+                for bucket in buckets_of(tuple(order), tuple(lengths[i] for i in order), text.padding, text.device)]
 
     assert pieces(0) == [([4], 2, None), ([1], 3, None), ([3], 4, None), ([0, 2], 5, None)]
     assert pieces(1) == [([4, 1], 3, [1, 2]), ([3, 0, 2], 5, [3, 4, 4])]

@@ -407,7 +407,7 @@ def test_accuracy_is_of_the_logits_that_are_evaluated(method, clip_model):
     trainer = make_trainer(method, clip_model, NAMES, {**SMALL.get(method, {}), **without})
     if method == "LinearProbe":
         trainer.model.weight.data.normal_(generator=torch.Generator().manual_seed(0))
-    data = batch()
+    data = trainer.prepared(batch())
     loss, found = trainer.compute_loss({**data, "frozen": trainer.towers.encode_image(data["img"])})
     assert loss.dim() == 0 and loss.requires_grad
     torch.testing.assert_close(found, trainer.model(data["img"]))

@@ -38,6 +38,7 @@ class AdaptedCLIP(FrozenCLIP):
 @TRAINER_REGISTRY.register()
 class CLIPAdapter(PromptTrainer):
     frozen_images = True
+    static_step = True
 
     @staticmethod
     def extend_cfg(cfg):

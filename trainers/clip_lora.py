@@ -49,6 +49,7 @@ class LowRankCLIP(AdaptedCLIP):
 @TRAINER_REGISTRY.register()
 class CLIPLoRA(PromptTrainer):
     model: LowRankCLIP
+    static_step = True
 
     @staticmethod
     def extend_cfg(cfg):

@@ -20,6 +20,7 @@ SeqDomainSampler. They round weights to float16 after every update; here nothing
 not quite those of this training.
 """
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -98,7 +99,7 @@ class CLIPood(PromptTrainer):
             self.weight = sum(self.average_weight(update) for update in range(done + 1))
             self.averaged_for = self.planned_steps
 
-    def training_step(self, batch: Batch) -> dict[str, float]:
+    def training_step(self, batch: Batch) -> Mapping[str, float | Tensor]:
         trained = {name: tensor.detach() for name, tensor in self.trained_tensors().items()}
         if not self.average:
             self.average = {name: tensor.clone() for name, tensor in trained.items()}

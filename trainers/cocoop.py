@@ -56,6 +56,7 @@ class CoCoOpCLIP(PromptedCLIP):
 @TRAINER_REGISTRY.register()
 class CoCoOp(PromptTrainer):
     frozen_images = True
+    static_step = True
 
     @staticmethod
     def extend_cfg(cfg):

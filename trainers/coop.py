@@ -41,6 +41,7 @@ class CoOpCLIP(PromptedCLIP):
 @TRAINER_REGISTRY.register()
 class CoOp(PromptTrainer):
     frozen_images = True
+    static_step = True
 
     @staticmethod
     def extend_cfg(cfg):

@@ -58,6 +58,7 @@ def blend(features: Tensor, adapter: Adapter, ratio: float) -> Tensor:
 class CoPrompt(MaPLe):
     model: CoPromptCLIP
     frozen_features = True  # those of the second view
+    static_step = True
 
     @staticmethod
     def extend_cfg(cfg):
@@ -81,13 +82,15 @@ class CoPrompt(MaPLe):
         return CoPromptCLIP(towers, classnames, *self.start_of_prompts(towers), node.IMAGE_ADAPTER_RATIO,
                             node.TEXT_ADAPTER_RATIO)
 
+    def step_inputs(self, batch: Batch) -> dict[str, Tensor]:
+        return {"sentence": torch.tensor([self.sentence_number(len(self.sentence_features))])}
+
     def compute_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         first = batch["img"][0] if isinstance(batch["img"], list) else batch["img"]
         images, texts = self.model.encode_images(first), self.model.encode_classes()
         logits = self.model.logits(images, texts)
-        number = self.sentence_number(len(self.sentence_features))
-        consistency = (cosine_distance(texts, self.sentence_features[number])
-                       + cosine_distance(images, batch["frozen"]))
+        sentences = self.sentence_features.index_select(0, batch["sentence"])[0]
+        consistency = (cosine_distance(texts, sentences) + cosine_distance(images, batch["frozen"]))
         return self.cross_entropy(logits, batch["label"]) + self.node.W * consistency, logits
 
     def sentence_number(self, count: int) -> int:

@@ -63,6 +63,7 @@ class DecoupledCLIP(CoOpCLIP):
 class DePT(PromptTrainer):
     model: DecoupledCLIP
     frozen_images = True
+    static_step = True
     class_tensors = ("linear_probe_proj.",)
 
     @staticmethod

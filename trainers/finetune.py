@@ -67,6 +67,7 @@ class ClassifierCLIP(PromptedCLIP):
 class FineTune(PromptTrainer):
     model: ClassifierCLIP
     trains_towers = True
+    static_step = True
     class_tensors = ("head.",)
 
     @staticmethod

@@ -27,6 +27,8 @@ def independent_prompts_cfg(n_ctx):
 
 @TRAINER_REGISTRY.register()
 class IVLP(PromptTrainer):
+    static_step = True
+
     @staticmethod
     def extend_cfg(cfg):
         cfg.TRAINER.IVLP = independent_prompts_cfg(n_ctx=2)

@@ -20,6 +20,7 @@ from training import Batch, PromptTrainer
 class KgCoOp(PromptTrainer):
     model: CoOpCLIP
     frozen_images = True
+    static_step = True
 
     @staticmethod
     def extend_cfg(cfg):

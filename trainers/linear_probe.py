@@ -40,6 +40,7 @@ class ProbedCLIP(nn.Module):
 @TRAINER_REGISTRY.register()
 class LinearProbe(PromptTrainer):
     frozen_images = True
+    static_step = True
 
     @staticmethod
     def extend_cfg(cfg):

@@ -24,6 +24,8 @@ def coupled_prompts_cfg():
 
 @TRAINER_REGISTRY.register()
 class MaPLe(PromptTrainer):
+    static_step = True
+
     @staticmethod
     def extend_cfg(cfg):
         cfg.TRAINER.MAPLE = coupled_prompts_cfg()

@@ -6,13 +6,15 @@ one prompt, which lowers the loss on each part of the batch after a step on the 
 1).
 """
 import contextlib
+import functools
+from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from yacs.config import CfgNode as CN
 
 from dassl.engine import TRAINER_REGISTRY
-from dassl.metrics import compute_accuracy
 from dassl.utils import InputError, check_availability
 from prompting.asymmetric import AsymmetricCLIP
 from prompting.blocks import differentiable_attention
@@ -29,6 +31,7 @@ class MetaPrompt(PromptTrainer):
     sampler = "MetaEpisodeSampler"
     min_batch = 2
     frozen_features = True
+    static_step = True
 
     @staticmethod
     def extend_cfg(cfg):
@@ -54,6 +57,7 @@ class MetaPrompt(PromptTrainer):
         node = self.node
         towers.promptable_image("MetaPrompt")
         self.split = split_of(self.cfg)
+        self.static_step = node.VARIANT == "paper"  # the released one takes only the images of a part
         if self.split == "class" and len(classnames) < 4:
             if len(classnames) < 2:
                 raise InputError("MetaPrompt's class split halves the classes, the data has one; "
@@ -65,7 +69,42 @@ class MetaPrompt(PromptTrainer):
         return AsymmetricCLIP(towers, classnames, node.N_CTX, node.N_PRO, node.LAYERS, frozen_names,
                               self.frozen_templates(*frozen_templates_of(self.cfg.DATASET.NAME)), "TRAINER.METAPROMPT")
 
-    def training_step(self, batch: Batch) -> dict[str, float]:
+    def step_inputs(self, batch: Batch) -> dict[str, Tensor]:
+        """How the B images of the batch are split into P parts, and the rate of the inner step.
+
+        counts (P,): images of each part; shares (P, B): what each image counts for in the mean of each part.
+        part (B,): of the domain split, the number of each image's part.
+        classes (n_cls,): of the class split, all classes, those of the first half first; targets (2, B): the place of
+            each image's class in its half, and 0 in the other one.
+        """
+        if self.split == "none":
+            return {}
+        more: dict[str, Tensor] = {"lr": torch.tensor(self.get_current_lr())}
+        if self.split == "domain":
+            domains = batch["domain"].tolist()
+            present = sorted(set(domains))
+            if len(present) < 2:
+                raise InputError("a batch of MetaPrompt's domain split has images of one domain only")
+            part = more["part"] = torch.tensor([present.index(domain) for domain in domains])
+            number = max(len(present), len(self.cfg.DATASET.SOURCE_DOMAINS))
+        else:
+            label, number = batch["label"].cpu(), 2
+            classes = more["classes"] = torch.tensor(self.class_order(label))
+            first, place = (len(classes) + 1) // 2, classes.argsort()[label]
+            part = (place >= first).long()
+            more["targets"] = torch.stack([torch.where(part == 0, place, 0), torch.where(part == 1, place - first, 0)])
+        own = (part == torch.arange(number)[:, None]).float()
+        more["counts"] = own.sum(dim=1)
+        return {**more, "shares": own / more["counts"].clamp(min=1)[:, None]}
+
+    def class_order(self, label: Tensor) -> list[int]:
+        """The classes in the order drawn for this step; the first ceil(n/2) are one half."""
+        rng = self.step_rng("class halves")
+        if self.node.VARIANT == "released":
+            return rng.sample(range(self.num_classes), self.num_classes)
+        return halve_classes(label.tolist(), self.num_classes, rng)
+
+    def training_step(self, batch: Batch) -> Mapping[str, float | Tensor]:
         model, frozen, label = self.model, batch["frozen"], batch["label"]
         embedded = model.image_tower.embed(batch["img"])
 
@@ -75,82 +114,85 @@ class MetaPrompt(PromptTrainer):
         mix = (image_logits + text_logits) / 2
         loss = (self.cross_entropy(mix, label) + self.cross_entropy(image_logits, label)
                 + self.cross_entropy(text_logits, label))
-        self.apply_gradients(self.gradients(loss, self.trainables))
+        gradients = self.gradients(loss, self.trainables)
+        summary: dict[str, float | Tensor] = {"loss": loss.detach(), "acc": self.batch_accuracy(mix, label)}
+        self.apply_gradients(gradients)
 
         # Domain-split update: one prompt must also do well on the part that its step has not seen.
-        phi, parts, counts = self.parts(batch, embedded, frozen)
-        self.held_out_losses = []
-        if parts:
-            meta_update = self.released_update if self.node.VARIANT == "released" else self.paper_update
-            self.held_out_losses = meta_update(phi, parts, counts)
-        summary = {"loss": loss.item(), "acc": compute_accuracy(mix.detach(), label)[0].item()}
-        if self.held_out_losses:
-            summary["held_out"] = torch.stack(self.held_out_losses).mean().item()
+        self.held_out_losses: list[Tensor] = []
+        meta_gradient_of = self.released_gradient if self.node.VARIANT == "released" else self.paper_gradient
+        total = None if self.split == "none" else meta_gradient_of({**batch, "embedded": embedded})
+        if total is not None:
+            summary["held_out"] = torch.stack(self.held_out_losses).sum() / batch["counts"].count_nonzero()
+            self.apply_gradients([total], [self.phi], self.meta_optimizer)
         return summary
 
-    def parts(self, batch, embedded, frozen):
-        """(the prompt to meta-learn, the loss of each part of the batch as a function of that prompt, the number of
-        images of each part)."""
-        model, label = self.model, batch["label"]
-        if self.split == "domain":
-            chosen = [torch.where(batch["domain"] == d)[0] for d in batch["domain"].unique()]
+    @property
+    def phi(self) -> nn.Parameter:
+        """The prompt that is meta-learned: that of the tower which tells the parts apart."""
+        learner = self.model.vision_prompt_learner if self.split == "domain" else self.model.prompt_learner
+        return learner.ctx
 
-            def loss_of_domain(index):
-                return lambda ctx: self.cross_entropy(
-                    model.image_logits(model.encode_embedded(embedded[index], ctx)), label[index])
+    def image_losses(self, batch: Batch, prompts: Any, rows: Any = slice(None)) -> Tensor:
+        """The cross-entropy of some images with visual prompts, (J, n, W) or of each image's own, J of (B, n, W)."""
+        features = self.model.encode_embedded(batch["embedded"][rows], prompts)
+        return self.cross_entropy(self.model.image_logits(features), batch["label"][rows], reduction="none")
 
-            if len(chosen) < 2:
-                raise InputError("a batch of MetaPrompt's domain split has images of one domain only")
-            return model.vision_prompt_learner.ctx, [loss_of_domain(i) for i in chosen], [len(i) for i in chosen]
-        if self.split == "none":
-            return None, [], []
+    def text_losses(self, batch: Batch, ctx: Tensor, half: int, rows: Any = slice(None)) -> Tensor:
+        """The cross-entropy of some images among one half of the classes, with text prompts (J, n, W)."""
+        classes = batch["classes"].split((self.num_classes + 1) // 2)[half]
+        logits = self.model.text_logits(batch["frozen"][rows], self.model.encode_text_prompts(ctx, classes))
+        return self.cross_entropy(logits, batch["targets"][half][rows], reduction="none")
 
-        order = torch.tensor(self.class_order(label), device=label.device)
-        halves = order.split((len(order) + 1) // 2)
-        chosen = [torch.where(torch.isin(label, half))[0] for half in halves]
-        if not all(len(i) for i in chosen):  # the released code then leaves its second update out
-            return None, [], []
+    def losses_of_parts(self, batch: Batch, copies: Tensor) -> Tensor:
+        """The mean loss of each part with its own copy of the prompt: (P, J, n, W) -> (P,)."""
+        if self.split == "domain":  # one pass, in which each image has the prompts of its part
+            own = copies.index_select(0, batch["part"]).unbind(dim=1)
+            losses = self.image_losses(batch, own)
+        else:
+            losses = torch.stack([self.text_losses(batch, ctx, half) for half, ctx in enumerate(copies)])
+        return (batch["shares"] * losses).sum(dim=1)
 
-        def loss_of_half(index, half):
-            target = (label[index][:, None] == half).int().argmax(dim=1)
-            return lambda ctx: self.cross_entropy(
-                model.text_logits(frozen[index], model.encode_text_prompts(ctx, half)), target)
+    def meta_optimizer(self) -> torch.optim.Optimizer:
+        """phi <- phi - META_STEP * lr * meta-gradient, without momentum or decay."""
+        return torch.optim.SGD([self.phi], lr=self.node.META_STEP * self.get_current_lr())
 
-        return model.prompt_learner.ctx, [loss_of_half(i, h) for i, h in zip(chosen, halves)], [len(i) for i in chosen]
-
-    def class_order(self, label: Tensor) -> list[int]:
-        """The classes in the order drawn for this step; the first ceil(n/2) are one half."""
-        rng = self.step_rng("class halves")
-        if self.node.VARIANT == "released":
-            return rng.sample(range(self.num_classes), self.num_classes)
-        return halve_classes(label.tolist(), self.num_classes, rng)
-
-    def paper_update(self, phi, parts, counts):
-        """phi <- phi - META_STEP * lr * sum of the parts' meta-gradients, without momentum or decay."""
+    def paper_gradient(self, batch: Batch) -> Tensor:
+        """The sum of the parts' meta-gradients. It notes the losses held out, 0 for a domain that the batch lacks."""
         def gradient(loss, tensor, **kwargs):
             return self.gradients(loss, [tensor], **kwargs)[0]
 
-        lr, order = self.get_current_lr(), self.node.ORDER
+        order = self.node.ORDER
         with differentiable_attention() if order == 2 else contextlib.nullcontext():
-            total, held_out = meta_gradient(phi, parts, counts, lr, order, gradient)
-        self.apply_gradients([total], [phi], torch.optim.SGD([phi], lr=self.node.META_STEP * lr))
-        return held_out
+            total, held_out = meta_gradient(self.phi, functools.partial(self.losses_of_parts, batch), batch["counts"],
+                                            batch["lr"], order, gradient)
+        self.held_out_losses = list(held_out)
+        return total
 
-    def released_update(self, phi, parts, counts):
+    def released_gradient(self, batch: Batch) -> Tensor | None:
         """What the authors' code computes: inner steps go through the main optimizer, whose momentum and decay also
-        move the other prompt, and only the first inner step is undone."""
-        start, total, held_out = phi.detach().clone(), torch.zeros_like(phi), []
+        move the other prompt, and only the first inner step is undone. None where it leaves its meta-update out."""
+        counts, phi = batch["counts"].tolist(), self.phi
+        if self.split == "class" and not all(counts):
+            return None
+        parts = [number for number, count in enumerate(counts) if count]
+        rows = [torch.where(batch["shares"][number] > 0)[0] for number in parts]
+
+        def loss_of(number):
+            if self.split == "domain":
+                return self.image_losses(batch, phi, rows[number]).mean()
+            return self.text_losses(batch, phi, number, rows[number]).mean()
+
+        start, total = phi.detach().clone(), torch.zeros_like(phi)
         others = [t for t in self.trainables if t is not phi]
-        for i, part in enumerate(parts):
-            rest = [j for j in range(len(parts)) if j != i]
-            loss = sum(counts[j] * parts[j](phi) for j in rest) / sum(counts[j] for j in rest)
+        for number in parts:
+            rest = [other for other in parts if other != number]
+            loss = sum(counts[other] * loss_of(other) for other in rest) / sum(counts[other] for other in rest)
             inner = self.gradients(loss, [phi])
             self.apply_gradients([*inner, *(torch.zeros_like(t) for t in others)], [phi, *others])
-            loss = part(phi)
+            loss = loss_of(number)
             total += self.gradients(loss, [phi])[0]
-            held_out.append(loss.detach())
-            if i == 0:
+            self.held_out_losses.append(loss.detach())
+            if number == 0:
                 phi.data.copy_(start)
-        lr = self.node.META_STEP * self.get_current_lr()
-        self.apply_gradients([total], [phi], torch.optim.SGD([phi], lr=lr))
-        return held_out
+        return total

@@ -62,6 +62,8 @@ def linear(inputs: int, outputs: int) -> nn.Linear:
 
 @TRAINER_REGISTRY.register()
 class MMA(PromptTrainer):
+    static_step = True
+
     @staticmethod
     def extend_cfg(cfg):
         cfg.TRAINER.MMA = CN()

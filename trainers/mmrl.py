@@ -98,6 +98,7 @@ class RepresentationCLIP(PromptedCLIP):
 class MMRL(PromptTrainer):
     model: RepresentationCLIP
     frozen_features = True
+    static_step = True
 
     @staticmethod
     def extend_cfg(cfg):

@@ -3,13 +3,14 @@
 Learned: CoOp's context. A step follows the gradient of the cross-entropy (the domain gradient), without the part of it
 that goes against the general direction: the gradient of the divergence from zero-shot CLIP's predictions.
 """
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from yacs.config import CfgNode as CN
 
 from dassl.engine import TRAINER_REGISTRY
-from dassl.metrics import compute_accuracy
 from dassl.utils import InputError
 from prompting.class_prompts import readable
 from prompting.templates import leading_template_of, leading_words
@@ -51,6 +52,7 @@ def soft_cross_entropy(logits: Tensor, teacher: Tensor, temperature: float) -> T
 class ProGrad(PromptTrainer):
     model: CoOpCLIP
     frozen_images = True
+    static_step = True
 
     @staticmethod
     def extend_cfg(cfg):
@@ -85,7 +87,7 @@ class ProGrad(PromptTrainer):
             ctx = torch.cat([torch.zeros_like(ctx[len(words):]), words.cpu()])
         return CoOpCLIP(towers, classnames, ctx, "end")
 
-    def training_step(self, batch: Batch) -> dict[str, float]:
+    def training_step(self, batch: Batch) -> Mapping[str, float | Tensor]:
         images, label = self.model.encode_images(batch["img"]), batch["label"]
         logits = self.model.logits(images, self.model.class_features())
         teacher = self.towers.cosine_logits(images, self.frozen_text_features)
@@ -94,8 +96,9 @@ class ProGrad(PromptTrainer):
         divergence = soft_cross_entropy(logits, teacher, self.node.T)
         domain = self.gradients(loss, self.trainables, retain_graph=True)
         general = self.gradients(divergence, self.trainables)
+        agreement = F.cosine_similarity(domain[0].flatten(), general[0].flatten(), dim=0)
+        summary = {"loss": loss.detach(), "divergence": divergence.detach(), "agreement": agreement,
+                   "acc": self.batch_accuracy(logits, label)}
         self.apply_gradients([without_conflict(a, b, self.node.LAMBDA, self.precision.dtype)
                               for a, b in zip(domain, general)])
-        agreement = F.cosine_similarity(domain[0].flatten(), general[0].flatten(), dim=0)
-        return {"loss": loss.item(), "divergence": divergence.item(), "agreement": agreement.item(),
-                "acc": compute_accuracy(logits.detach(), label)[0].item()}
+        return summary

@@ -11,6 +11,7 @@ networks are updated to lower the loss of the query, mixed with support images (
 """
 import contextlib
 import functools
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from dassl.engine import TRAINER_REGISTRY
-from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import InputError
 from prompting.blocks import differentiable_attention
@@ -106,14 +106,14 @@ class ProMetaR(IVLP):
         return diverse_text_features(self.towers, self.dm.dataset.classnames,
                                      self.frozen_templates(*IMAGENET_FIRST_60))
 
-    def training_step(self, batch: Batch) -> dict[str, float]:
+    def training_step(self, batch: Batch) -> Mapping[str, float | Tensor]:
         label, frozen = batch["label"], batch["frozen"]
         embedded = self.model.image_tower.embed(batch["img"])
 
         # The whole batch.
         gradients, loss, logits = self.regularised_gradients(embedded, frozen, label)
+        summary = {"loss": loss.detach(), "acc": self.batch_accuracy(logits, label)}
         self.apply_gradients([gradient.detach() for gradient in gradients], self.trained_prompts)
-        summary = {"loss": loss.item(), "acc": compute_accuracy(logits.detach(), label)[0].item()}
         if len(label.unique()) == 1:
             return summary
 
@@ -133,7 +133,7 @@ class ProMetaR(IVLP):
         gradients = self.gradients(self.node.LR_RATIO * loss, [*self.trained_prompts, *gates])
         self.apply_gradients(gradients[:2], self.trained_prompts)
         self.apply_gradients(gradients[2:], gates, self.for_gates)
-        return {**summary, "query": loss.item()}
+        return {**summary, "query": loss.detach()}
 
     def regularised_gradients(self, embedded, frozen, label, create_graph=False):
         """([g of the text prompts, g of the visual prompts], cross-entropy, logits (B, n_cls)) of embedded images whose

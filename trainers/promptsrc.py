@@ -31,6 +31,7 @@ from training import Batch
 class PromptSRC(IVLP):
     model: IndependentCLIP
     frozen_features = True
+    static_step = True
     templates_taken = True  # in training
 
     @staticmethod

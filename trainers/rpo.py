@@ -77,6 +77,7 @@ class ReadOnlyCLIP(PromptedCLIP):
 @TRAINER_REGISTRY.register()
 class RPO(PromptTrainer):
     model: ReadOnlyCLIP
+    static_step = True
 
     @staticmethod
     def extend_cfg(cfg):

@@ -58,6 +58,7 @@ class ResidualCLIP(PromptedCLIP):
 class TaskRes(PromptTrainer):
     model: ResidualCLIP
     frozen_images = True
+    static_step = True
     class_tensors = ("prompt_learner.",)
 
     @staticmethod

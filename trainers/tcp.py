@@ -59,6 +59,7 @@ class TCPCLIP(PromptedCLIP):
 class TCP(PromptTrainer):
     model: TCPCLIP
     frozen_images = True
+    static_step = True
 
     @staticmethod
     def extend_cfg(cfg):

@@ -92,6 +92,7 @@ class TipAdapter(FrozenFeatures):
 @TRAINER_REGISTRY.register()
 class TipAdapterF(TipAdapter):
     trains = True
+    static_step = True
     frozen_images = True
     best_accuracy = -1.0
     best_keys: Tensor | None = None  # (N, E): those of the best epoch so far

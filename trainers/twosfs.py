@@ -12,7 +12,7 @@ of the stage.
 The trained classes are told by their rows, all others by their texts through the tuned text tower, and where both kinds
 stand in one list of classes they stand side by side. Every dataset has the template "a photo of a {}.".
 """
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,6 @@ from torch.optim.lr_scheduler import LRScheduler
 from yacs.config import CfgNode as CN
 
 from dassl.engine import TRAINER_REGISTRY
-from dassl.metrics import compute_accuracy
 from dassl.optim import StepSchedule, build_optimizer
 from dassl.utils import InputError
 from prompting.model import FrozenCLIP
@@ -133,7 +132,7 @@ class TwoSFS(PromptTrainer):
         """The stage of the current batch, 0 or 1."""
         return int(self.epoch * self.num_batches + self.batch_idx >= self.first_steps)
 
-    def training_step(self, batch: Batch) -> dict[str, float]:
+    def training_step(self, batch: Batch) -> Mapping[str, float | Tensor]:
         model, stage = self.model, self.stage
         if stage and not all(model.by_row):
             model.begin_rows()
@@ -145,8 +144,10 @@ class TwoSFS(PromptTrainer):
         logits = model.logits(images, model.class_features())
         tensors, (optimizer, _) = self.stage_tensors(stage), self.optimizers[stage]
         loss = self.cross_entropy(logits, batch["label"])
-        self.apply_gradients(self.gradients(loss, tensors), tensors, optimizer)
-        return {"loss": loss.item(), "acc": compute_accuracy(logits.detach(), batch["label"])[0].item()}
+        gradients = self.gradients(loss, tensors)
+        summary = {"loss": loss.detach(), "acc": self.batch_accuracy(logits, batch["label"])}
+        self.apply_gradients(gradients, tensors, optimizer)
+        return summary
 
     def get_current_lr(self, names=None):
         return self.optimizers[self.stage][0].param_groups[0]["lr"]

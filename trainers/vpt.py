@@ -37,6 +37,8 @@ class VisualPromptCLIP(PromptedCLIP):
 
 @TRAINER_REGISTRY.register()
 class VPT(PromptTrainer):
+    static_step = True
+
     @staticmethod
     def extend_cfg(cfg):
         cfg.TRAINER.VPT = CN()

@@ -23,6 +23,8 @@ from trainers.finetune import FineTune, declare_fine_tuning
 
 @TRAINER_REGISTRY.register()
 class WiSEFT(FineTune):
+    static_step = True
+
     @staticmethod
     def extend_cfg(cfg):
         cfg.TRAINER.WISEFT = CN()

@@ -19,6 +19,16 @@ def to_device(value: Any, device: torch.device) -> Any:
     return value.to(device, non_blocking=True) if torch.is_tensor(value) else value
 
 
+def numbers_of(summary: dict[str, Any]) -> dict[str, Any]:
+    """{name: number} of numbers and of tensors with one number, which are fetched from their device together."""
+    tensors = [value for value in summary.values() if torch.is_tensor(value)]
+    if len({tensor.dtype for tensor in tensors}) == 1:
+        fetched = iter(torch.stack([tensor.detach().squeeze() for tensor in tensors]).tolist())
+    else:
+        fetched = iter([tensor.item() for tensor in tensors])
+    return {name: next(fetched) if torch.is_tensor(value) else value for name, value in summary.items()}
+
+
 def all_gather_batch(batch: Batch, ranks: Ranks, size: int) -> Batch:
     """The batch of `size` images that one process would have read, from the parts that the ranks have read."""
     share = ranks.share(size)

@@ -6,7 +6,7 @@ features that both towers share.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,7 +16,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from yacs.config import CfgNode as CN
 
-from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import InputError, derive_seed
 from prompting.towers import Towers
@@ -44,6 +43,11 @@ class Method:
     # True: a step reaches only some of what is trained. A tensor that no gradient reaches is then looked for after the
     # first epoch, and not after the first step. A number: after so many epochs.
     trains_in_turns: bool | int = False
+    # True, said by a class itself: for all batches of one shape `training_step` makes the same operations on tensors of
+    # the same shapes, and asks for the value of none. What changes from step to step is what is trained, the batch, and
+    # what `step_inputs` adds to it. A GPU then gets a step's operations at once, as a graph (TRAIN.GRAPHS). A subclass
+    # may do something else, so it repeats the statement. `self.static_step = False` takes it back.
+    static_step = False
     # How many numbers `extra_state` may hold, as a share of the CLIP's towers. A running average of an image tower that
     # is trained needs 1.
     extra_state_share = 0.05
@@ -100,11 +104,22 @@ class Method:
         logits = self.model(batch["img"])
         return self.cross_entropy(logits, batch["label"]), logits
 
-    def training_step(self, batch: Batch) -> dict[str, float]:
-        """One batch's update(s); returns the numbers to print. Default: one step down `compute_loss`."""
+    def step_inputs(self, batch: Batch) -> dict[str, Tensor]:
+        """What a training step takes beside its batch and what the host knows: numbers that are drawn for it
+        (`step_rng`), the learning rate, what follows from the labels. Tensors on the CPU, by names that are none of the
+        batch's, in every step of the same shapes; `training_step` finds them, on the device, in its batch.
+
+        batch: as the loader gives it."""
+        return {}
+
+    def training_step(self, batch: Batch) -> Mapping[str, float | Tensor]:
+        """One batch's update(s); returns the numbers to print, or tensors () of them, which the host then waits for
+        once. Default: one step down `compute_loss`."""
         loss, logits = self.compute_loss(batch)
-        self.apply_gradients(self.gradients(loss, self.trainables))
-        return {"loss": loss.item(), "acc": compute_accuracy(logits.detach(), batch["label"])[0].item()}
+        gradients = self.gradients(loss, self.trainables)
+        summary = {"loss": loss.detach(), "acc": self.batch_accuracy(logits, batch["label"])}
+        self.apply_gradients(gradients)
+        return summary
 
     def build_optimizers(self) -> list[tuple[Optimizer, LRScheduler]]:
         """[(optimizer, schedule), ...]; default: one over all that is trained, whose rate follows the epochs. That of a
@@ -173,6 +188,7 @@ class Method:
     templates_taken = False  # whether the method has asked for DATASET.TEMPLATES
     gradients: Callable[..., list[Tensor]]
     apply_gradients: Callable[..., None]
+    batch_accuracy: Callable[[Tensor, Tensor], Tensor]
     model_inference: Callable[..., Tensor]
 
     @classmethod

@@ -1,7 +1,7 @@
 """PromptTrainer: what every prompt method shares. A method file then reads like its paper."""
 import contextlib
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,20 +12,19 @@ from torch.optim.lr_scheduler import LRScheduler
 from dassl.data import DataManager
 from dassl.data.data_manager import require_views
 from dassl.data.views import build_views
-from dassl.engine import TrainerX
 from dassl.engine.checkpointer import Contents, State
 from dassl.engine.identity import note_other_origin
-from dassl.utils import InputError, NonFiniteError, count_num_param, load_pretrained_weights
+from dassl.utils import InputError, count_num_param, load_pretrained_weights
 from dassl.utils.distributed import Ranks
 from prompting.backbone import BackboneFacts, describe_backbone, unpublished_note
 from prompting.model import PromptedCLIP
-from prompting.precision import GradientOverflow, Precision, all_finite
+from prompting.precision import Precision
 from prompting.towers import READS_TOKENS, Towers
-from training.batches import Batch, all_gather_batch, to_device
+from training.batches import Batch
 from training.gradient_watch import GradientWatch
-from training.method import Method
-from training.options import CLIP_GRAD_NORM, require_honoured
-from training.schedules import after_epoch, after_update, plan_training
+from training.graphs import StepGraphs
+from training.schedules import plan_training
+from training.steps import Steps
 from training.store.feed import Feed
 from training.test_time import TestTime, require_predict
 from training.towers import build_towers, built_model, loaded_clip, require_trained
@@ -33,7 +32,7 @@ from training.trained_tensors import FOLDER, TrainedTensors
 from training.without_data import DataManagerWithoutData
 
 
-class PromptTrainer(Method, TrainerX):
+class PromptTrainer(Steps):
     """A method that learns a little around a frozen CLIP.
 
     A subclass defines what `Method` lists: `build_model`, and `compute_loss` (or `training_step`, when one loss and one
@@ -69,7 +68,7 @@ class PromptTrainer(Method, TrainerX):
         self.honoured: set[str] = set()  # the options that a training step has taken note of
         self.overruled: dict[str, str] = {}  # {key of the method's node that another one keeps from acting: why}
         self.watch = GradientWatch(type(self).__name__)
-        self._test_time, self._feed = TestTime(self), Feed(self)
+        self._test_time, self._feed, self._graphs = TestTime(self), Feed(self), StepGraphs(self)
         self.complete_cfg(cfg)
         require_predict(type(self))
         if self.trains and cfg.DATALOADER.TRAIN_X.BATCH_SIZE < self.min_batch:
@@ -211,27 +210,6 @@ class PromptTrainer(Method, TrainerX):
             self.max_epoch = self.start_epoch
         super().train()
 
-    def forward_backward(self, batch: Batch) -> dict[str, float]:
-        batch = self.batch = self._feed.with_frozen(self.all_gather_batch(to_device(batch, self.device)))
-        if not self.watch.over:
-            self.watch.begin(self.trained_tensors())
-        try:
-            with self.precision.autocast(), self._feed.explained(batch):
-                summary = self.training_step(batch)
-            require_honoured(self.cfg, self.honoured, type(self).__name__)
-            self.watch.step_made(self.batch_idx, self.num_batches, self.trains_in_turns)
-        except GradientOverflow:
-            summary = {"overflow": 1}
-        if self.batch_idx + 1 == self.num_batches:
-            self.update_lr()
-        return summary
-
-    def all_gather_batch(self, batch: Batch) -> Batch:
-        """The batch of one process from the parts that the ranks have read."""
-        if self.ranks.world_size == 1:
-            return batch
-        return all_gather_batch(batch, self.ranks, self.train_loader_x.batch_sampler.size_of(self.batch_idx))
-
     @torch.no_grad()
     def test(self, split=None):
         self.set_model_mode("eval")
@@ -275,76 +253,3 @@ class PromptTrainer(Method, TrainerX):
         if self._test_time.files is None:
             return super().step_in_words()
         return f"at test time, on {', '.join(self._test_time.files) or 'images in memory'}"
-
-    # ---- gradients ----
-    def gradients(self, loss: Tensor, tensors: Sequence[Tensor], create_graph: bool = False,
-                  retain_graph: bool | None = None) -> list[Tensor]:
-        """d loss / d tensors in float32. Raises NonFiniteError for a loss that is not finite; GradientOverflow, which
-        ends the batch, for a scaled gradient that is not; InputError for a loss that depends on nothing trained."""
-        self.detect_anomaly(loss)
-        untold = self._test_time.files is not None and not self.adapts
-        self.watch.require_graph(loss, "to learn from test images, say adapts = True" if untold else "")
-        self.watch.asked(tensors)
-        return self.precision.gradients(loss, tensors, create_graph, retain_graph)
-
-    def apply_gradients(self, gradients: Sequence[Tensor], tensors: Iterable[Tensor] | None = None,
-                        optimizer: Optimizer | None = None) -> None:
-        """The one place where gradients become an update.
-
-        Args:
-            gradients: unscaled gradients, one for each tensor, of its shape.
-            tensors: what they belong to; default everything that is trained.
-            optimizer: whose `step()` is made; default the method's.
-        Raises:
-            InputError: it is one of the training, and this is an update at test time.
-            NonFiniteError: a gradient is not finite.
-        """
-        tensors = self.trainables if tensors is None else list(tensors)
-        self._test_time.require_own(optimizer)
-        self.watch.given(tensors)
-        if not all_finite(gradients):
-            raise NonFiniteError(f"a gradient is not finite {self.step_in_words()}; lower OPTIM.LR or use PREC fp32")
-        for tensor, gradient in zip(tensors, self.clipped(gradients)):
-            tensor.grad = gradient
-        updated = optimizer or self.optim
-        updated.step()
-        after_update(self.optimizers, updated)
-        self._weights_changed()
-        self.precision.good_step()
-        for tensor in tensors:
-            tensor.grad = None
-
-    def _weights_changed(self) -> None:
-        """Drop what was computed from the tensors that an update has just changed."""
-        torch.clear_autocast_cache()  # which holds half-precision copies of them
-        self.forget_class_features()
-
-    def clipped(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Gradients of tensors that are updated together, scaled to a common length of OPTIM.CLIP_GRAD_NORM at most."""
-        self.honoured.add(CLIP_GRAD_NORM)
-        most = self.cfg.OPTIM.CLIP_GRAD_NORM
-        if not most:
-            return gradients
-        length = torch.stack([gradient.norm() for gradient in gradients]).norm()
-        scale = (most / length).clamp(max=1.0)
-        return [gradient * scale for gradient in gradients]
-
-    def model_update(self, names=None):
-        """For methods that are written with `loss.backward()`."""
-        tensors = [tensor for tensor in self.trainables if tensor.grad is not None]
-        for tensor, gradient in zip(tensors, self.clipped([t.grad for t in tensors if t.grad is not None])):
-            tensor.grad = gradient
-        super().model_update(names)
-        after_update(self.optimizers, self.optim)
-        self._weights_changed()
-
-    def model_backward(self, loss):
-        """For methods that are written with `loss.backward()`: what it leaves is the mean over the ranks."""
-        super().model_backward(loss)
-        tensors = [tensor for tensor in self.trainables if tensor.grad is not None]
-        own = [tensor.grad for tensor in tensors if tensor.grad is not None]
-        for tensor, gradient in zip(tensors, self.ranks.all_reduce_mean(own)):
-            tensor.grad = gradient
-
-    def update_lr(self, names=None):
-        after_epoch(self.optimizers)

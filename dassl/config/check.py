@@ -1,6 +1,7 @@
 """Bounds of the engine's numbers: a typing error ends a run before it starts."""
 from dassl.utils.errors import InputError
 from dassl.utils.text import printable
+from dassl.utils.tools import check_availability
 
 MOST = 10**6
 # key: (least, most), both allowed
@@ -35,6 +36,7 @@ def check_config(cfg):
             node = node[name]
         if not least <= node[leaf] <= most:
             raise InputError(f"{key} must be between {least} and {most}, not {node[leaf]}")
+    check_availability(cfg.TRAIN.GRAPHS, ("auto", "off"), "TRAIN.GRAPHS")
     if not cfg.OUTPUT_DIR.strip():
         raise InputError("OUTPUT_DIR is empty; give --output-dir, the folder of the run")
     for key, folder, instead in (("OUTPUT_DIR", cfg.OUTPUT_DIR, "--output-dir (--output, for the scripts OUTPUT)"),

@@ -158,6 +158,8 @@ def _defaults():
     # megabytes that the text tower may keep for a backward pass; where that is less than all classes need, they are run
     # in chunks and computed again on the way back; 0: half of the memory that is free when a run starts
     cfg.TRAIN.TEXT_MEMORY_MB = 0
+    # auto: on a GPU the steps of methods that allow it are captured as graphs; off: never. In YAML it is written "off"
+    cfg.TRAIN.GRAPHS = "auto"
     cfg.TRAIN.PATIENCE = 0  # end after so many epochs without a better validation accuracy; 0: never
 
     cfg.TEST = CN()

@@ -34,7 +34,7 @@ MOST_RESULTS = 2**28  # bytes of a results.json; a confusion matrix of 5,000 cla
 # DATASET.CLASSNAMES are compared with the lists of images, which hold them.
 NOT_COMPARED = ("OUTPUT_DIR", "RESUME", "VERBOSE", "DATASET.ROOT", "DATALOADER.NUM_WORKERS", "TRAIN.PRINT_FREQ",
                 "TRAIN.CHECKPOINT_FREQ", "DATALOADER.CACHE_MB", "DATASET.CLASSNAMES", "STORE.USE", "STORE.DIR",
-                "STORE.MB")
+                "STORE.MB", "TRAIN.GRAPHS")
 
 # Which data, which seed and how it is tested are no settings of a training; backbones are compared by their digests.
 APART_FROM_SETTINGS = ("SEED", "DATASET.", "TEST.", "DATALOADER.TEST.", "MODEL.BACKBONE.", "USE_CUDA")

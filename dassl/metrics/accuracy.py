@@ -17,6 +17,11 @@ def compute_accuracy(output, target, topk=(1,)):
     if isinstance(output, (tuple, list)):
         output = output[0]
     require_finite(output)
+    return accuracies(output, target, topk)
+
+
+def accuracies(output, target, topk=(1,)):
+    """`compute_accuracy` of logits (B, n_cls) that are known to be finite."""
     best = output.topk(min(max(topk), output.shape[1]), dim=1).indices
     correct = best.eq(target.view(-1, 1))
     return [100.0 * correct[:, :k].any(dim=1).to(torch.float32).mean().view(1) for k in topk]

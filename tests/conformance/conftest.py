@@ -18,7 +18,7 @@ from .subject import PART_SIZES, Subject
 OF_EACH_SORT = ("MetaPrompt", "PromptSRC", "TipAdapterF", "ZeroshotCLIP")
 RUN_OF_ITS_OWN = ("test_the_same_seed_gives_the_same_result", "test_another_seed_gives_another_result",
                   "test_workers_change_nothing", "test_the_smallest_batch", "test_an_odd_last_batch",
-                  "test_amp_agrees_with_fp32")
+                  "test_amp_agrees_with_fp32", "test_steps_in_graphs_are_the_same_steps")
 
 
 @functools.cache  # once: what a plugin registers is new only the first time

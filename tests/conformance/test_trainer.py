@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from tape import as_on_a_gpu
 
 from dassl.utils import InputError
 from datasets import shapes
@@ -185,6 +186,18 @@ def test_amp_agrees_with_fp32(subject):
     most = AMP_TOLERANCE_STATEFUL if subject.says("stateful") else AMP_TOLERANCE
     assert off < most, (f"the logits in mixed precision are off by {off:.2%} of their standard deviation; at most "
                         f"{most:.0%} is rounding")
+
+
+def test_steps_in_graphs_are_the_same_steps(subject):
+    """On a recorder that stands in for a GPU's."""
+    subject.need(subject.says_itself("static_step") and subject.says("static_step"), "does not say static_step")
+    options = ["DATALOADER.TRAIN_X.BATCH_SIZE", max(4, subject.min_batch), "TRAIN.GRAPHS"]
+    with as_on_a_gpu():
+        without, captured = (subject.run(f"graphs_{said}", options=[*options, said], stop_epoch=2, tests=False)
+                             for said in ("off", "auto"))
+    refused = captured.trainer._graphs.refused
+    assert not refused, f"says static_step, and its steps cannot be captured: {refused}"
+    assert not (wrong := differing(without.trained, captured.trained)), f"with graphs these differ: {listed(wrong)}"
 
 
 def test_evaluation_is_repeatable_and_without_gradients(subject):
