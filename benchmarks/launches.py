@@ -33,7 +33,7 @@ from dassl.utils import InputError
 from dassl.utils.registry import nearest
 from train import command_line
 from training.batches import numbers_of
-from training.graphs import Recorder
+from training.recorders import Recorder
 
 NARROW = {**VIT_B16, "embed_dim": 64, "image_resolution": 32, "vision_width": 128, "transformer_width": 128,
           "transformer_heads": 2}

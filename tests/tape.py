@@ -1,4 +1,4 @@
-"""A recorder of training steps (`training.graphs.Recorder`) on the CPU, which forbids and does what a CUDA graph does.
+"""A recorder of training steps (training/recorders.py) on the CPU, which forbids and does what a CUDA graph does.
 
 Within a capture no number can be asked for, and nothing comes from the host. What was captured is done by `replay`: the
 same operations with the same numbers on the same memory. Until then what it computes is NaN.
@@ -11,9 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.launches import WAITS
+from benchmarks.other_device import INDEXED
 from prompting.text import TextTower
 from training import graphs
-from training.graphs import Recorder
+from training.recorders import Recorder
 
 FROM_THE_HOST = {"aten::lift_fresh"}  # of torch.tensor(numbers)
 
@@ -25,7 +26,7 @@ class Recording(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs, name = kwargs or {}, function._schema.name
-        if name in WAITS | FROM_THE_HOST:
+        if name in WAITS | FROM_THE_HOST or name in INDEXED and any(i.dtype == torch.bool for i in tensors_of(args[1])):
             raise RuntimeError(f"{name}: operation not permitted when stream is capturing")
         given = {address(leaf) for leaf in tensors_of((args, kwargs))}
         if function._schema.is_mutable and not given <= set(self.made):

@@ -1,5 +1,6 @@
 """Batches on their way from the loader to a training step. A batch is {name: tensor (B, ...), list of B things, or list
 of such tensors, which are several views of the images}."""
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ def to_device(value: Any, device: torch.device) -> Any:
     return value.to(device, non_blocking=True) if torch.is_tensor(value) else value
 
 
-def numbers_of(summary: dict[str, Any]) -> dict[str, Any]:
+def numbers_of(summary: Mapping[str, Any]) -> dict[str, Any]:
     """{name: number} of numbers and of tensors with one number, which are fetched from their device together."""
     tensors = [value for value in summary.values() if torch.is_tensor(value)]
     if len({tensor.dtype for tensor in tensors}) == 1:

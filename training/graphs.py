@@ -7,11 +7,8 @@ graphs, whose gradients must be the same.
 """
 from __future__ import annotations
 
-import contextlib
 import copy
-import gc
-import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +20,7 @@ from dassl.engine.part import OfTrainer
 from dassl.utils import NonFiniteError, get_rng_state, last_line, set_rng_state
 from prompting.precision import GradientOverflow, require_now
 from training.batches import Batch
+from training.recorders import Recorder, recorder_for
 from training.test_time import Snapshot
 
 if TYPE_CHECKING:
@@ -33,61 +31,6 @@ TRIALS = 2  # steps that are made with and without graphs, and compared
 ALLOWED = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.1}  # relative differences of the gradients
 Update = tuple[Sequence[Tensor], Sequence[Tensor], Any]  # the arguments of `make_update`
 Condition = tuple[Tensor, Callable[[], None]]
-
-
-class Recorder:
-    """Captures what a device does between `begin` and `end`, several times in turn."""
-
-    def begin(self) -> None:
-        raise NotImplementedError
-
-    def end(self) -> Callable[[], None]:
-        """The end of a piece. Returns what does all of it; until that is called nothing of it was done."""
-        raise NotImplementedError
-
-    def abandon(self) -> None:
-        """The end of a piece that failed; nothing outside of one."""
-        raise NotImplementedError
-
-
-class CudaRecorder(Recorder):
-    """The pieces share their memory, so they are to be done in the order in which they were captured."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.pool = device, torch.cuda.graph_pool_handle()
-        self.stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self.graph: Any = None
-        self.within = contextlib.ExitStack()
-
-    def begin(self) -> None:
-        torch.cuda.synchronize(self.device)
-        gc.collect()
-        torch.cuda.empty_cache()
-        self.graph = torch.cuda.CUDAGraph()
-        self.within.enter_context(torch.cuda.stream(self.stream))
-        # Other threads, such as that of a loader, may do meanwhile what a capture forbids.
-        self.graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
-
-    def end(self) -> Callable[[], None]:
-        graph, self.graph = self.graph, None
-        with self.within, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The CUDA Graph is empty")
-            graph.capture_end()
-        replay: Callable[[], None] = graph.replay
-        return replay
-
-    def abandon(self) -> None:
-        if self.graph is None:
-            return
-        with contextlib.suppress(RuntimeError):  # the capture is not valid
-            self.end()
-        with contextlib.suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph()):
-            torch.zeros(1, device=self.device)  # one that is brings the random generators out of the other
-
-
-def recorder_for(device: torch.device) -> Recorder | None:
-    """None for a device that has no graphs."""
-    return CudaRecorder(device) if device.type == "cuda" else None
 
 
 @dataclass
@@ -117,7 +60,7 @@ class Captured:
 
     batch: Batch
     pieces: list[Piece] = field(default_factory=list)
-    summary: dict[str, Any] = field(default_factory=dict)
+    summary: Mapping[str, Any] = field(default_factory=dict)
     images: int = 0
     texts: int = 0
     trials: int = 0  # that have agreed
@@ -186,12 +129,12 @@ class StepGraphs(OfTrainer["PromptTrainer"]):
         self.trainer.make_update(gradients, tensors, optimizer)
 
     # ---- steps ----
-    def step(self, batch: Batch) -> dict[str, Any]:
+    def step(self, batch: Batch) -> Mapping[str, Any]:
         """The numbers of the trainer's `training_step` of a batch on the device."""
         if not self.usable:
             return self.trainer.training_step(batch)
         shapes = shapes_of(batch)
-        if shapes not in self.captured:
+        if shapes not in self.captured or not self.trainer.watch.over:
             if len(self.captured) < SHAPES:
                 self.captured[shapes] = None
             return self.trainer.training_step(batch)
@@ -201,15 +144,11 @@ class StepGraphs(OfTrainer["PromptTrainer"]):
         return self._compared(shapes, batch)
 
     @property
-    def _allowed(self) -> float:
-        return ALLOWED[self.trainer.precision.dtype]
-
-    @property
     def usable(self) -> bool:
         """Whether steps are made as graphs, as far as is known."""
         if self.refused is None:
             self.refused = self._why_not()
-        return not self.refused and self.trainer.watch.over
+        return not self.refused
 
     def _why_not(self) -> str:
         trainer = self.trainer
@@ -223,12 +162,12 @@ class StepGraphs(OfTrainer["PromptTrainer"]):
         return "" if self.recorder else f"{trainer.device.type} has no graphs"
 
     def forget(self) -> None:
-        """Give back the memory of the graphs. What they were captured for may have changed."""
+        """Give back the memory of the graphs; steps that come are captured anew. For the end of a training, and where
+        what the steps compute has changed."""
         self.captured.clear()
-        if self.recorder is not None:
-            self.recorder = recorder_for(self.trainer.device)
+        self.recorder, self.refused = None, self.refused or None
 
-    def _replay(self, captured: Captured, batch: Batch) -> dict[str, Any]:
+    def _replay(self, captured: Captured, batch: Batch) -> Mapping[str, Any]:
         captured.take(batch)
         for piece in captured.pieces:
             piece.run(self._make_update)
@@ -236,23 +175,32 @@ class StepGraphs(OfTrainer["PromptTrainer"]):
         return captured.summary
 
     # ---- trials ----
-    def _compared(self, shapes: Hashable, batch: Batch) -> dict[str, Any]:
+    def _compared(self, shapes: Hashable, batch: Batch) -> Mapping[str, Any]:
         """A step without graphs. Before it the same one is tried with them."""
         trial, why = self._trial(shapes, batch)
         self._made = made = Made()
         try:
-            return self.trainer.training_step(batch)
+            summary = self.trainer.training_step(batch)
         except GradientOverflow:
             made.overflow = True
+            self._judge(shapes, trial, made, why)
             raise
         finally:
             self._made = None
-            if why:
-                self._refuse(why)
-            elif made.overflow != trial.overflow or not made.overflow and trial.differs_from(made, self._allowed):
-                self._refuse("their gradients are not those of the same step without graphs")
-            elif not made.overflow and (captured := self.captured[shapes]) is not None:
-                captured.trials += 1
+        self._judge(shapes, trial, made, why)
+        return summary
+
+    def _judge(self, shapes: Hashable, trial: Made, made: Made, why: str) -> None:
+        """Keep the graphs of a trial or refuse all. made: what the step has done; why: the trial came to no end."""
+        same = trial.overflow == made.overflow
+        if same and not made.overflow:
+            same = not trial.differs_from(made, ALLOWED[self.trainer.precision.dtype])
+        if why or not same:
+            self.refused = why or "their gradients are not those of the same step without graphs"
+            self.forget()
+            self.trainer.note(f"Note: training steps are not captured as graphs: {self.refused}")
+        elif (captured := self.captured[shapes]) is not None and not made.overflow:
+            captured.trials += 1
 
     def _trial(self, shapes: Hashable, batch: Batch) -> tuple[Made, str]:
         """What a step does with graphs, which are made if there are none, and "" or why there can be none. Everything
@@ -278,9 +226,9 @@ class StepGraphs(OfTrainer["PromptTrainer"]):
         """The graphs of a step, each of which is done as soon as it is captured."""
         passes = self.trainer.towers.passes
         self._now = captured = Captured({name: _copied(value) for name, value in batch.items()})
-        images, texts = passes.images, passes.texts
+        images, texts, counting = passes.images, passes.texts, passes.counting
+        passes.counting = True
         try:
-            passes.counting = True
             self._begin_piece()
             captured.summary = self.trainer.training_step(captured.batch)
             self._end_piece(None)
@@ -289,7 +237,7 @@ class StepGraphs(OfTrainer["PromptTrainer"]):
         finally:
             assert self.recorder is not None
             self.recorder.abandon()
-            self._now, self._conditions = None, []
+            self._now, self._conditions, passes.counting = None, [], counting
 
     def _begin_piece(self) -> None:
         assert self.recorder is not None
@@ -302,11 +250,6 @@ class StepGraphs(OfTrainer["PromptTrainer"]):
         piece = Piece(self.recorder.end(), holds, [failed for _, failed in self._conditions], update)
         self._now.pieces.append(piece)
         piece.run(self._make_update)
-
-    def _refuse(self, why: str) -> None:
-        self.refused = why
-        self.forget()
-        self.trainer.note(f"Note: training steps are not captured as graphs: {why}")
 
 
 class _Start:

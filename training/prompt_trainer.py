@@ -200,6 +200,10 @@ class PromptTrainer(Steps):
             if not self.first_batch:
                 self._checkpointer.forget_interruption(self.output_dir)
 
+    def after_train(self):
+        self._graphs.forget()
+        super().after_train()
+
     def after_epoch(self):
         super().after_epoch()
         self._checkpointer.prune(self.output_dir, self.epoch + 1, self.cfg.TRAIN.CHECKPOINT_FREQ)
