@@ -1,10 +1,11 @@
 """Is a GPU's path correct, and how fast is it? Prints one Markdown block and writes JSON.
 
-    python -m benchmarks.gpu --json gpu.json --markdown gpu.md    # all parts, some eight minutes on one H100
+    python -m benchmarks.gpu --json gpu.json --markdown gpu.md    # all parts, some nine minutes on one H100
     python -m benchmarks.gpu --part equality resume               # some of them
     python -m benchmarks.gpu --device cpu                         # a small form of every part, to try the program
 
     equality   every trainer on the GPU against the CPU: float32, amp and fp16; loss scaling when a gradient overflows
+    graphs     training steps in graphs against the same without
     parity     the golden records, on the GPU
     speed      the rows of docs/SPEED.md, plain against ours, in float32 and amp
     input      images that the loader gives per second, against those that a training step takes
@@ -35,6 +36,7 @@ from train import command_line
 
 PARTS = {  # name: the module that has its rows, `<name>_rows(device)`, and their `HEADERS[name]`
     "equality": "benchmarks.gpu_equality",
+    "graphs": "benchmarks.gpu_graphs",
     "parity": "benchmarks.gpu_equality",
     "speed": "benchmarks.gpu_speed",
     "input": "benchmarks.gpu_speed",

@@ -61,7 +61,7 @@ class Tape(Recorder):
                     tensor.as_strided((numbers,), (1,), 0).fill_(torch.nan)
 
         def replay():
-            with torch.no_grad():
+            with torch.no_grad(), torch.autocast("cpu", enabled=False):  # what was cast is among the calls
                 for function, args, kwargs, out in calls:
                     for kept, new in zip(tensors_of(out), tensors_of(function(*args, **kwargs)), strict=True):
                         if address(kept) != address(new):

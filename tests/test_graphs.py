@@ -78,7 +78,7 @@ def test_steps_in_graphs_are_the_steps_without(method, clip_model):
 
 @pytest.mark.parametrize(("method", "options", "more"), [
     ("MetaPrompt", {"SPLIT": "domain"}, {"domains": 3}), ("MetaPrompt", {"ORDER": 2}, {}),
-    ("MetaPrompt", {"SPLIT": "domain", "ORDER": 2}, {"domains": 3}), ("CoOp", {"CSC": True}, {}),
+    ("MetaPrompt", {"SPLIT": "domain", "ORDER": 2, "PREC": "amp"}, {"domains": 3}), ("CoOp", {"CSC": True}, {}),
     ("CoOp", {"CLASS_TOKEN_POSITION": "middle"}, {}), ("CoOp", {"PREC": "amp"}, {}),
     ("CoOp", {}, {"settings": {"TRAIN.TEXT_MEMORY_MB": 1}}), ("CoOp", {}, {"settings": {"OPTIM.CLIP_GRAD_NORM": 0.01}}),
     ("KgCoOp", {}, {"settings": {"OPTIM.NAME": "adamw"}}), ("MMA", {"ADAPTER_START": 0}, {})])
