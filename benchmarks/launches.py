@@ -46,7 +46,7 @@ empty tensors are none, and some operations launch several kernels. torch {torch
 
 A graph can capture what makes the same operations with the same numbers on the same shapes for every batch ({batches}
 different ones were compared), and in which the host waits for nothing. Training steps are captured in pieces, one in
-front of each update (`TRAIN.GRAPHS`, [SCALING](SCALING.md#a-gpu)): a replay is one launch. The update itself stays with
+front of each update (`TRAIN.GRAPHS`): a replay is one launch. The update itself stays with
 the host, which then waits once to know whether all was finite. The times of the section above were measured before
 classes shared rows and before there were graphs, with the launches that stand there."""
 BATCHES = 20  # different ones, whose operations are compared

@@ -279,12 +279,13 @@ gradient tensors that were applied; the measurement stops when it is not below {
 
 - **Few launches on a GPU**, which would wait for them. There several classes share a row of about 256 tokens, behind a
   prefix of its own, and a mask lets each class see the prefix and itself. So a layer is one attention for all classes,
-  and launches as much for a thousand of them as for one.
+  and launches as much for a thousand of them as for one. The steps of most methods are captured as graphs
+  (`TRAIN.GRAPHS`): replaying one is one launch.
 - **The last block for one token.** Of the last block only keys and values are computed for all tokens, in both towers.
 - **What a loss does not use is not run.** A loss on prompted images runs no text, one on prompted text no images.
 - **Frozen and shared parts once.** One embedding of a batch serves all its prompted passes; frozen features of a batch
-  are computed once and serve all inner and outer losses; the inner gradients of the domain split are taken once per
-  domain and combined by counts; static text features are computed once per evaluation.
+  are computed once and serve all inner and outer losses; the inner gradients of all domains come from one pass, in which
+  each image has the prompts of its domain, and so do the outer ones; static text features are computed once per evaluation.
 - **No work for replaced or unlearned tokens.** The outputs of deep prompts that the next layer replaces are not
   computed; in front of the first visual prompt nothing has a gradient, so that layer's projections have no backward
   pass.
