@@ -24,6 +24,7 @@ from prompting.towers import READS_TOKENS, Towers
 from training.batches import Batch, all_gather_batch, to_device
 from training.gradient_watch import GradientWatch
 from training.method import Method
+from training.once_again import OnceAgain
 from training.options import CLIP_GRAD_NORM, require_honoured
 from training.schedules import after_epoch, after_update, plan_training
 from training.store.feed import Feed
@@ -47,8 +48,7 @@ class PromptTrainer(Method, TrainerX):
         classnames: build the model for these classes without reading a dataset, to predict with (`load_model`, then
             `logits_of`); nothing can be trained then.
     Attributes, beside those of TrainerX:
-        towers: prompting.Towers that `build_model` was given: the frozen CLIP or, with `trains_towers`, the copy of it
-            that is trained; precision: how they run; ranks: the processes of the run.
+        towers: the Towers that `build_model` was given; precision: how they run; ranks: the processes of the run.
         model: what `build_model` gave; trainables: its tensors that are trained.
         optimizers: what `build_optimizers` gave, [] where nothing is trained; optim, sched: the first of them.
     """
@@ -69,7 +69,7 @@ class PromptTrainer(Method, TrainerX):
         self.honoured: set[str] = set()  # the options that a training step has taken note of
         self.overruled: dict[str, str] = {}  # {key of the method's node that another one keeps from acting: why}
         self.watch = GradientWatch(type(self).__name__)
-        self._test_time, self._feed = TestTime(self), Feed(self)
+        self._test_time, self._feed, self._once_again = TestTime(self), Feed(self), OnceAgain(self)
         self.complete_cfg(cfg)
         require_predict(type(self))
         if self.trains and cfg.DATALOADER.TRAIN_X.BATCH_SIZE < self.min_batch:
@@ -106,7 +106,7 @@ class PromptTrainer(Method, TrainerX):
                                    keeps_casts=not (self.trains_towers or self.adapts or self.stateful))
         if self.precision.half and self.trains_towers:
             raise InputError(f"TRAINER.{type(self).__name__.upper()}.PREC fp16 keeps the towers in half precision, and "
-                             f"{type(self).__name__} trains them; use amp")
+                             f"{type(self).__name__} trains them; use amp or bf16")
         if cfg.VERBOSE:
             print(f"Backbone: {name or 'as given'}, precision {self.precision.name}, on {self.device}")
         if self.clip_model is None:
@@ -153,8 +153,7 @@ class PromptTrainer(Method, TrainerX):
                 module.forget_class_features()
 
     def set_model_mode(self, mode="train", names=None):
-        """As in Dassl. BatchNorm of towers that are trained keeps CLIP's statistics: those of few images are no better,
-        and no checkpoint holds them."""
+        """As in Dassl. BatchNorm of towers that are trained keeps CLIP's statistics: no checkpoint holds others."""
         super().set_model_mode(mode, names)
         if self.trains_towers:
             for module in self.towers.model.modules():
@@ -217,7 +216,7 @@ class PromptTrainer(Method, TrainerX):
             self.watch.begin(self.trained_tensors())
         try:
             with self.precision.autocast(), self._feed.explained(batch):
-                summary = self.training_step(batch)
+                summary = self._once_again.step(batch)
             require_honoured(self.cfg, self.honoured, type(self).__name__)
             self.watch.step_made(self.batch_idx, self.num_batches, self.trains_in_turns)
         except GradientOverflow:
@@ -303,7 +302,8 @@ class PromptTrainer(Method, TrainerX):
         self._test_time.require_own(optimizer)
         self.watch.given(tensors)
         if not all_finite(gradients):
-            raise NonFiniteError(f"a gradient is not finite {self.step_in_words()}; lower OPTIM.LR or use PREC fp32")
+            raise NonFiniteError(f"a gradient is not finite {self.step_in_words()}; lower OPTIM.LR, or use PREC bf16 "
+                                 "or fp32")
         for tensor, gradient in zip(tensors, self.clipped(gradients)):
             tensor.grad = gradient
         updated = optimizer or self.optim
