@@ -7,6 +7,7 @@ import torch
 
 import tiny_clip
 import train
+from benchmarks import other_device
 from harness import make_trainer
 from prompting import ClassPrompts
 from prompting.text import TextTower
@@ -133,7 +134,7 @@ def test_a_step_begins_again_from_its_beginning(clip_model, as_on_gpu, capsys):
         return step(self, {**batch, "img": images})
 
     trainer = made(clip_model, training_step)
-    trainer.towers.passes.counting = True
+    trainer.towers.passes.counting, trainer.towers.text.largest_pass = True, 2**60  # of an earlier step
     capsys.readouterr()
     state = torch.get_rng_state()
     summary = trainer.forward_backward(batch())
@@ -240,3 +241,18 @@ def test_passes_say_how_much_they_keep(clip_model):
     ctx = torch.zeros(2, text.width, requires_grad=True)
     text.encode(ClassPrompts(text, NAMES[:2], 2)(ctx))
     assert text.largest_pass == ten
+
+
+def test_a_step_begins_again_on_another_device(clip_model, runs_out):
+    def stepped(*full_passes):
+        runs_out(*full_passes)
+        trainer = make_trainer("CoOp", clip_model, NAMES, {"N_CTX": 2})
+        loss = trainer.forward_backward(batch())["loss"]
+        return trainer, loss, trainer.trainables[0].detach().cpu()
+
+    _, loss, learned = stepped()
+    with other_device.runs_on_it():
+        trainer, other_loss, other_learned = stepped(1)
+        assert trainer.device == other_device.DEVICE and trainer._once_again.spent
+    assert other_loss == pytest.approx(loss, rel=1e-5)
+    torch.testing.assert_close(other_learned, learned, rtol=1e-5, atol=1e-5)

@@ -112,4 +112,3 @@ class Start:
         trainer.towers.passes.images, trainer.towers.passes.texts = self.passes
         for parameter, gradient in self.gradients:
             parameter.grad = gradient
-        torch.clear_autocast_cache()
