@@ -28,7 +28,7 @@ def graphs_rows(device):
     helpers()
     train.discover()
     clip_model = golden_clip()
-    cases = {name: (name, {}, 1) for name, method in sorted(TRAINER_REGISTRY.items())
+    cases: dict[str, tuple] = {name: (name, {}, 1) for name, method in sorted(TRAINER_REGISTRY.items())
              if method.__module__.startswith("trainers.") and vars(method).get("static_step")}
     for name, case in {**cases, **VARIANTS}.items():
         if device != "cpu" or name in FEW:

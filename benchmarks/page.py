@@ -285,7 +285,8 @@ gradient tensors that were applied; the measurement stops when it is not below {
 - **What a loss does not use is not run.** A loss on prompted images runs no text, one on prompted text no images.
 - **Frozen and shared parts once.** One embedding of a batch serves all its prompted passes; frozen features of a batch
   are computed once and serve all inner and outer losses; the inner gradients of all domains come from one pass, in which
-  each image has the prompts of its domain, and so do the outer ones; static text features are computed once per evaluation.
+  each image has the prompts of its domain, and so do the outer ones; static text features are computed once per
+  evaluation.
 - **No work for replaced or unlearned tokens.** The outputs of deep prompts that the next layer replaces are not
   computed; in front of the first visual prompt nothing has a gradient, so that layer's projections have no backward
   pass.

@@ -63,7 +63,7 @@ class CacheCLIP(FrozenCLIP):
         zero_shot, affinity = self.similarities(image_features, self.encode_classes())
         if not all_finite([zero_shot, affinity]):
             raise PromptingError("the search for beta and alpha has numbers that are not finite: the class features or "
-                                 "the keys of the cache are damaged; use PREC fp32, or train again")
+                                 "the keys of the cache are damaged; use PREC bf16 or fp32, or train again")
         betas, alphas = ([0.1 + i * (scale - 0.1) / n for i in range(n)] for scale, n in zip(scales, steps))
         for beta in betas:
             cache = self.cache_logits(affinity, beta)

@@ -11,7 +11,8 @@ from torch import Tensor
 from prompting.errors import PromptingError, meant
 from prompting.parallel import Collectives, SingleProcess
 
-PRECISIONS = ("auto", "fp32", "amp", "fp16")
+PRECISIONS = ("auto", "fp32", "amp", "bf16", "fp16")
+AUTOCAST = ("amp", "bf16")
 
 
 class GradientOverflow(ArithmeticError):
@@ -45,8 +46,9 @@ def require_now(holds: Tensor, failed: Callable[[], None]) -> None:
 
 
 class Precision:
-    """fp32; amp (autocast: float16 with loss scaling on CUDA, bfloat16 on CPU); fp16 (frozen weights in float16, with
-    loss scaling); auto: amp on CUDA, fp32 on the CPU. What is trained is float32 in all of them.
+    """fp32; amp (autocast: float16 with loss scaling on CUDA, bfloat16 on CPU); bf16 (autocast in bfloat16); fp16
+    (frozen weights in float16, with loss scaling); auto: amp on CUDA, fp32 on the CPU. What is trained is float32 in
+    all of them.
 
     The scale of the loss starts at 2^16, is halved when a gradient overflows, and doubled after 2,000 good updates.
 
@@ -55,6 +57,8 @@ class Precision:
         keeps_casts: whether autocast may keep the half-precision copy of a tensor for later passes. One that is made
             where gradients are off has none: not for towers that are trained, or used while a method learns of a test
             image, which may run in both ways.
+    Raises:
+        PromptingError: no such precision, or a GPU that lacks it.
     """
 
     def __init__(self, name: str, device: torch.device, ranks: Collectives | None = None,
@@ -63,6 +67,8 @@ class Precision:
             raise PromptingError(f"PREC is one of {', '.join(PRECISIONS)}, not '{name}'{meant(name, PRECISIONS)}")
         if name == "auto":
             name = "amp" if device.type == "cuda" else "fp32"
+        if name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():  # autocast would refuse
+            raise PromptingError("PREC bf16: this GPU has no bfloat16; use PREC amp or fp32")
         self.name, self.device, self.ranks = name, device, ranks or SingleProcess()
         self.keeps_casts = keeps_casts
         self.half = name == "fp16"
@@ -84,13 +90,14 @@ class Precision:
     @property
     def dtype(self) -> torch.dtype:
         """The type that the towers compute in."""
-        if self.name == "amp":
-            return torch.float16 if self.device.type == "cuda" else torch.bfloat16
+        if self.name in AUTOCAST:
+            on_gpu = self.name == "amp" and self.device.type == "cuda"
+            return torch.float16 if on_gpu else torch.bfloat16
         return torch.float16 if self.half else torch.float32
 
     def autocast(self) -> AbstractContextManager[None]:
         """Context in which the towers run."""
-        if self.name != "amp":
+        if self.name not in AUTOCAST:
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype, cache_enabled=self.keeps_casts)
 
@@ -130,4 +137,5 @@ class Precision:
         return {"scale": self.scale, "good_steps": self.good_steps}
 
     def load_state_dict(self, state: ScaleState) -> None:
-        self.scale, self.good_steps = state["scale"], state["good_steps"]
+        self.good_steps = state["good_steps"]
+        self.scale = state["scale"] if self.scaled else 1.0  # it may be of a run in another precision

@@ -46,6 +46,7 @@ class TextTower(Tower):
         activation_bytes: how much a pass may keep for its backward pass. A pass that would need more runs its classes
         in chunks, and computes them again in the backward pass. None: no limit. Chunks change rounding, so set it once
         per run;
+        largest_pass: how much a pass has wanted to keep at most, in bytes; who looks at it sets it to 0;
         packed: whether many classes share a row of tokens, which launches fewer kernels (`text_rows`);
         padding: where they do not, how many tokens may pad classes to one length, to run them in one piece;
         ranks: the processes that share a pass;
@@ -60,6 +61,7 @@ class TextTower(Tower):
         self.width, self.embed_dim = clip_model.text_projection.shape
         self.context_length: int = clip_model.context_length
         self.activation_bytes: int | None = None
+        self.largest_pass = 0
         self.memory: Remembered | None = None
         self.packed, self.padding = False, 0
         if self.device.type != "cpu":

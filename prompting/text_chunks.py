@@ -45,17 +45,21 @@ def chunks_of(tower: TextTower, order: list[int], lengths: Sequence[int], groups
               per_token: int = KEPT_PER_TOKEN, per_class: int = 0) -> list[list[int]]:
     """The sorted classes in as few pieces as `activation_bytes` allows; one piece where nothing is kept. The arguments
     are those of `in_chunks`."""
-    if tower.activation_bytes is None or not torch.is_grad_enabled():
+    if not torch.is_grad_enabled():
         return [order]
     vector = tower.width * tower.layers * tower.dtype.itemsize * groups
-    room = tower.activation_bytes // vector - (per_token + KEPT_PER_KEY) * shared
+    of_prefix = (per_token + KEPT_PER_KEY) * shared
+    kept = [per_class + per_token * lengths[index] + KEPT_PER_KEY * (shared + lengths[index]) for index in order]
+    tower.largest_pass = max(tower.largest_pass, vector * (of_prefix + sum(kept)))
+    if tower.activation_bytes is None:
+        return [order]
+    room = tower.activation_bytes // vector - of_prefix
     chunks: list[list[int]] = [[]]
     used = 0
-    for index in order:
-        kept = per_class + per_token * lengths[index] + KEPT_PER_KEY * (shared + lengths[index])
-        if chunks[-1] and used + kept > room:
+    for index, own in zip(order, kept):
+        if chunks[-1] and used + own > room:
             chunks.append([])
             used = 0
         chunks[-1].append(index)
-        used += kept
+        used += own
     return chunks

@@ -55,7 +55,7 @@ class Towers:
                  text_memory: TextMemory | None = None) -> None:
         _require_known_activation(model)
         if half and trainable:
-            raise PromptingError("towers that are trained cannot be in half precision; use PREC amp or fp32")
+            raise PromptingError("towers that are trained cannot be in half precision; use PREC amp, bf16 or fp32")
         device, self.ranks = torch.device(device), ranks or SingleProcess()
         wanted = torch.float16 if half else torch.float32
         weight, given = model.text_projection, model

@@ -62,7 +62,7 @@ def complains(arguments, clips, tmp_path, capsys):
     ("CoOp", ("TEST.EVALUATOR", "Regression"), ["'Regression'", "Classification"]),
     ("CoOp", ("TEST.FINAL_MODEL", "best"), ["TEST.FINAL_MODEL", "best_val"]),
     ("CoOp", ("DATASET.SUBSAMPLE_CLASSES", "old"), ["DATASET.SUBSAMPLE_CLASSES", "base"]),
-    ("CoOp", ("TRAINER.COOP.PREC", "fp8"), ["PREC", "fp8", "fp16"]),
+    ("CoOp", ("TRAINER.COOP.PREC", "fp8"), ["PREC", "fp8", "fp16", "bf16"]),
     ("CoOp", ("TRAINER.COOP.N_CTX", 0), ["N_CTX"]),
     ("CoOp", ("TRAINER.COOP.CLASS_TOKEN_POSITION", "back"), ["'back'", "front"]),
     ("ZeroshotCLIP2", ("TRAINER.ZEROSHOTCLIP2.TEMPLATES", "some"), ["'some'", "selected"]),

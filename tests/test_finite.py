@@ -54,7 +54,7 @@ def line(capsys):
     error = capsys.readouterr().err
     lines = [text for text in error.splitlines() if text.startswith("error: ")]
     assert len(lines) == 1 and "Traceback" not in error, error
-    assert "not finite (nan)" in lines[0] and "use PREC fp32" in lines[0]
+    assert "not finite (nan)" in lines[0] and "use PREC bf16 or fp32" in lines[0]
     return lines[0]
 
 

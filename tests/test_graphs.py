@@ -2,16 +2,16 @@
 from types import SimpleNamespace
 
 import pytest
-import tiny_clip
 import torch
-from harness import make_trainer
 from tape import Tape, as_on_a_gpu
 from test_training_options import METHODS, SMALL
 from torch.utils._pytree import tree_flatten
 
+import tiny_clip
 import train
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import NonFiniteError
+from harness import make_trainer
 from training import graphs
 from training.recorders import CudaRecorder, recorder_for
 

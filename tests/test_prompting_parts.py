@@ -439,22 +439,41 @@ def test_class_features_are_kept_only_while_evaluating(towers):
     ("auto", "cpu", "fp32", torch.float32, False), ("auto", "cuda", "amp", torch.float16, True),
     ("fp32", "cuda", "fp32", torch.float32, False), ("fp32", "cpu", "fp32", torch.float32, False),
     ("amp", "cpu", "amp", torch.bfloat16, False), ("amp", "cuda", "amp", torch.float16, True),
+    ("bf16", "cpu", "bf16", torch.bfloat16, False), ("bf16", "cuda", "bf16", torch.bfloat16, False),
     ("fp16", "cpu", "fp16", torch.float16, True), ("fp16", "cuda", "fp16", torch.float16, True)])
-def test_precisions(name, device, known_as, dtype, scaled):
+def test_precisions(name, device, known_as, dtype, scaled, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     precision = Precision(name, torch.device(device))
     assert (precision.name, precision.dtype, precision.scaled) == (known_as, dtype, scaled)
     assert precision.scale == (65536.0 if scaled else 1.0) and precision.half is (name == "fp16")
     assert precision.ranks.world_size == 1
     if device == "cpu":
         with precision.autocast():
-            assert torch.is_autocast_enabled("cpu") is (name == "amp")
+            assert torch.is_autocast_enabled("cpu") is (name in ("amp", "bf16"))
             product = torch.ones(2, 2) @ torch.ones(2, 2)
-        assert product.dtype == (torch.bfloat16 if name == "amp" else torch.float32)
+        assert product.dtype == (torch.bfloat16 if name in ("amp", "bf16") else torch.float32)
 
 
 def test_an_unknown_precision_is_told_with_the_known_ones():
-    with pytest.raises(PromptingError, match="PREC is one of auto, fp32, amp, fp16, not 'fp64'"):
+    with pytest.raises(PromptingError, match="PREC is one of auto, fp32, amp, bf16, fp16, not 'fp64'"):
         Precision("fp64", torch.device("cpu"))
+
+
+def test_a_gpu_without_bfloat16(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    with pytest.raises(PromptingError, match="PREC bf16: this GPU has no bfloat16; use PREC amp or fp32"):
+        Precision("bf16", torch.device("cuda"))
+    assert Precision("bf16", torch.device("cpu")).dtype == torch.bfloat16
+    assert Precision("amp", torch.device("cuda")).dtype == torch.float16
+
+
+def test_a_scale_is_taken_over_where_there_is_one(monkeypatch):
+    """A run that went on as PREC amp may go on as another."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    for name, scale in (("amp", 64.0), ("bf16", 1.0), ("fp32", 1.0)):
+        precision = Precision(name, torch.device("cuda"))
+        precision.load_state_dict({"scale": 64.0, "good_steps": 3})
+        assert precision.state_dict() == {"scale": scale, "good_steps": 3}
 
 
 def test_gradients_are_unscaled_and_of_unused_tensors_zero():

@@ -145,7 +145,7 @@ def test_every_bound_is_kept(refused):
             "COOP",
             {
                 "N_CTX": [0, -1, 10**3, 10**12],
-                "PREC": ["", "FP32", "bf16"],
+                "PREC": ["", "FP32", "bfloat16"],
                 "CLASS_TOKEN_POSITION": ["", "END"],
                 "CTX_INIT": ["word " * 80],
             },
@@ -1007,8 +1007,11 @@ def test_a_gpu_that_is_not_there(refused):
     [
         (
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has ..."),
-            ["BATCH_SIZE", "PREC"],
+            ["BATCH_SIZE", "PREC amp or bf16", "nvidia-smi"],
         ),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), ["nvidia-smi"]),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), ["nvidia-smi"]),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be ..."), ["nvidia-smi"]),
         (
             RuntimeError("[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory"),
             ["memory"],

@@ -381,7 +381,7 @@ def test_trainable_towers_are_a_part_of_the_module_and_frozen_ones_are_not(small
     own.clip.visual.ln_post.requires_grad_(True)
     assert list(trained(own)) == ["clip.visual.ln_post.weight", "clip.visual.ln_post.bias", "prompt.ctx"]
     assert not small.visual.ln_post.weight.requires_grad
-    with pytest.raises(PromptingError, match="cannot be in half precision; use PREC amp or fp32"):
+    with pytest.raises(PromptingError, match="cannot be in half precision; use PREC amp, bf16 or fp32"):
         Towers(small, half=True, trainable=True)
 
 

@@ -141,6 +141,18 @@ def test_precisions_agree_within_what_half_precision_allows(method, clip_model):
     assert (values["fp16"] - values["fp32"]).abs().max() < 0.02 * scale
 
 
+@pytest.mark.parametrize("method", ["CoOp", "MetaPrompt"])
+def test_bf16_on_the_cpu_is_amp(method, clip_model):
+    found = {}
+    for precision in ("amp", "bf16", "fp32"):
+        trainer = make_trainer(method, clip_model, NAMES, {**METHODS[method], "PREC": precision}, batch=4)
+        summary = trainer.forward_backward(batch(4))
+        found[precision] = summary, [p.detach().clone() for p in trainer.trainables], logits(trainer)
+    (amp, learned, scores), (bf16, own, same) = found["amp"], found["bf16"]
+    assert amp == bf16 and torch.equal(scores, same) and all(map(torch.equal, learned, own))
+    assert not torch.equal(found["fp32"][2], same)
+
+
 def test_an_update_of_1e_5_does_not_vanish_in_half_precision(clip_model):
     trainer = make_trainer("CoOp", clip_model, NAMES, {"N_CTX": 2, "PREC": "fp16"})
     trainer.optim.param_groups[0].update(lr=1e-7, weight_decay=0)
@@ -167,7 +179,7 @@ def test_an_overflowing_scaled_gradient_lowers_the_scale_and_is_left_out(method,
 
 def test_a_gradient_that_is_not_finite_without_scaling_stops_the_run(clip_model):
     trainer = make_trainer("CoOp", clip_model, NAMES, {"N_CTX": 2})
-    with pytest.raises(NonFiniteError, match="gradient is not finite in epoch 1"):
+    with pytest.raises(NonFiniteError, match="gradient is not finite in epoch 1.*; lower OPTIM.LR, or use PREC bf16"):
         trainer.apply_gradients([torch.full_like(trainer.trainables[0], float("inf"))])
 
 

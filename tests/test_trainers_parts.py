@@ -1016,6 +1016,13 @@ def test_a_run_goes_on_as_its_checkpoint_says(clip_model, tmp_path, capsys):
     torch.save(state, path)
     second.resume_model_if_exist(str(tmp_path))  # of an earlier version
     assert second.towers.text.activation_bytes == 2048 and second.best_epoch == 0 and not second.went_on_from_finished
+    state["activation_bytes"] = 3 * 2**20
+    torch.save(state, path)
+    for setting, taken in ((0, 3), (2, 2), (4, 3)):  # in MB; a smaller one is what an error has advised
+        third = saved(clip_model, tmp_path, options={"N_CTX": 2, "PREC": "fp16"},
+                      **{"OPTIM.MAX_EPOCH": 5, "TRAIN.TEXT_MEMORY_MB": setting})
+        third.resume_model_if_exist(str(tmp_path))
+        assert third.towers.text.activation_bytes == taken * 2**20
     assert saved(clip_model, tmp_path / "new").resume_model_if_exist(str(tmp_path / "new")) == 0
     assert saved(clip_model, tmp_path, "ZeroshotCLIP", {"PREC": "fp32"}).resume_model_if_exist(str(tmp_path)) == 0
 

@@ -45,7 +45,7 @@ class CLIPAdapter(PromptTrainer):
         cfg.TRAINER.CLIPADAPTER = CN()
         cfg.TRAINER.CLIPADAPTER.RATIO = 0.2  # share of the adapter in the mixture with the frozen feature
         cfg.TRAINER.CLIPADAPTER.REDUCTION = 4  # how many times narrower the adapter is inside
-        cfg.TRAINER.CLIPADAPTER.PREC = "auto"  # precision of the frozen towers: fp32, amp, fp16 or auto
+        cfg.TRAINER.CLIPADAPTER.PREC = "auto"  # precision of the frozen towers: fp32, amp, bf16, fp16 or auto
 
     def build_model(self, towers: Towers, classnames: list[str]) -> AdaptedCLIP:
         node = self.node

@@ -62,7 +62,7 @@ class CLIPLoRA(PromptTrainer):
         cfg.TRAINER.CLIPLORA.ENCODER = "both"  # which towers have paths: both, text or vision
         cfg.TRAINER.CLIPLORA.DROPOUT = 0.25  # share of the entries of a path's input that are dropped in training
         cfg.TRAINER.CLIPLORA.LOGIT_SCALE = 100.0  # factor of the cosines in the logits; 0: CLIP's own
-        cfg.TRAINER.CLIPLORA.PREC = "auto"  # precision of the frozen towers: fp32, amp, fp16 or auto
+        cfg.TRAINER.CLIPLORA.PREC = "auto"  # precision of the frozen towers: fp32, amp, bf16, fp16 or auto
 
     def check_cfg(self, cfg):
         node, key = self.node_of(cfg), "TRAINER.CLIPLORA"

@@ -60,7 +60,7 @@ class CLIPood(PromptTrainer):
         cfg.TRAINER.CLIPOOD.MARGIN = 0.3  # lambda: how much the similarity of two classes counts as a margin
         cfg.TRAINER.CLIPOOD.BETA = 0.5  # shape of the average's weights over the updates; 1: all alike
         cfg.TRAINER.CLIPOOD.TEMPERATURE = 0.0  # factor of the cosines in the loss; 0: CLIP's exp(logit_scale)
-        cfg.TRAINER.CLIPOOD.PREC = "auto"  # precision: fp32, amp or auto; what is trained is always float32
+        cfg.TRAINER.CLIPOOD.PREC = "auto"  # precision: fp32, amp, bf16 or auto; what is trained is always float32
 
     def check_cfg(self, cfg):
         node = self.node_of(cfg)

@@ -63,7 +63,7 @@ class CoCoOp(PromptTrainer):
         cfg.TRAINER.COCOOP = CN()
         cfg.TRAINER.COCOOP.N_CTX = 16  # number of context vectors
         cfg.TRAINER.COCOOP.CTX_INIT = ""  # words to start from; their number then is the number of context vectors
-        cfg.TRAINER.COCOOP.PREC = "auto"  # precision of the frozen towers: fp32, amp, fp16 or auto
+        cfg.TRAINER.COCOOP.PREC = "auto"  # precision of the frozen towers: fp32, amp, bf16, fp16 or auto
 
     def build_model(self, towers: Towers, classnames: list[str]) -> CoCoOpCLIP:
         return CoCoOpCLIP(towers, classnames, self.initial_context(towers))

@@ -51,7 +51,7 @@ class CoOp(PromptTrainer):
         cfg.TRAINER.COOP.CTX_INIT = ""  # words to start from; their number then is the number of context vectors
         # where the class name stands: end, middle or front of the context
         cfg.TRAINER.COOP.CLASS_TOKEN_POSITION = "end"
-        cfg.TRAINER.COOP.PREC = "auto"  # precision of the frozen towers: fp32, amp, fp16 or auto
+        cfg.TRAINER.COOP.PREC = "auto"  # precision of the frozen towers: fp32, amp, bf16, fp16 or auto
 
     @classmethod
     def class_bound(cls, cfg):

@@ -73,7 +73,7 @@ class DePT(PromptTrainer):
         cfg.TRAINER.DEPT.CTX_INIT = ""  # words to start from; their number then is the number of context vectors
         cfg.TRAINER.DEPT.WEIGHT = 0.7  # weight of the second head
         cfg.TRAINER.DEPT.HEAD_LR = 6.5  # the second head's learning rate, in OPTIM.LR
-        cfg.TRAINER.DEPT.PREC = "auto"  # precision of the frozen towers: fp32, amp, fp16 or auto
+        cfg.TRAINER.DEPT.PREC = "auto"  # precision of the frozen towers: fp32, amp, bf16, fp16 or auto
 
     def check_cfg(self, cfg):
         node = self.node_of(cfg)

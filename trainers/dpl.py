@@ -98,7 +98,7 @@ class DPL(PromptTrainer):
         cfg.TRAINER.DPL.MLP_DROPOUT = 0.1  # share of its numbers that are dropped in training
         # whose prompts are an image's target: released (the first domain's, as the authors' code), or own
         cfg.TRAINER.DPL.TARGETS = "released"
-        cfg.TRAINER.DPL.PREC = "auto"  # precision of the frozen towers: fp32, amp, fp16 or auto
+        cfg.TRAINER.DPL.PREC = "auto"  # precision of the frozen towers: fp32, amp, bf16, fp16 or auto
 
     def check_cfg(self, cfg):
         node = self.node_of(cfg)

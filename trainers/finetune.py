@@ -35,7 +35,7 @@ def declare_fine_tuning(node: CN, templates: str) -> None:
     """Add to a config node what every method has that fine-tunes the image tower with a classifier."""
     node.TEMPLATES = templates  # prompts of the classifier's start: simple ("a photo of a {}.") or all (OpenAI's 80)
     node.WARMUP = 0.0  # share of the updates in which the learning rate climbs to OPTIM.LR; then it falls by a cosine
-    node.PREC = "auto"  # precision: fp32, amp or auto; what is trained is always float32
+    node.PREC = "auto"  # precision: fp32, amp, bf16 or auto; what is trained is always float32
 
 
 class ClassifierCLIP(PromptedCLIP):

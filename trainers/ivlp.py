@@ -21,7 +21,7 @@ def independent_prompts_cfg(n_ctx):
     node.CTX_INIT = "a photo of a"  # words; N_CTX_TEXT tokens of them start the context, the others stay in the prompt
     node.PROMPT_DEPTH_VISION = 9  # image blocks with prompts, from the first; 1: at the input only
     node.PROMPT_DEPTH_TEXT = 9  # text blocks with prompts, from the first; 1: at the input only
-    node.PREC = "auto"  # precision of the frozen towers: fp32, amp, fp16 or auto
+    node.PREC = "auto"  # precision of the frozen towers: fp32, amp, bf16, fp16 or auto
     return node
 
 

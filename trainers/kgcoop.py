@@ -29,7 +29,7 @@ class KgCoOp(PromptTrainer):
         # words to start from, whatever the dataset; "" for N_CTX random vectors
         cfg.TRAINER.KGCOOP.CTX_INIT = "a photo of a"
         cfg.TRAINER.KGCOOP.W = 8.0  # weight of the distance to the frozen class features
-        cfg.TRAINER.KGCOOP.PREC = "auto"  # precision of the frozen towers: fp32, amp, fp16 or auto
+        cfg.TRAINER.KGCOOP.PREC = "auto"  # precision of the frozen towers: fp32, amp, bf16, fp16 or auto
 
     def check_cfg(self, cfg):
         node = self.node_of(cfg)

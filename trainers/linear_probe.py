@@ -47,7 +47,7 @@ class LinearProbe(PromptTrainer):
         cfg.TRAINER.LINEARPROBE = CN()
         # what the classifier starts as: zero, or text (the class features of zero-shot CLIP)
         cfg.TRAINER.LINEARPROBE.INIT = "zero"
-        cfg.TRAINER.LINEARPROBE.PREC = "auto"  # precision of the frozen towers: fp32, amp, fp16 or auto
+        cfg.TRAINER.LINEARPROBE.PREC = "auto"  # precision of the frozen towers: fp32, amp, bf16, fp16 or auto
 
     @classmethod
     def class_bound(cls, cfg):

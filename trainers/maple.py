@@ -18,7 +18,7 @@ def coupled_prompts_cfg():
     node.N_CTX = 2  # prompt tokens of each tower
     node.CTX_INIT = "a photo of a"  # words; N_CTX tokens of them start the context, the others stay in the prompt
     node.PROMPT_DEPTH = 9  # blocks of each tower with prompts, from the first; 1: at the input only
-    node.PREC = "auto"  # precision of the frozen towers: fp32, amp, fp16 or auto
+    node.PREC = "auto"  # precision of the frozen towers: fp32, amp, bf16, fp16 or auto
     return node
 
 

@@ -43,7 +43,7 @@ class MetaPrompt(PromptTrainer):
         cfg.TRAINER.METAPROMPT.SPLIT = "auto"  # class, domain, or auto: domain when there are several source domains
         cfg.TRAINER.METAPROMPT.ORDER = 1  # order of the meta-gradient: 1 or 2
         cfg.TRAINER.METAPROMPT.VARIANT = "paper"  # paper, or released: as the authors' published code
-        cfg.TRAINER.METAPROMPT.PREC = "auto"  # precision of the frozen towers: fp32, amp, fp16 or auto
+        cfg.TRAINER.METAPROMPT.PREC = "auto"  # precision of the frozen towers: fp32, amp, bf16, fp16 or auto
 
     def check_cfg(self, cfg):
         node = self.node_of(cfg)

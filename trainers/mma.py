@@ -72,7 +72,7 @@ class MMA(PromptTrainer):
         cfg.TRAINER.MMA.ADAPTER_END = 12  # the last block with adapters
         cfg.TRAINER.MMA.ADAPTER_DIM = 32  # width of the layer that both towers share
         cfg.TRAINER.MMA.ADAPTER_SCALE = 0.001  # factor of what an adapter adds
-        cfg.TRAINER.MMA.PREC = "auto"  # precision of the frozen towers: fp32, amp, fp16 or auto
+        cfg.TRAINER.MMA.PREC = "auto"  # precision of the frozen towers: fp32, amp, bf16, fp16 or auto
 
     def check_cfg(self, cfg):
         node, key = self.node_of(cfg), "TRAINER.MMA"

@@ -109,7 +109,7 @@ class MMRL(PromptTrainer):
         node.REP_LAYERS = [6, 7, 8, 9, 10, 11, 12]  # blocks of both towers that the tokens come into, from 1, ascending
         node.REP_DIM = 512  # width of the tokens that the towers share
         node.LOGIT_SCALE = 100.0  # of the cosines, whatever CLIP's own is
-        node.PREC = "auto"  # precision of the frozen towers: fp32, amp, fp16 or auto
+        node.PREC = "auto"  # precision of the frozen towers: fp32, amp, bf16, fp16 or auto
 
     def check_cfg(self, cfg):
         node = self.node_of(cfg)

@@ -68,7 +68,7 @@ class PLOT(PromptTrainer):
         cfg.TRAINER.PLOT.N_CTX = 16  # number of context vectors of each
         # datasets on which the logits of the class token and of the mean text feature are added
         cfg.TRAINER.PLOT.POOLED_ON = ("ImageNet",)
-        cfg.TRAINER.PLOT.PREC = "auto"  # precision of the frozen towers: fp32, amp, fp16 or auto
+        cfg.TRAINER.PLOT.PREC = "auto"  # precision of the frozen towers: fp32, amp, bf16, fp16 or auto
 
     def check_cfg(self, cfg):
         node = self.node_of(cfg)

@@ -112,7 +112,7 @@ class PLOTPP(PromptTrainer):
         # what is learned: joint (text and visual prompts) or vision (the visual ones, the first of two stages)
         cfg.TRAINER.PLOTPP.MODEL_UPD = "joint"
         cfg.TRAINER.PLOTPP.TRADE_OFF = False  # add the cosine of the mean features, as in the first stage
-        cfg.TRAINER.PLOTPP.PREC = "auto"  # precision of the frozen towers: fp32, amp, fp16 or auto
+        cfg.TRAINER.PLOTPP.PREC = "auto"  # precision of the frozen towers: fp32, amp, bf16, fp16 or auto
 
     def starts(self, cfg) -> tuple[str, ...]:
         """The words that the text prompts may start from."""

@@ -61,7 +61,7 @@ class ProGrad(PromptTrainer):
         cfg.TRAINER.PROGRAD.TEMPLATE_INIT = False  # the last vectors start as the dataset's template, the rest as 0
         cfg.TRAINER.PROGRAD.LAMBDA = 1.0  # how much of a conflicting gradient is taken out
         cfg.TRAINER.PROGRAD.T = 1.0  # temperature of the divergence
-        cfg.TRAINER.PROGRAD.PREC = "auto"  # precision of the frozen towers: fp32, amp, fp16 or auto
+        cfg.TRAINER.PROGRAD.PREC = "auto"  # precision of the frozen towers: fp32, amp, bf16, fp16 or auto
 
     def check_cfg(self, cfg):
         node = self.node_of(cfg)

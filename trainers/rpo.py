@@ -83,7 +83,7 @@ class RPO(PromptTrainer):
     def extend_cfg(cfg):
         cfg.TRAINER.RPO = CN()
         cfg.TRAINER.RPO.K = 24  # read-only prompts in each tower; they come in pairs
-        cfg.TRAINER.RPO.PREC = "auto"  # precision of the frozen towers: fp32, amp, fp16 or auto
+        cfg.TRAINER.RPO.PREC = "auto"  # precision of the frozen towers: fp32, amp, bf16, fp16 or auto
 
     def check_cfg(self, cfg):
         if self.node_of(cfg).K < 1:

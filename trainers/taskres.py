@@ -65,7 +65,7 @@ class TaskRes(PromptTrainer):
     def extend_cfg(cfg):
         cfg.TRAINER.TASKRES = CN()
         cfg.TRAINER.TASKRES.RESIDUAL_SCALE = 0.5  # weight of the residuals beside the text features
-        cfg.TRAINER.TASKRES.PREC = "auto"  # precision of the frozen towers: fp32, amp, fp16 or auto
+        cfg.TRAINER.TASKRES.PREC = "auto"  # precision of the frozen towers: fp32, amp, bf16, fp16 or auto
 
     @classmethod
     def class_bound(cls, cfg):

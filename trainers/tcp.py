@@ -68,7 +68,7 @@ class TCP(PromptTrainer):
         cfg.TRAINER.TCP.CTX_INIT = ""  # words to start from; their number then is the number of context vectors
         cfg.TRAINER.TCP.W = 8.0  # weight of the distance to the frozen class features
         cfg.TRAINER.TCP.LAYER = 8  # the text tower's block, from 0, at whose input the class prompts are inserted
-        cfg.TRAINER.TCP.PREC = "auto"  # precision of the frozen towers: fp32, amp, fp16 or auto
+        cfg.TRAINER.TCP.PREC = "auto"  # precision of the frozen towers: fp32, amp, bf16, fp16 or auto
 
     def check_cfg(self, cfg):
         node = self.node_of(cfg)

@@ -48,7 +48,7 @@ class TipAdapter(FrozenFeatures):
         node.SEARCH_STEP = (200, 20)  # steps of the searches for beta and alpha
         node.AUGMENT_EPOCH = 10  # augmentations whose features are averaged into a key
         node.TEMPLATES = ()  # prompts to use instead of the dataset's
-        node.PREC = "auto"  # precision of the frozen towers: fp32, amp, fp16 or auto
+        node.PREC = "auto"  # precision of the frozen towers: fp32, amp, bf16, fp16 or auto
 
     def check_cfg(self, cfg):
         name = f"TRAINER.{type(self).__name__.upper()}"

@@ -64,7 +64,7 @@ class TPT(PromptTrainer):
         cfg.TRAINER.TPT.N_CTX = 4  # number of context vectors
         # words to start from; their number then is the number of context vectors
         cfg.TRAINER.TPT.CTX_INIT = "a photo of a"
-        cfg.TRAINER.TPT.PREC = "auto"  # precision of the frozen towers: fp32, amp, fp16 or auto
+        cfg.TRAINER.TPT.PREC = "auto"  # precision of the frozen towers: fp32, amp, bf16, fp16 or auto
 
     def check_cfg(self, cfg):
         node = self.node_of(cfg)

@@ -79,7 +79,7 @@ class TwoSFS(PromptTrainer):
     def extend_cfg(cfg):
         cfg.TRAINER.TWOSFS = CN()
         cfg.TRAINER.TWOSFS.FRAC = 0.6  # share of the updates that the first stage has
-        cfg.TRAINER.TWOSFS.PREC = "auto"  # precision: fp32, amp or auto; what is trained is always float32
+        cfg.TRAINER.TWOSFS.PREC = "auto"  # precision: fp32, amp, bf16 or auto; what is trained is always float32
 
     def check_cfg(self, cfg):
         if not 0 < (share := self.node_of(cfg).FRAC) < 1:

@@ -44,7 +44,7 @@ class VPT(PromptTrainer):
         cfg.TRAINER.VPT = CN()
         cfg.TRAINER.VPT.N_CTX_VISION = 8  # image prompt tokens
         cfg.TRAINER.VPT.PROMPT_DEPTH_VISION = 12  # blocks with prompts, from the first; 1: shallow
-        cfg.TRAINER.VPT.PREC = "auto"  # precision of the frozen towers: fp32, amp, fp16 or auto
+        cfg.TRAINER.VPT.PREC = "auto"  # precision of the frozen towers: fp32, amp, bf16, fp16 or auto
 
     def build_model(self, towers: Towers, classnames: list[str]) -> VisualPromptCLIP:
         node, image = self.node, towers.promptable_image("VPT")

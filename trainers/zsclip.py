@@ -21,7 +21,7 @@ class ZeroshotCLIP(PromptTrainer):
     @staticmethod
     def extend_cfg(cfg):
         cfg.TRAINER.ZEROSHOTCLIP = CN()
-        cfg.TRAINER.ZEROSHOTCLIP.PREC = "auto"  # precision of the frozen towers: fp32, amp, fp16 or auto
+        cfg.TRAINER.ZEROSHOTCLIP.PREC = "auto"  # precision of the frozen towers: fp32, amp, bf16, fp16 or auto
 
     def build_model(self, towers: Towers, classnames: list[str]) -> FrozenCLIP:
         return FrozenCLIP(towers, classnames, self.frozen_templates(template_of(self.cfg.DATASET.NAME)))
@@ -39,7 +39,7 @@ class ZeroshotCLIP2(PromptTrainer):
     @staticmethod
     def extend_cfg(cfg):
         cfg.TRAINER.ZEROSHOTCLIP2 = CN()
-        cfg.TRAINER.ZEROSHOTCLIP2.PREC = "auto"  # precision of the frozen towers: fp32, amp, fp16 or auto
+        cfg.TRAINER.ZEROSHOTCLIP2.PREC = "auto"  # precision of the frozen towers: fp32, amp, bf16, fp16 or auto
         # which templates: selected (7 and the dataset's own) or all (80)
         cfg.TRAINER.ZEROSHOTCLIP2.TEMPLATES = "selected"
 

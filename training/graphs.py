@@ -132,12 +132,12 @@ class StepGraphs(OfTrainer["PromptTrainer"]):
     def step(self, batch: Batch) -> Mapping[str, Any]:
         """The numbers of the trainer's `training_step` of a batch on the device."""
         if not self.usable:
-            return self.trainer.training_step(batch)
+            return self.trainer._once_again.step(batch)
         shapes = shapes_of(batch)
         if shapes not in self.captured or not self.trainer.watch.over:
             if len(self.captured) < SHAPES:
                 self.captured[shapes] = None
-            return self.trainer.training_step(batch)
+            return self.trainer._once_again.step(batch)
         captured = self.captured[shapes]
         if captured is not None and captured.trials >= TRIALS:
             return self._replay(captured, batch)
@@ -180,7 +180,7 @@ class StepGraphs(OfTrainer["PromptTrainer"]):
         trial, why = self._trial(shapes, batch)
         self._made = made = Made()
         try:
-            summary = self.trainer.training_step(batch)
+            summary = self.trainer._once_again.step(batch)
         except GradientOverflow:
             made.overflow = True
             self._judge(shapes, trial, made, why)

@@ -23,6 +23,7 @@ from prompting.towers import READS_TOKENS, Towers
 from training.batches import Batch
 from training.gradient_watch import GradientWatch
 from training.graphs import StepGraphs
+from training.once_again import OnceAgain
 from training.schedules import plan_training
 from training.steps import Steps
 from training.store.feed import Feed
@@ -68,7 +69,8 @@ class PromptTrainer(Steps):
         self.honoured: set[str] = set()  # the options that a training step has taken note of
         self.overruled: dict[str, str] = {}  # {key of the method's node that another one keeps from acting: why}
         self.watch = GradientWatch(type(self).__name__)
-        self._test_time, self._feed, self._graphs = TestTime(self), Feed(self), StepGraphs(self)
+        self._test_time, self._feed = TestTime(self), Feed(self)
+        self._once_again, self._graphs = OnceAgain(self), StepGraphs(self)
         self.complete_cfg(cfg)
         require_predict(type(self))
         if self.trains and cfg.DATALOADER.TRAIN_X.BATCH_SIZE < self.min_batch:
@@ -105,7 +107,7 @@ class PromptTrainer(Steps):
                                    keeps_casts=not (self.trains_towers or self.adapts or self.stateful))
         if self.precision.half and self.trains_towers:
             raise InputError(f"TRAINER.{type(self).__name__.upper()}.PREC fp16 keeps the towers in half precision, and "
-                             f"{type(self).__name__} trains them; use amp")
+                             f"{type(self).__name__} trains them; use amp or bf16")
         if cfg.VERBOSE:
             print(f"Backbone: {name or 'as given'}, precision {self.precision.name}, on {self.device}")
         if self.clip_model is None:

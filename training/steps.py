@@ -19,6 +19,7 @@ from training.batches import Batch, all_gather_batch, numbers_of, to_device
 from training.gradient_watch import GradientWatch
 from training.graphs import StepGraphs
 from training.method import Method
+from training.once_again import OnceAgain
 from training.options import CLIP_GRAD_NORM, require_honoured
 from training.schedules import after_epoch, after_update
 from training.store.feed import Feed
@@ -37,6 +38,7 @@ class Steps(Method, TrainerX):
     forget_class_features: Callable[[], None]
     _feed: Feed
     _graphs: StepGraphs
+    _once_again: OnceAgain
     _test_time: TestTime
 
     def forward_backward(self, batch: Batch) -> dict[str, float]:
@@ -128,7 +130,8 @@ class Steps(Method, TrainerX):
         return found
 
     def _refuse_gradients(self) -> None:
-        raise NonFiniteError(f"a gradient is not finite {self.step_in_words()}; lower OPTIM.LR or use PREC fp32")
+        raise NonFiniteError(f"a gradient is not finite {self.step_in_words()}; lower OPTIM.LR, or use PREC bf16 or "
+                             "fp32")
 
     def _weights_changed(self) -> None:
         """Drop what was computed from the tensors that an update has just changed."""

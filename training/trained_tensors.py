@@ -103,8 +103,9 @@ class TrainedTensors(Contents["PromptTrainer"]):
         if threads <= cores and threads != now:
             print(f"Note: computed with {threads} threads, as the run began, not with {now}")
             torch.set_num_threads(threads)
-        if activation_bytes <= memory:
-            text.activation_bytes = activation_bytes
+        if activation_bytes <= memory:  # a smaller setting is what a run that ran out of memory was told to take
+            setting = self.trainer.cfg.TRAIN.TEXT_MEMORY_MB * 2**20
+            text.activation_bytes = min(activation_bytes, setting or activation_bytes)
 
     # ---- evaluating ----
     def load(self, directory: str, epoch: int | None = None) -> dict[str, list]:

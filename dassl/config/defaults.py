@@ -42,7 +42,7 @@ def _defaults():
     cfg.OUTPUT_DIR = "./output"  # the run folder: checkpoints, log, results.json
     cfg.RESUME = ""  # a run folder to go on from, when it is not OUTPUT_DIR itself
     cfg.SEED = -1  # seed of every draw; negative: not seeded (train.py then draws a seed and prints it)
-    cfg.USE_CUDA = True  # run on a GPU where there is one
+    cfg.USE_CUDA = True  # run on a GPU where torch sees one, the first of CUDA_VISIBLE_DEVICES
     cfg.VERBOSE = True  # print which transforms, dataset and trainer a run is made of
 
     cfg.INPUT = CN()

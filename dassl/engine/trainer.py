@@ -11,6 +11,7 @@ import torch
 
 from dassl.data import DataManager
 from dassl.engine.checks import part_to_evaluate, require_images, require_validation
+from dassl.engine.device import device_of_run
 from dassl.engine.former_hooks import require_no_former_hook
 from dassl.engine.loaders import end_workers, train_loaders
 from dassl.engine.trainer_base import TrainerBase
@@ -24,7 +25,6 @@ from dassl.utils import (
     is_class_bound,
     main_process_first,
     mkdir_if_missing,
-    require_own_gpu,
 )
 
 __all__ = ["SimpleTrainer", "TrainerBase", "TrainerX"]
@@ -57,9 +57,7 @@ class SimpleTrainer(TrainerBase):
         check_availability(cfg.TEST.FINAL_MODEL, ("last_step", "best_val"), "TEST.FINAL_MODEL")
         check_availability(cfg.TEST.SPLIT, ("train", "val", "test"), "TEST.SPLIT")
         self.check_cfg(cfg)
-        self.device = torch.device("cuda" if torch.cuda.is_available() and cfg.USE_CUDA else "cpu")
-        if self.device.type == "cuda":
-            require_own_gpu()
+        self.device = device_of_run(cfg.USE_CUDA)
         self.max_epoch = cfg.OPTIM.MAX_EPOCH
         self.output_dir = cfg.OUTPUT_DIR
         self.cfg = cfg

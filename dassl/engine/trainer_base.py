@@ -272,7 +272,7 @@ class TrainerBase:
         """Raise NonFiniteError, with step, rate and files, unless the loss is finite."""
         if not torch.isfinite(loss).all():
             raise NonFiniteError(f"the loss is {loss.detach().mean().item()} {self.step_in_words()}; lower OPTIM.LR, "
-                                 "use PREC fp32, or look at these images")
+                                 "use PREC bf16 or fp32, or look at these images")
 
     def step_in_words(self) -> str:
         """Epoch, batch, learning rate and images of the current step, in words."""

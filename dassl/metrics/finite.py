@@ -22,8 +22,8 @@ def require_finite(logits, files=(), what="logits"):
     names = [str(files[row]) if len(files) == len(logits) else f"image {row + 1} of the batch" for row in rows[:NAMED]]
     more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
     raise NonFiniteError(f"the {what} of {len(rows)} of a batch of {len(logits)} images are not finite "
-                         f"({logits[~finite][0].item()}): {', '.join(names)}{more}; use PREC fp32, look at these "
-                         "images, or train again if the checkpoint or the CLIP's weights are damaged")
+                         f"({logits[~finite][0].item()}): {', '.join(names)}{more}; use PREC bf16 or fp32, look at "
+                         "these images, or train again if the checkpoint or the CLIP's weights are damaged")
 
 
 def deciding(results):

@@ -110,8 +110,10 @@ def _require_torchrun() -> None:
 def require_own_gpu() -> None:
     """Raise InputError where this machine has more processes of the run than GPUs."""
     if world_size() > 1 and local_rank() >= torch.cuda.device_count():
-        raise InputError(f"torchrun has started more processes on this machine than it has GPUs "
-                         f"({torch.cuda.device_count()}); lower --nproc-per-node, or add USE_CUDA False")
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        of = "" if visible is None else f" of CUDA_VISIBLE_DEVICES={visible}"
+        raise InputError(f"torchrun has started more processes on this machine than torch sees GPUs "
+                         f"({torch.cuda.device_count()}{of}); lower --nproc-per-node, or add USE_CUDA False")
 
 
 def first_to_tell() -> bool:

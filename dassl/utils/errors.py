@@ -16,6 +16,8 @@ ADVICE = {
 
 # What torch and multiprocessing say where a worker could not hand its batch over.
 OUT_OF_FILES = ("items of ancdata", "Too many open files", "shared memory object")
+# What CUDA and its libraries say where torch could not ask for the memory itself.
+OUT_OF_GPU = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 LONGEST = 4000  # letters of a line that names what was given, which may have any length
 
 
@@ -42,9 +44,11 @@ def surroundings(error):
     if isinstance(error, OSError):
         advice = ADVICE.get(error.errno or 0)
         return f"{text}; {advice}" if advice else text
-    if type(error).__name__ == "OutOfMemoryError" and "CUDA" in text:
-        return (f"the GPU is out of memory ({text.split('. ')[0]}); lower DATALOADER.TRAIN_X.BATCH_SIZE or "
-                f"DATALOADER.TEST.BATCH_SIZE, use PREC amp or fp16, or free the GPU; {GOES_ON}")
+    if type(error).__name__ == "OutOfMemoryError" or (
+            isinstance(error, RuntimeError) and any(words in text for words in OUT_OF_GPU)):
+        return (f"the GPU is out of memory ({text.split('. ')[0][:160]}); lower DATALOADER.TRAIN_X.BATCH_SIZE (in a "
+                "test DATALOADER.TEST.BATCH_SIZE) or, with many classes, TRAIN.TEXT_MEMORY_MB, use PREC amp or bf16, "
+                f"or end what else runs on the GPU (nvidia-smi lists it); {GOES_ON}")
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
         return ("out of memory; lower the batch sizes or whatever number of this run is very large "
                 f"({text[-160:] or 'MemoryError'})")

@@ -24,7 +24,7 @@ class BatchPrototypes(PromptTrainer):
         cfg.TRAINER.BATCHPROTOTYPES = CN()
         cfg.TRAINER.BATCHPROTOTYPES.STEPS = 3  # how often the images are assigned
         cfg.TRAINER.BATCHPROTOTYPES.WORDS = 10.0  # weight of a class feature, in images
-        cfg.TRAINER.BATCHPROTOTYPES.PREC = "auto"  # fp32, amp, fp16 or auto
+        cfg.TRAINER.BATCHPROTOTYPES.PREC = "auto"  # fp32, amp, bf16, fp16 or auto
 
     def build_model(self, towers, classnames):
         return FrozenCLIP(towers, classnames, self.frozen_templates(template_of(self.cfg.DATASET.NAME)))

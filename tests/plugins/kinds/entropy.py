@@ -30,7 +30,7 @@ class EntropyOverViews(PromptTrainer):
         cfg.TRAINER.ENTROPYOVERVIEWS.CTX_INIT = "a photo of a"  # what the context starts as
         cfg.TRAINER.ENTROPYOVERVIEWS.KEEP = 0.5  # share of the views that are kept
         cfg.TRAINER.ENTROPYOVERVIEWS.LR = 0.005  # of the update
-        cfg.TRAINER.ENTROPYOVERVIEWS.PREC = "auto"  # fp32, amp, fp16 or auto
+        cfg.TRAINER.ENTROPYOVERVIEWS.PREC = "auto"  # fp32, amp, bf16, fp16 or auto
 
     def build_model(self, towers, classnames):
         return CoOpCLIP(towers, classnames, towers.text.embed_words(self.node.CTX_INIT), "end")

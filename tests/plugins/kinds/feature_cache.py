@@ -27,7 +27,7 @@ class FeatureCache(PromptTrainer):
         cfg.TRAINER.FEATURECACHE.SHOTS = 3  # features that are kept for a class
         cfg.TRAINER.FEATURECACHE.ALPHA = 2.0  # weight of the cache
         cfg.TRAINER.FEATURECACHE.BETA = 5.0  # how fast it falls with the distance
-        cfg.TRAINER.FEATURECACHE.PREC = "auto"  # fp32, amp, fp16 or auto
+        cfg.TRAINER.FEATURECACHE.PREC = "auto"  # fp32, amp, bf16, fp16 or auto
 
     def build_model(self, towers, classnames):
         self.cache = {}  # {class: [(entropy, feature (E,)), ...]}, the most certain first

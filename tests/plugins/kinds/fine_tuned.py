@@ -20,7 +20,7 @@ class FineTunedAverage(PromptTrainer):
     def extend_cfg(cfg):
         cfg.TRAINER.FINETUNEDAVERAGE = CN()
         cfg.TRAINER.FINETUNEDAVERAGE.DECAY = 0.8  # of the average, per update
-        cfg.TRAINER.FINETUNEDAVERAGE.PREC = "auto"  # fp32, amp or auto
+        cfg.TRAINER.FINETUNEDAVERAGE.PREC = "auto"  # fp32, amp, bf16 or auto
 
     def build_model(self, towers, classnames):
         towers.model.visual.requires_grad_(True)

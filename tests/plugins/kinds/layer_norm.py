@@ -19,7 +19,7 @@ class LayerNormTuning(PromptTrainer):
     @staticmethod
     def extend_cfg(cfg):
         cfg.TRAINER.LAYERNORMTUNING = CN()
-        cfg.TRAINER.LAYERNORMTUNING.PREC = "auto"  # fp32, amp or auto
+        cfg.TRAINER.LAYERNORMTUNING.PREC = "auto"  # fp32, amp, bf16 or auto
 
     def build_model(self, towers, classnames):
         for module in towers.model.modules():

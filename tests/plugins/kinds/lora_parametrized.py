@@ -38,7 +38,7 @@ class LoRAParametrized(PromptTrainer):
         cfg.TRAINER.LORAPARAMETRIZED = CN()
         cfg.TRAINER.LORAPARAMETRIZED.RANK = 4  # rows of A
         cfg.TRAINER.LORAPARAMETRIZED.ALPHA = 16.0  # times 1 / RANK: how far an update reaches
-        cfg.TRAINER.LORAPARAMETRIZED.PREC = "auto"  # fp32, amp or auto
+        cfg.TRAINER.LORAPARAMETRIZED.PREC = "auto"  # fp32, amp, bf16 or auto
 
     def build_model(self, towers, classnames):
         rank, scale = self.node.RANK, self.node.ALPHA / self.node.RANK

@@ -36,7 +36,7 @@ class LoRAWrapped(PromptTrainer):
         cfg.TRAINER.LORAWRAPPED.BLOCKS = 2  # how many blocks of each tower, from the last one back
         cfg.TRAINER.LORAWRAPPED.RANK = 4  # width of the path
         cfg.TRAINER.LORAWRAPPED.ALPHA = 64.0  # times 1 / RANK: how far an update reaches
-        cfg.TRAINER.LORAWRAPPED.PREC = "auto"  # fp32, amp or auto
+        cfg.TRAINER.LORAWRAPPED.PREC = "auto"  # fp32, amp, bf16 or auto
 
     def build_model(self, towers, classnames):
         node = self.node

@@ -27,7 +27,7 @@ class PatchAttention(PromptTrainer):
         cfg.TRAINER.PATCHATTENTION = CN()
         cfg.TRAINER.PATCHATTENTION.CTX_INIT = "a photo of a"  # words to start from
         cfg.TRAINER.PATCHATTENTION.N_CTX = 4  # how many vectors they are
-        cfg.TRAINER.PATCHATTENTION.PREC = "auto"  # fp32, amp, fp16 or auto
+        cfg.TRAINER.PATCHATTENTION.PREC = "auto"  # fp32, amp, bf16, fp16 or auto
 
     def build_model(self, towers, classnames):
         return PatchCLIP(towers, classnames, self.initial_context(towers), "end")
