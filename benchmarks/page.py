@@ -17,8 +17,8 @@ from benchmarks.suite import CURVES, MEMORY_AT_MOST, ROWS, SLOPE_AT_LEAST, SLOPE
 
 FIGURE = "speed_scaling.png"
 # The page's last sections, in their order; other programs, and for the GPU another machine, measure them.
-FROZEN, MANY_RUNS, GPU, LAUNCHES = OTHERS = (
-    "## With frozen features at hand", "## Many runs", "## On a GPU", "## What a GPU launches")
+PICTURES, FROZEN, MANY_RUNS, GPU, LAUNCHES = OTHERS = (
+    "## Pictures", "## With frozen features at hand", "## Many runs", "## On a GPU", "## What a GPU launches")
 
 
 def machine():
