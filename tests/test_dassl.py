@@ -541,6 +541,7 @@ def test_steps_of_a_plugin_are_called_as_they_are(picture):
     for steps in ([Own(), normal], [ToTensor(), OwnNormalize([0.5] * 3, [0.2] * 3)], [ToTensor(), torch.exp, normal]):
         assert as_torchvision(steps, picture)
     assert as_torchvision([ToTensor(), normal], np.array(picture))
+    assert as_torchvision([ToTensor(), normal], Image.new("RGB", (0, 4)))
     transform = build_transform(transform_cfg("normalize"))
     before = transform(picture)
     transform.transforms.append(torch.exp)  # what a plugin adds later
