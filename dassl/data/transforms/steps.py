@@ -23,7 +23,7 @@ class Steps(Compose):
 
 
 def _is_rgb(image):
-    return isinstance(image, Image.Image) and image.mode == "RGB" and all(image.size)
+    return isinstance(image, Image.Image) and image.mode == "RGB"
 
 
 def _is_of_three(step):
