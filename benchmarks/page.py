@@ -17,8 +17,8 @@ from benchmarks.suite import CURVES, MEMORY_AT_MOST, ROWS, SLOPE_AT_LEAST, SLOPE
 
 FIGURE = "speed_scaling.png"
 # The page's last sections, in their order; other programs, and for the GPU another machine, measure them.
-FROZEN, MANY_RUNS, GPU, LAUNCHES = OTHERS = (
-    "## With frozen features at hand", "## Many runs", "## On a GPU", "## What a GPU launches")
+PICTURES, FROZEN, MANY_RUNS, GPU, LAUNCHES = OTHERS = (
+    "## Pictures", "## With frozen features at hand", "## Many runs", "## On a GPU", "## What a GPU launches")
 
 
 def machine():
@@ -284,7 +284,7 @@ gradient tensors that were applied; the measurement stops when it is not below {
 - **The last block for one token.** Of the last block only keys and values are computed for all tokens, in both towers.
 - **What a loss does not use is not run.** A loss on prompted images runs no text, one on prompted text no images.
 - **Frozen and shared parts once.** One embedding of a batch serves all its prompted passes; frozen features of a batch
-  are computed once and serve all inner and outer losses; the inner gradients of all domains come from one pass, in which
+  are computed once and serve all inner and outer losses; the inner gradients of all domains come from one pass in which
   each image has the prompts of its domain, and so do the outer ones; static text features are computed once per
   evaluation.
 - **No work for replaced or unlearned tokens.** The outputs of deep prompts that the next layer replaces are not

@@ -6,15 +6,17 @@ import sys
 from dataclasses import replace
 
 import drawn
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
 
 from benchmarks import all as benchmarks_all
+from benchmarks import page, step, suite, table_cost
+from benchmarks import pictures as benchmarks_pictures
 from benchmarks import ranks as benchmarks_ranks
-from benchmarks import step, suite, table_cost
-from benchmarks.loader import measure_loader
+from benchmarks.loader import draw_picture, measure_loader
 from benchmarks.measure import TOLERANCE, CountOperations, alternate, relative_difference
 from benchmarks.models import class_names, random_clip
 from benchmarks.sides import Work, both_sides
@@ -138,6 +140,40 @@ def test_unknown_measurements_are_named(tmp_path):
         benchmarks_all.main(["--output", str(tmp_path), "--only", "nothing"])
 
 
+@pytest.fixture
+def photographs(tmp_path, monkeypatch):
+    """A folder of four JPEG files; all four are timed."""
+    folder = tmp_path / "photographs" / "class"
+    folder.mkdir(parents=True)
+    rng = np.random.RandomState(0)
+    for number in range(4):
+        draw_picture(folder / f"{number}.jpg", rng)
+    (folder / "list.txt").write_text("no picture\n")
+    monkeypatch.setattr(benchmarks_pictures, "PASSES", 2)
+    return folder.parent
+
+
+@pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
+def test_the_ways_to_read_pictures_are_compared_and_written_down(photographs, tmp_path):
+    (tmp_path / "SPEED.md").write_text(f"# Speed\n\n{page.FROZEN}\n\nmeasured elsewhere\n")
+    text = benchmarks_pictures.main([str(photographs), "--docs", str(tmp_path), "--note", "It was busy."])
+    assert "the same pixels for\n4 of 4 pictures" in text and "| crop and resize " in text and "| photographs" in text
+    assert f"{page.machine()}. It was busy.\n" in text
+    assert "nan" not in text and "inf" not in text
+    written = (tmp_path / "SPEED.md").read_text()
+    assert written == f"# Speed\n\n{page.PICTURES}\n\n{text}\n{page.FROZEN}\n\nmeasured elsewhere\n"
+
+
+@pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
+def test_ways_that_give_other_numbers_are_not_compared(photographs, tmp_path, monkeypatch):
+    monkeypatch.setattr("dassl.data.transforms.steps._tensor_of", lambda image, normal: torch.zeros(3, 224, 224))
+    with pytest.raises(InputError, match="'plain' gives other numbers than ours"):
+        benchmarks_pictures.main([str(photographs)])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no pictures in"):
+        benchmarks_pictures.main([str(tmp_path / "empty")])
+
+
 @pytest.mark.slow
 def test_pairs_add_up_and_the_page_tells_of_all(tmp_path, monkeypatch):
     tiny = [replace(row, work=replace(row.work, classes=6, batch=4, backbone="tiny", domains=min(row.work.domains, 2)),
@@ -151,10 +187,10 @@ def test_pairs_add_up_and_the_page_tells_of_all(tmp_path, monkeypatch):
     benchmarks_all.main([*words, "--pairs", "3"])
     found = json.loads((tmp_path / "coop.json").read_text())
     assert found["pairs"] == 3 == len(found["plain"]["clock"]) == len(found["ours"]["processor"])
-    page = (tmp_path / "SPEED.md").read_text()
-    assert page.count("| MetaPrompt DG, 5 domains") == 2 and "host" not in page
-    assert "nan" not in page
-    assert page.endswith("\n\n## On a GPU\n\nmeasured elsewhere\n") and page.count("## On a GPU") == 1
+    text = (tmp_path / "SPEED.md").read_text()
+    assert text.count("| MetaPrompt DG, 5 domains") == 2 and "host" not in text
+    assert "nan" not in text
+    assert text.endswith("\n\n## On a GPU\n\nmeasured elsewhere\n") and text.count("## On a GPU") == 1
 
 
 # ---- the text tower ----

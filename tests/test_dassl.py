@@ -15,12 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
+from torch.utils.data import DataLoader
+from torchvision.transforms import Compose, Normalize, RandomErasing, ToTensor
 
 from dassl.config import clean_cfg, get_cfg_default, merge_file, merge_options
-from dassl.data.data_manager import build_data_loader
+from dassl.data.data_manager import DatasetWrapper, SeededDataset, build_data_loader
 from dassl.data.datasets import DatasetBase, Datum
 from dassl.data.samplers import EpochBatchSampler, build_sampler
-from dassl.data.transforms import build_transform
+from dassl.data.transforms import Steps, build_transform
 from dassl.data.transforms.transforms import AVAI_CHOICES
 from dassl.engine import TrainerBase
 from dassl.evaluation import EVALUATOR_REGISTRY, build_evaluator
@@ -398,6 +400,34 @@ def test_generators_come_back_from_a_checkpoint(tmp_path):
     assert expected == (random.random(), np.random.randn(), torch.rand(1).item())
 
 
+class Whole(DatasetWrapper):
+    """A plugin's, with a batch's items of its own, for keys that are indices."""
+
+    def __getitems__(self, indices):
+        raise AssertionError("asked for keys that it does not know")
+
+
+@pytest.mark.parametrize("wrapper", [DatasetWrapper, Whole])
+def test_the_generators_are_kept_once_for_a_batch(pictures, wrapper, monkeypatch):
+    """What costs most of making an item a function of its key; each has its own draws all the same."""
+    kept, isolated = [], isolated_rng
+    monkeypatch.setattr("dassl.data.data_manager.isolated_rng", lambda seed: kept.append(seed) or isolated(seed))
+    dataset = SeededDataset(wrapper(loader_of(pictures).dataset.cfg, pictures, drawing), seed=1)
+    keys, before = [(0, 0, 0), (0, 0, 1), (1, 0, 2)], (random.getstate(), torch.get_rng_state(), np.random.get_state())
+    together = dataset.__getitems__(keys)
+    assert len(kept) == 1
+    assert [item["img"] for item in together] == [dataset[key]["img"] for key in keys]
+    assert len({item["img"] for item in together}) == 3
+    after = random.getstate(), torch.get_rng_state(), np.random.get_state()
+    assert before[0] == after[0] and torch.equal(before[1], after[1]) and str(before[2]) == str(after[2])
+    batch, = DataLoader(dataset, batch_sampler=[keys], collate_fn=list)
+    assert batch == together and len(kept) == 5  # and one for each item that was asked for alone
+
+
+def drawing(image):
+    return random.random(), torch.rand(()).item(), np.random.rand()
+
+
 # ---- transforms ----
 def transform_cfg(*choices, size=(24, 24)):
     cfg = get_cfg_default()
@@ -454,6 +484,80 @@ def test_normalize(picture):
     plain = build_transform(transform_cfg(), is_train=False)(picture)
     mean, std = torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1), torch.tensor([0.2, 0.1, 0.5]).view(3, 1, 1)
     assert torch.allclose(build_transform(cfg, is_train=False)(picture), (plain - mean) / std)
+
+
+MODES = {"L": 1, "RGB": 3, "RGBA": 4, "P": 1, "CMYK": 4, "1": 1, "LA": 2, "YCbCr": 3, "I;16": 1}  # and their channels
+
+
+def as_torchvision(steps, image):
+    """Whether Steps and Compose give the same bits."""
+    ours, plain = Steps(steps)(image), Compose(steps)(image)
+    return ours.dtype == plain.dtype and ours.is_contiguous() and torch.equal(ours, plain)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (7, 1), (256, 3), (61, 40)], ids=str)
+@pytest.mark.parametrize("mode", MODES)
+def test_pixels_become_the_same_numbers_as_torchvisions(mode, size):
+    pixels = np.random.RandomState(1).randint(0, 256, (size[1], size[0], 3)).astype(np.uint8)
+    pixels.reshape(-1)[:256] = np.arange(256)[:pixels.size]
+    image = Image.fromarray(pixels)
+    image = image.convert("L").convert(mode) if mode == "I;16" else image.convert(mode)
+    normal = Normalize((0.48145466, 0.4578275, 0.40821073, 0.1)[:MODES[mode]],
+                       (0.26862954, 0.26130258, 3, 1e-3)[:MODES[mode]])
+    assert as_torchvision([ToTensor()], image)
+    if mode != "I;16":  # of which ToTensor makes whole numbers
+        assert as_torchvision([ToTensor(), normal], image)
+        assert as_torchvision([ToTensor(), RandomErasing(p=0), normal, normal], image)
+
+
+def test_every_brightness_becomes_the_same_number_with_every_normalisation(picture):
+    ramp = Image.fromarray(np.repeat(np.arange(256, dtype=np.uint8).reshape(16, 16, 1), 3, axis=2))
+    random.seed(0)
+    for _ in range(50):
+        normal = Normalize([random.random() for _ in range(3)], [random.uniform(0.01, 2) for _ in range(3)])
+        assert as_torchvision([ToTensor(), normal], ramp)
+    for mean, std in ((0.5, 0.2), (torch.rand(3), torch.rand(3)), ([0.5], [0.2]), ([1, 2, 3], [1, 2, 1e-40])):
+        assert as_torchvision([ToTensor(), Normalize(mean, std)], picture)
+    for kind in (Steps, Compose):
+        with pytest.raises(ValueError, match="zero"):
+            kind([ToTensor(), Normalize([0, 0, 0], [1, 1, 1e-60])])(picture)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert as_torchvision([ToTensor(), Normalize([0.5] * 3, [0.2] * 3)], picture)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_steps_of_a_plugin_are_called_as_they_are(picture):
+    class Own(ToTensor):
+        def __call__(self, image):
+            return super().__call__(image) + 1
+
+    class OwnNormalize(Normalize):
+        def forward(self, tensor):
+            return super().forward(tensor) + 1
+
+    normal = Normalize([0.5] * 3, [0.2] * 3)
+    for steps in ([Own(), normal], [ToTensor(), OwnNormalize([0.5] * 3, [0.2] * 3)], [ToTensor(), torch.exp, normal]):
+        assert as_torchvision(steps, picture)
+    assert as_torchvision([ToTensor(), normal], np.array(picture))
+    assert as_torchvision([ToTensor(), normal], Image.new("RGB", (0, 4)))
+    transform = build_transform(transform_cfg("normalize"))
+    before = transform(picture)
+    transform.transforms.append(torch.exp)  # what a plugin adds later
+    assert torch.equal(transform(picture), before.exp())
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_a_transform_gives_torchvisions_numbers_at_less_cost(train, picture, monkeypatch):
+    """Without ToTensor and Normalize being called."""
+    transform = build_transform(transform_cfg("random_resized_crop", "random_flip", "normalize"), is_train=train)
+    torch.manual_seed(3)
+    plain = Compose(transform.transforms)(picture)
+    for kind in (ToTensor, Normalize):
+        monkeypatch.delattr(kind, "__call__" if kind is ToTensor else "forward")
+    torch.manual_seed(3)
+    assert torch.equal(transform(picture), plain)
 
 
 def test_cutout_is_a_hole_of_its_length(picture):

@@ -82,9 +82,9 @@ class TPT(PromptTrainer):
     def view_transform(cls, cfg: Any) -> Callable[[Any], Tensor]:
         """That of training images, but bilinear, as torchvision crops where nothing else is said; with AugMix between
         the picture and the tensor."""
-        from torchvision.transforms import Compose, ToTensor
+        from torchvision.transforms import ToTensor
 
-        from dassl.data.transforms import build_transform
+        from dassl.data.transforms import Steps, build_transform
         from dassl.data.transforms.augmix import AugMix
 
         cfg = cfg.clone()
@@ -92,9 +92,9 @@ class TPT(PromptTrainer):
         cfg.INPUT.INTERPOLATION = "bilinear"
         steps, node = build_transform(cfg).transforms, cls.node_of(cfg)
         if node.AUGMIX == "never" or node.AUGMIX == "auto" and cfg.DATASET.NAME in WITHOUT_AUGMIX:
-            return Compose(steps)
+            return Steps(steps)
         whole = [isinstance(step, ToTensor) for step in steps].index(True)
-        return Compose([*steps[:whole], AugMix(Compose(steps[whole:]))])
+        return Steps([*steps[:whole], AugMix(Steps(steps[whole:]))])
 
     def build_model(self, towers: Towers, classnames: list[str]) -> CoOpCLIP:
         return CoOpCLIP(towers, classnames, self.initial_context(towers), "end")

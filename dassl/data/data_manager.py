@@ -17,6 +17,7 @@ from dassl.utils import (
     isolated_rng,
     local_world_size,
     read_image,
+    seed_cpu_generators,
 )
 
 
@@ -95,9 +96,16 @@ class SeededDataset(TorchDataset):
         return getattr(self.dataset, name)
 
     def __getitem__(self, key):
-        index, epoch, position = key
-        with isolated_rng(derive_seed("augment", self.seed, epoch, position)):
-            return self.dataset[index]
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys):
+        """The items of a batch. To keep the generators' states takes longer than to seed them, and is done once."""
+        items = []
+        with isolated_rng(0):
+            for index, epoch, position in keys:
+                seed_cpu_generators(derive_seed("augment", self.seed, epoch, position))
+                items.append(self.dataset[index])
+        return items
 
 
 class DatasetWrapper(TorchDataset):
@@ -164,14 +172,14 @@ class DatasetWrapper(TorchDataset):
 
 def build_plain_transform(cfg):
     """Resize to INPUT.SIZE and normalise, nothing random."""
-    from torchvision.transforms import Compose, Normalize, Resize, ToTensor
+    from torchvision.transforms import Normalize, Resize, ToTensor
 
-    from dassl.data.transforms import INTERPOLATION_MODES
+    from dassl.data.transforms import INTERPOLATION_MODES, Steps
 
     steps = [Resize(tuple(cfg.INPUT.SIZE), interpolation=INTERPOLATION_MODES[cfg.INPUT.INTERPOLATION]), ToTensor()]
     if "normalize" in cfg.INPUT.TRANSFORMS:
         steps.append(Normalize(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD))
-    return Compose(steps)
+    return Steps(steps)
 
 
 class DataManager:

@@ -4,10 +4,10 @@ import threading
 
 import torch
 
-from dassl.utils import InputError, derive_seed, isolated_rng, quiet
+from dassl.utils import InputError, derive_seed, isolated_rng, quiet, seed_cpu_generators
 
 # The generators that transforms draw from are those of the process: of the threads that read pictures, one draws at a
-# time.
+# time, all views of a picture.
 _DRAWING = threading.Lock()
 MOST_BYTES = 2**30  # of the views of a test batch, before a note is made
 
@@ -31,16 +31,17 @@ class Views:
     def __call__(self, picture):
         """(number, 3, H, W) of a decoded PIL image. Raises InputError for a transform that gives something else."""
         content, views = content_of(picture), None
-        for number in range(self.number):
-            with _DRAWING, isolated_rng(derive_seed("view", self.seed, content, number)):
+        with _DRAWING, isolated_rng(0):
+            for number in range(self.number):
+                seed_cpu_generators(derive_seed("view", self.seed, content, number))
                 view = self.transform(picture)
-            if not (torch.is_tensor(view) and view.ndim == 3 and len(view) == 3):
-                raise InputError(self._told(view))
-            if views is None:
-                views = view.new_empty(self.number, *view.shape)  # filled in place: many views are large
-            if view.shape != views[0].shape or view.dtype != views.dtype:
-                raise InputError(self._told(view))
-            views[number] = view
+                if not (torch.is_tensor(view) and view.ndim == 3 and len(view) == 3):
+                    raise InputError(self._told(view))
+                if views is None:
+                    views = view.new_empty(self.number, *view.shape)  # filled in place: many views are large
+                if view.shape != views[0].shape or view.dtype != views.dtype:
+                    raise InputError(self._told(view))
+                views[number] = view
         return views
 
     def _told(self, view):

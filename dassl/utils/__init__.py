@@ -56,6 +56,7 @@ from dassl.utils.random import (
     get_rng_state,
     isolated_rng,
     require_rng_state,
+    seed_cpu_generators,
     set_random_seed,
     set_rng_state,
 )
@@ -87,6 +88,7 @@ __all__ = [
     "NonFiniteError", "note_checkpoint", "noted_checkpoint", "open_own", "open_regular", "orphaned", "point_of",
     "printable", "quiet", "rank", "rank_zero_within", "read_image", "read_json", "refusing", "Registry",
     "remove_torn_files", "require_own_folder", "require_own_gpu", "require_rng_state", "resume_from_checkpoint",
-    "save_checkpoint", "set_random_seed", "set_rng_state", "setup_logger", "share_of", "sigterm_raises", "slurm_job",
-    "StopRequest", "surroundings", "Terminated", "tolist_if_not", "world_size", "write_atomically", "write_json",
+    "save_checkpoint", "seed_cpu_generators", "set_random_seed", "set_rng_state", "setup_logger", "share_of",
+    "sigterm_raises", "slurm_job", "StopRequest", "surroundings", "Terminated", "tolist_if_not", "world_size",
+    "write_atomically", "write_json",
 ]

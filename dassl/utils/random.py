@@ -58,13 +58,18 @@ def set_rng_state(state):
         torch.cuda.set_rng_state(state["cuda"][0])
 
 
+def seed_cpu_generators(seed):
+    """Seed Python's, numpy's and torch's global generators; those of GPUs are left as they are."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.random.default_generator.manual_seed(seed)
+
+
 @contextlib.contextmanager
 def isolated_rng(seed):
     """Within it the global CPU generators start from `seed`; afterwards they are as before."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.random.default_generator.manual_seed(seed)
+    seed_cpu_generators(seed)
     try:
         yield
     finally:

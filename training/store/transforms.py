@@ -15,7 +15,9 @@ def described(transform: Any) -> list[str] | None:
     function of a plugin's."""
     from torchvision.transforms import Compose  # slow to import
 
-    steps = [_step(step) for step in (transform.transforms if type(transform) is Compose else [transform])]
+    from dassl.data.transforms import Steps
+
+    steps = [_step(step) for step in (transform.transforms if type(transform) in (Compose, Steps) else [transform])]
     return None if None in steps else [step for step in steps if step is not None]
 
 
@@ -27,11 +29,12 @@ def draws(steps: list[str]) -> bool:
 def _step(step: Any) -> str | None:
     """A step by its class and its attributes: the `repr` of some of torchvision's rounds numbers. None for a class that
     is neither torchvision's nor this project's."""
-    from torchvision.transforms import Lambda
+    from torchvision.transforms import Compose, Lambda
 
+    from dassl.data.transforms.steps import Steps
     from dassl.data.transforms.transforms import GaussianNoise, instance_norm
 
-    kind = type(step)
+    kind: type = Compose if type(step) is Steps else type(step)  # of the same bits
     if kind is Lambda:
         return NORM if step.lambd is instance_norm else None
     if kind is not GaussianNoise and kind.__module__ not in MODULES:

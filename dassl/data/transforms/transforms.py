@@ -5,7 +5,6 @@ from torchvision.transforms import (
     AutoAugmentPolicy,
     CenterCrop,
     ColorJitter,
-    Compose,
     GaussianBlur,
     InterpolationMode,
     Lambda,
@@ -21,6 +20,7 @@ from torchvision.transforms import (
     ToTensor,
 )
 
+from dassl.data.transforms.steps import Steps
 from dassl.utils import InputError, check_availability
 
 # The shorter side of a picture is resized to INPUT.SIZE, the longer grows up to images.MOST_ASPECT times as long.
@@ -73,7 +73,7 @@ def build_transform(cfg, is_train=True, choices=None):
     if cfg.VERBOSE:
         print(f"Transforms of {'training' if is_train else 'test'} images: "
               + ", ".join(type(step).__name__ for step in steps))
-    return Compose(steps)
+    return Steps(steps)
 
 
 def _test(cfg, choices, mode):
