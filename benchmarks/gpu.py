@@ -1,6 +1,6 @@
 """Is a GPU's path correct, and how fast is it? Prints one Markdown block and writes JSON.
 
-    python -m benchmarks.gpu --json gpu.json --markdown gpu.md    # all parts, some nine minutes on one H100
+    python -m benchmarks.gpu --json gpu.json --markdown gpu.md    # all parts, some eight minutes on one H100
     python -m benchmarks.gpu --part equality resume               # some of them
     python -m benchmarks.gpu --device cpu                         # a small form of every part, to try the program
 

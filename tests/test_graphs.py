@@ -15,6 +15,7 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import NonFiniteError
 from harness import make_trainer
 from training import graphs
+from training.once_again import OnceAgain
 from training.recorders import CudaRecorder, recorder_for
 
 NAMES = ["cat", "dog", "alarm clock", "big red car", "cow", "ape", "ant", "mouse trap"]
@@ -246,6 +247,36 @@ def test_what_is_forgotten_is_captured_anew(clip_model):
         assert not trainer._graphs.captured
         make_steps(trainer, range(4, 8))
         assert len(tapes) == 2 and [*trainer._graphs.captured.values()][0].trials == graphs.TRIALS
+
+
+@pytest.mark.parametrize("full_in", ["trial", "step", "later step"])
+def test_memory_that_does_not_suffice(full_in, clip_model, monkeypatch, capsys):
+    """For graphs: there are none. For the step: it is made again with smaller pieces, which are captured anew."""
+    monkeypatch.setattr(OnceAgain, "possible", property(lambda self: not self.spent))
+    with as_on_a_gpu() as tapes:
+        trainer, without = (trainer_of("CoOp", clip_model, static) for static in (True, False))
+        made, calls = trainer.training_step, []
+        full = {"trial": 2, "step": 3, "later step": 5}[full_in]  # calls: a step, the trial of the next, it itself, ...
+
+        def limited(batch):
+            calls.append(trainer._graphs._now is not None)
+            summary = made(batch) if len(calls) != full or full_in == "trial" else trainer.compute_loss(batch)
+            if len(calls) == full:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return summary
+
+        monkeypatch.setattr(trainer, "training_step", limited)
+        found = make_steps(trainer, range(3)) + make_steps(trainer, [3], size=5) + make_steps(trainer, range(4, 9))
+        expected = make_steps(without, range(3)) + make_steps(without, [3], size=5) + make_steps(without, range(4, 9))
+    torch.testing.assert_close((found, trainer.trained_state()), (expected, without.trained_state()), rtol=1e-5, atol=1e-6)
+    assert calls[:3] == [False, True, False]
+    said = capsys.readouterr().out
+    if full_in == "trial":
+        assert "are not captured as graphs: CUDA out of memory" in said and not trainer._once_again.spent
+        assert len(tapes) == 1 and not trainer._graphs.usable
+    else:
+        assert "does not suffice for a step" in said and trainer._once_again.spent and len(tapes) == 2
+        assert any(graph and graph.trials == graphs.TRIALS for graph in trainer._graphs.captured.values())
 
 
 def test_the_tape_forbids_and_does_what_a_graph_does():

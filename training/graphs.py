@@ -199,7 +199,7 @@ class StepGraphs(OfTrainer["PromptTrainer"]):
             self.refused = why or "their gradients are not those of the same step without graphs"
             self.forget()
             self.trainer.note(f"Note: training steps are not captured as graphs: {self.refused}")
-        elif (captured := self.captured[shapes]) is not None and not made.overflow:
+        elif (captured := self.captured.get(shapes)) is not None and not made.overflow:
             captured.trials += 1
 
     def _trial(self, shapes: Hashable, batch: Batch) -> tuple[Made, str]:

@@ -81,7 +81,7 @@ class Steps(Method, TrainerX):
                   retain_graph: bool | None = None) -> list[Tensor]:
         """d loss / d tensors in float32. Raises NonFiniteError for a loss that is not finite; GradientOverflow, which
         ends the batch, for a scaled gradient that is not; InputError for a loss that depends on nothing trained."""
-        self._graphs.require(loss.isfinite().all(), functools.partial(self.detect_anomaly, loss))
+        self._graphs.require(loss.isfinite().all(), functools.partial(self.detect_anomaly, loss.detach()))
         untold = self._test_time.files is not None and not self.adapts
         self.watch.require_graph(loss, "to learn from test images, say adapts = True" if untold else "")
         self.watch.asked(tensors)
