@@ -268,7 +268,8 @@ def test_memory_that_does_not_suffice(full_in, clip_model, monkeypatch, capsys):
         monkeypatch.setattr(trainer, "training_step", limited)
         found = make_steps(trainer, range(3)) + make_steps(trainer, [3], size=5) + make_steps(trainer, range(4, 9))
         expected = make_steps(without, range(3)) + make_steps(without, [3], size=5) + make_steps(without, range(4, 9))
-    torch.testing.assert_close((found, trainer.trained_state()), (expected, without.trained_state()), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close((found, trainer.trained_state()), (expected, without.trained_state()), rtol=1e-5,
+                               atol=1e-6)
     assert calls[:3] == [False, True, False]
     said = capsys.readouterr().out
     if full_in == "trial":
