@@ -165,6 +165,8 @@ REFUSED = {
     "unknown key": ("PACS: {OPTIM: {LRR: 1}}", "PER_DATASET.PACS: unknown key OPTIM.LRR (did you mean 'OPTIM.LR'?)"),
     "another method's key": ("PACS: {TRAINER: {COOP: {NCTX: 1}}}", "unknown key TRAINER.COOP.NCTX"),
     "value of another type": ("PACS: {OPTIM: {LR: fast}}", "OPTIM.LR must be of type float"),
+    "a word that YAML takes for False": ("PACS: {TRAIN: {GRAPHS: off}}",
+                                         "not False; in YAML a word such as off or no is written in quotes"),
     "group of keys": ("PACS: {OPTIM: 3}", "OPTIM is a group of keys"),
     "number in place of a tree": ("PACS: 3", "PER_DATASET.PACS: it must hold config keys"),
     "nothing in place of a tree": ("PACS:", "PER_DATASET.PACS: it must hold config keys"),

@@ -156,8 +156,10 @@ def _coerce(default, value, key, where):
         return str(value)
     elif default is None or type(value) is type(default):
         return value
+    hint = ("; in YAML a word such as off or no is written in quotes"
+            if isinstance(default, str) and isinstance(value, bool) else "")
     raise InputError(f"{where}: {key} must be of type {type(default).__name__} (as its default {default!r}), "
-                     f"not {value!r}")
+                     f"not {value!r}{hint}")
 
 
 def _example(default, key):
