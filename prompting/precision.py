@@ -7,12 +7,14 @@ from typing import TypedDict
 
 import torch
 from torch import Tensor
+from typing_extensions import NotRequired
 
 from prompting.errors import PromptingError, meant
 from prompting.parallel import Collectives, SingleProcess
 
 PRECISIONS = ("auto", "fp32", "amp", "bf16", "fp16")
 AUTOCAST = ("amp", "bf16")
+FIRST_SCALE, DOUBLED_AFTER = 2.0 ** 16, 2000
 
 
 class GradientOverflow(ArithmeticError):
@@ -24,6 +26,7 @@ class ScaleState(TypedDict):
 
     scale: float
     good_steps: int
+    scaled: NotRequired[bool]  # whether there is loss scaling
 
 
 Require = Callable[[Tensor, Callable[[], None]], None]  # (a condition (), what is done, at the latest, where it fails)
@@ -50,7 +53,8 @@ class Precision:
     (frozen weights in float16, with loss scaling); auto: amp on CUDA, fp32 on the CPU. What is trained is float32 in
     all of them.
 
-    The scale of the loss starts at 2^16, is halved when a gradient overflows, and doubled after 2,000 good updates.
+    The scale of the loss starts at FIRST_SCALE, is halved when a gradient overflows, and doubled after DOUBLED_AFTER
+    good updates.
 
     Args:
         name, device, ranks.
@@ -74,7 +78,7 @@ class Precision:
         self.half = name == "fp16"
         scaled = self.half or (name == "amp" and device.type == "cuda")
         self.scaled, self.good_steps = scaled, 0
-        self._scale = 2.0 ** 16 if scaled else 1.0
+        self._scale = FIRST_SCALE if scaled else 1.0
         self._on_device: Tensor | None = None  # the scale, for a graph that reads it
 
     @property
@@ -130,12 +134,15 @@ class Precision:
     def good_step(self) -> None:
         """Note that an update was made."""
         self.good_steps += 1
-        if self.scaled and self.good_steps == 2000:
+        if self.scaled and self.good_steps == DOUBLED_AFTER:
             self.scale, self.good_steps = self.scale * 2, 0
 
     def state_dict(self) -> ScaleState:
-        return {"scale": self.scale, "good_steps": self.good_steps}
+        return {"scale": self.scale, "good_steps": self.good_steps, "scaled": self.scaled}
 
     def load_state_dict(self, state: ScaleState) -> None:
-        self.good_steps = state["good_steps"]
-        self.scale = state["scale"] if self.scaled else 1.0  # it may be of a run in another precision
+        """Take over a stored scale. That of a run without loss scaling is none: it begins as in a new run."""
+        self.scale, self.good_steps = state["scale"] if self.scaled else 1.0, state["good_steps"]
+        # Earlier releases did not say whether there was scaling; a scale of 1 is hardly ever one.
+        if self.scaled and not state.get("scaled", state["scale"] != 1):
+            self.scale, self.good_steps = FIRST_SCALE, 0

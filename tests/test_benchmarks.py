@@ -166,7 +166,7 @@ def test_the_ways_to_read_pictures_are_compared_and_written_down(photographs, tm
 
 @pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
 def test_ways_that_give_other_numbers_are_not_compared(photographs, tmp_path, monkeypatch):
-    monkeypatch.setattr("dassl.data.transforms.steps._tensor_of", lambda image, normal: torch.zeros(3, 224, 224))
+    monkeypatch.setattr("dassl.data.transforms.fused._tensor_of", lambda image, normal: torch.zeros(3, 224, 224))
     with pytest.raises(InputError, match="'plain' gives other numbers than ours"):
         benchmarks_pictures.main([str(photographs)])
     (tmp_path / "empty").mkdir()

@@ -22,7 +22,7 @@ from dassl.config import clean_cfg, get_cfg_default, merge_file, merge_options
 from dassl.data.data_manager import DatasetWrapper, SeededDataset, build_data_loader
 from dassl.data.datasets import DatasetBase, Datum
 from dassl.data.samplers import EpochBatchSampler, build_sampler
-from dassl.data.transforms import Steps, build_transform
+from dassl.data.transforms import FusedCompose, build_transform
 from dassl.data.transforms.transforms import AVAI_CHOICES
 from dassl.engine import TrainerBase
 from dassl.evaluation import EVALUATOR_REGISTRY, build_evaluator
@@ -490,8 +490,8 @@ MODES = {"L": 1, "RGB": 3, "RGBA": 4, "P": 1, "CMYK": 4, "1": 1, "LA": 2, "YCbCr
 
 
 def as_torchvision(steps, image):
-    """Whether Steps and Compose give the same bits."""
-    ours, plain = Steps(steps)(image), Compose(steps)(image)
+    """Whether FusedCompose and Compose give the same bits."""
+    ours, plain = FusedCompose(steps)(image), Compose(steps)(image)
     return ours.dtype == plain.dtype and ours.is_contiguous() and torch.equal(ours, plain)
 
 
@@ -518,7 +518,7 @@ def test_every_brightness_becomes_the_same_number_with_every_normalisation(pictu
         assert as_torchvision([ToTensor(), normal], ramp)
     for mean, std in ((0.5, 0.2), (torch.rand(3), torch.rand(3)), ([0.5], [0.2]), ([1, 2, 3], [1, 2, 1e-40])):
         assert as_torchvision([ToTensor(), Normalize(mean, std)], picture)
-    for kind in (Steps, Compose):
+    for kind in (FusedCompose, Compose):
         with pytest.raises(ValueError, match="zero"):
             kind([ToTensor(), Normalize([0, 0, 0], [1, 1, 1e-60])])(picture)
     torch.set_default_dtype(torch.float64)

@@ -1,4 +1,6 @@
 """Training steps as graphs (training/graphs.py), on a recorder that stands in for a GPU's."""
+import contextlib
+import copy
 import re
 from types import SimpleNamespace
 
@@ -11,12 +13,12 @@ from torch.utils._pytree import tree_flatten
 
 import tiny_clip
 import train
-from dassl.engine import TRAINER_REGISTRY
-from dassl.utils import NonFiniteError
+from dassl.engine import TRAINER_REGISTRY, evaluation
+from dassl.utils import InputError, NonFiniteError
 from harness import make_trainer
 from training import graphs
 from training.once_again import OnceAgain
-from training.recorders import CudaRecorder, recorder_for
+from training.recorders import CudaRecorder, Reads, recorder_for
 
 NAMES = ["cat", "dog", "alarm clock", "big red car", "cow", "ape", "ant", "mouse trap"]
 PER_EPOCH = 5
@@ -49,10 +51,11 @@ def make_steps(trainer, numbers, size=8, domains=1):
 
 def state_of(trainer):
     """All that a run would store of the training."""
-    return {"trained": trainer.trained_state(), "optimizers": [part.state_dict() for pair in trainer.optimizers
-                                                               for part in pair],
-            "precision": trainer.precision.state_dict(), "extra": trainer.extra_state(),
-            "passes": vars(trainer.towers.passes), "rng": torch.get_rng_state()}
+    return copy.deepcopy({
+        "trained": trainer.trained_state(), "optimizers": [part.state_dict() for pair in trainer.optimizers
+                                                           for part in pair],
+        "precision": trainer.precision.state_dict(), "extra": trainer.extra_state(),
+        "passes": vars(trainer.towers.passes), "rng": torch.get_rng_state()})
 
 
 def same(first, second):
@@ -149,7 +152,7 @@ def test_a_gradient_that_overflows_ends_the_batch(clip_model):
     """In half precision the first batches lower the scale of the loss, later ones may again."""
     def steps(static):
         trainer = trainer_of("CoOp", clip_model, static, {"PREC": "fp16"})
-        trainer.precision.scale = 2.0 ** 22
+        trainer.precision.scale, trainer.towers.passes.counting = 2.0 ** 22, True
         first = make_steps(trainer, range(14))
         trainer.precision.scale = 2.0 ** 22
         return first + make_steps(trainer, range(14, 24)), state_of(trainer), trainer
@@ -249,35 +252,169 @@ def test_what_is_forgotten_is_captured_anew(clip_model):
         assert len(tapes) == 2 and [*trainer._graphs.captured.values()][0].trials == graphs.TRIALS
 
 
-@pytest.mark.parametrize("full_in", ["trial", "step", "later step"])
-def test_memory_that_does_not_suffice(full_in, clip_model, monkeypatch, capsys):
-    """For graphs: there are none. For the step: it is made again with smaller pieces, which are captured anew."""
-    monkeypatch.setattr(OnceAgain, "possible", property(lambda self: not self.spent))
-    with as_on_a_gpu() as tapes:
-        trainer, without = (trainer_of("CoOp", clip_model, static) for static in (True, False))
+@pytest.mark.parametrize(("full_in", "twice", "pieces"), [
+    ("trial", False, 1), ("step", False, 1), ("step", True, 2), ("later step", False, 1)])
+@pytest.mark.parametrize("method", ["CoOp", "VPT"])
+def test_memory_that_does_not_suffice(method, full_in, twice, pieces, clip_model, monkeypatch, capsys):
+    """Graphs are given up first: a step that fits without them is made, of the size that it had."""
+    monkeypatch.setattr(OnceAgain, "possible", property(lambda self: self.trainer._graphs.held or not self.spent))
+    # The calls of the method's step: a step, the trial of the next, it itself, ...
+    full = [{"trial": 2, "step": 3, "later step": 5}[full_in]]
+    full += [full[0] + 1] * twice
+    numbers = [*range(3), *range(4, 9)]
+    with as_on_a_gpu():
+        trainer, without = (trainer_of(method, clip_model, static) for static in (True, False))
         made, calls = trainer.training_step, []
-        full = {"trial": 2, "step": 3, "later step": 5}[full_in]  # calls: a step, the trial of the next, it itself, ...
 
         def limited(batch):
             calls.append(trainer._graphs._now is not None)
-            summary = made(batch) if len(calls) != full or full_in == "trial" else trainer.compute_loss(batch)
-            if len(calls) == full:
+            if len(calls) in full:
+                trainer.compute_loss(batch)
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-            return summary
+            return made(batch)
 
         monkeypatch.setattr(trainer, "training_step", limited)
-        found = make_steps(trainer, range(3)) + make_steps(trainer, [3], size=5) + make_steps(trainer, range(4, 9))
-        expected = make_steps(without, range(3)) + make_steps(without, [3], size=5) + make_steps(without, range(4, 9))
+        if method == "VPT" and twice:  # its text is frozen, so that no pieces can be smaller
+            with pytest.raises(torch.OutOfMemoryError):
+                make_steps(trainer, numbers)
+            return
+        found, expected = (make_steps(each, numbers[:3]) + make_steps(each, [3], size=5) + make_steps(each, numbers[3:])
+                           for each in (trainer, without))
     torch.testing.assert_close((found, trainer.trained_state()), (expected, without.trained_state()), rtol=1e-5,
                                atol=1e-6)
     assert calls[:3] == [False, True, False]
     said = capsys.readouterr().out
-    if full_in == "trial":
-        assert "are not captured as graphs: CUDA out of memory" in said and not trainer._once_again.spent
-        assert len(tapes) == 1 and not trainer._graphs.usable
-    else:
-        assert "does not suffice for a step" in said and trainer._once_again.spent and len(tapes) == 2
-        assert any(graph and graph.trials == graphs.TRIALS for graph in trainer._graphs.captured.values())
+    reason = "CUDA out of memory" if full_in == "trial" else "the GPU's memory does not suffice for a step beside them"
+    assert said.count(f"Note: training steps are not captured as graphs: {reason}") == 1
+    assert not trainer._graphs.usable and not trainer._graphs.held
+    assert trainer._once_again.spent is twice and said.count("smaller pieces") == twice
+
+
+def give_test_images(trainer, monkeypatch):
+    """Two batches of them."""
+    trainer.test_loader = [tiny_clip.batch("test", number, 4, len(NAMES)) for number in (0, 1)]
+    monkeypatch.setattr(evaluation, "divided", lambda *_: contextlib.nullcontext(lambda number: 4))
+
+
+def test_memory_that_does_not_suffice_for_an_evaluation(clip_model, monkeypatch, capsys):
+    with as_on_a_gpu():
+        trainer = trainer_of("CoOp", clip_model)
+        answers, tries = trainer.logits_of, []
+
+        def limited(batch):
+            tries.append(1)
+            if len(tries) == 1:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return answers(batch)
+
+        give_test_images(trainer, monkeypatch)
+        monkeypatch.setattr(trainer, "logits_of", limited)
+        with pytest.raises(torch.OutOfMemoryError):
+            trainer.test()
+        make_steps(trainer, range(4))
+        tries.clear()
+        accuracy = trainer.test()
+        assert len(tries) == 3 and not trainer._graphs.held
+        assert "does not suffice for an evaluation beside them" in capsys.readouterr().out
+        assert accuracy == trainer.test()
+
+
+def test_an_evaluation_between_steps_changes_nothing(clip_model, monkeypatch):
+    """One after each epoch, as a validation; with Adam, and a rate that changes."""
+    found = []
+    with as_on_a_gpu():
+        for static in (True, False):
+            trainer = trainer_of("PromptSRC", clip_model, static, settings={"OPTIM.NAME": "adamw"})
+            give_test_images(trainer, monkeypatch)
+            said = []
+            for epoch in range(4):
+                trainer.set_model_mode("train")
+                said += make_steps(trainer, range(PER_EPOCH * epoch, PER_EPOCH * (epoch + 1)))
+                said.append(trainer.test())
+            found.append((said, state_of(trainer)))
+            assert trainer._graphs.refused == ("" if static else "TRAIN.GRAPHS is off")
+    assert same(*found)
+
+
+def test_a_training_that_goes_on_ends_the_same(clip_model, tmp_path):
+    """Stopped in the middle of an epoch, behind the first steps in graphs; it begins again with steps without."""
+    with as_on_a_gpu():
+        whole, cut, resumed = (trainer_of("MetaPrompt", clip_model) for _ in range(3))
+        make_steps(whole, range(12))
+        make_steps(cut, range(7))
+        cut.batches_done = 2
+        cut.save_model(0, str(tmp_path), model_name="model-interrupted.pth.tar")
+        assert resumed.resume_model_if_exist(str(tmp_path)) == 1 and resumed.first_batch == 2
+        make_steps(resumed, range(7, 12))
+        assert all(trainer._graphs.held for trainer in (whole, cut, resumed))
+    assert same(resumed.trained_state(), whole.trained_state())
+
+
+def test_updates_that_are_not_compared_are_not_trusted(clip_model, monkeypatch):
+    """A step that changes what is trained by itself would keep the rate that it was captured with."""
+    with as_on_a_gpu():
+        trainer = trainer_of("CoOp", clip_model)
+
+        def training_step(batch):
+            loss, _ = trainer.compute_loss(batch)
+            trainer.gradients(loss, trainer.trainables)
+            return {"loss": loss.detach()}
+
+        trainer.watch.end()
+        monkeypatch.setattr(trainer, "training_step", training_step)
+        make_steps(trainer, range(3))
+        assert trainer._graphs.refused == "apply_gradients makes no update in them"
+
+
+def test_the_reason_is_the_first_line_of_an_error(clip_model, monkeypatch):
+    with as_on_a_gpu():
+        trainer = trainer_of("CoOp", clip_model)
+        monkeypatch.setattr(Tape, "end", lambda self: (_ for _ in ()).throw(RuntimeError(
+            "CUDA error: operation not permitted when stream is capturing\nCUDA kernel errors might be ...\nCompile")))
+        make_steps(trainer, range(2))
+        assert trainer._graphs.refused == "CUDA error: operation not permitted when stream is capturing"
+
+
+def test_a_trial_that_is_broken_off_changes_nothing(clip_model, monkeypatch):
+    with as_on_a_gpu():
+        trainer = trainer_of("CoOp", clip_model)
+        make_steps(trainer, range(1))
+        before, update = state_of(trainer), trainer.make_update
+
+        def stopped(*args):
+            update(*args)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(trainer, "make_update", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            make_steps(trainer, [1])
+        assert same(state_of(trainer), before) and trainer._graphs._now is None is trainer._graphs._made
+
+
+def test_a_schedule_of_another_kind_is_not_put_back(clip_model):
+    with as_on_a_gpu():
+        trainer = trainer_of("CoOp", clip_model)
+        (optimizer, _), = trainer.optimizers
+        kind = type("Warmup", (torch.optim.lr_scheduler.LambdaLR,), {})
+        trainer.optimizers = [(optimizer, kind(optimizer, lambda epoch: 1.0))]
+        assert not trainer._graphs.usable and "schedule" in trainer._graphs.refused
+
+
+def test_step_inputs_have_names_of_their_own(clip_model, monkeypatch):
+    trainer = trainer_of("CoOp", clip_model)
+    monkeypatch.setattr(trainer, "step_inputs", lambda batch: {"label": batch["label"]})
+    with pytest.raises(InputError, match="step_inputs gives label, which the batch has already"):
+        make_steps(trainer, [0])
+
+
+def test_what_a_graph_reads_stays():
+    """Also what nobody else keeps: an index of a cache that was emptied."""
+    index, weight = torch.tensor([1, 0]), torch.ones(2)
+    with Reads() as reads:
+        picked = (weight * 2).index_select(0, index).view(1, 2)
+        picked.add_(1).sum()
+    kept = {memory.data_ptr() for memory in reads.memory.values()}
+    assert kept == {tensor.untyped_storage().data_ptr() for tensor in (index, weight)}
 
 
 def test_the_tape_forbids_and_does_what_a_graph_does():
@@ -307,7 +444,7 @@ def test_a_cuda_graph_is_taken_on_a_stream_of_its_own(monkeypatch):
     class Graph:
         valid = True
 
-        def capture_begin(self, pool, capture_error_mode):
+        def capture_begin(self, pool=None, capture_error_mode="global"):
             calls.append(("begin", pool, capture_error_mode))
 
         def capture_end(self):
@@ -334,8 +471,10 @@ def test_a_cuda_graph_is_taken_on_a_stream_of_its_own(monkeypatch):
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "stream", Entered)
-    monkeypatch.setattr(torch.cuda, "graph", lambda graph: Entered("a capture that is valid"))
-    monkeypatch.setattr(torch, "zeros", lambda *size, device: calls.append("zeros"))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda *words: calls.append(("free", *words)),
+                        raising=False)
+    monkeypatch.setattr(torch, "zeros", lambda *size, device: calls.append("zeros") or setattr(Graph, "valid", True))
     recorder = recorder_for(torch.device("cuda"))
     assert isinstance(recorder, CudaRecorder)
     recorder.begin()
@@ -347,5 +486,5 @@ def test_a_cuda_graph_is_taken_on_a_stream_of_its_own(monkeypatch):
     recorder.begin()
     monkeypatch.setattr(Graph, "valid", False)
     recorder.abandon()
-    assert calls[6:] == [*begun, "end", "out of a stream", "in a capture that is valid", "zeros",
-                         "out of a capture that is valid"]
+    assert calls[6:] == [*begun, "end", "out of a stream", ("free", 3, "pool"), "in a stream",
+                         ("begin", None, "global"), "zeros", "end", "out of a stream"]

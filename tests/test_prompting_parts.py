@@ -468,12 +468,18 @@ def test_a_gpu_without_bfloat16(monkeypatch):
 
 
 def test_a_scale_is_taken_over_where_there_is_one(monkeypatch):
-    """A run that went on as PREC amp may go on as another."""
+    """A run may go on in another precision: the scale of one without loss scaling is none."""
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-    for name, scale in (("amp", 64.0), ("bf16", 1.0), ("fp32", 1.0)):
+    for name, stored, scale, good_steps in (
+            ("amp", {"scale": 64.0, "good_steps": 3, "scaled": True}, 64.0, 3),
+            ("amp", {"scale": 1.0, "good_steps": 3, "scaled": True}, 1.0, 3),
+            ("amp", {"scale": 1.0, "good_steps": 5000, "scaled": False}, 65536.0, 0),
+            ("amp", {"scale": 1.0, "good_steps": 5000}, 65536.0, 0), ("amp", {"scale": 8.0, "good_steps": 3}, 8.0, 3),
+            ("bf16", {"scale": 64.0, "good_steps": 3, "scaled": True}, 1.0, 3),
+            ("fp32", {"scale": 1.0, "good_steps": 3, "scaled": False}, 1.0, 3)):
         precision = Precision(name, torch.device("cuda"))
-        precision.load_state_dict({"scale": 64.0, "good_steps": 3})
-        assert precision.state_dict() == {"scale": scale, "good_steps": 3}
+        precision.load_state_dict(stored)
+        assert precision.state_dict() == {"scale": scale, "good_steps": good_steps, "scaled": name == "amp"}
 
 
 def test_gradients_are_unscaled_and_of_unused_tensors_zero():
@@ -496,15 +502,15 @@ def test_the_scale_halves_at_an_overflow_and_doubles_after_2000_updates():
         precision.good_step()
     with pytest.raises(GradientOverflow):
         precision.gradients((x * float("inf")).sum(), [x])
-    assert precision.state_dict() == {"scale": 32768.0, "good_steps": 0}
+    assert precision.state_dict() == {"scale": 32768.0, "good_steps": 0, "scaled": True}
     for _ in range(1999):
         precision.good_step()
-    assert precision.state_dict() == {"scale": 32768.0, "good_steps": 1999}
+    assert precision.state_dict() == {"scale": 32768.0, "good_steps": 1999, "scaled": True}
     precision.good_step()
-    assert precision.state_dict() == {"scale": 65536.0, "good_steps": 0}
+    assert precision.state_dict() == {"scale": 65536.0, "good_steps": 0, "scaled": True}
     other = Precision("fp16", torch.device("cpu"))
     other.load_state_dict({"scale": 8.0, "good_steps": 3})
-    assert other.state_dict() == {"scale": 8.0, "good_steps": 3}
+    assert other.state_dict() == {"scale": 8.0, "good_steps": 3, "scaled": True}
     other.scale = 2.0
     with pytest.raises(GradientOverflow):
         other.gradients((x * float("nan")).sum(), [x])
@@ -517,7 +523,7 @@ def test_without_scaling_there_is_no_overflow_and_no_scale():
     assert not all_finite(precision.gradients((x * float("inf")).sum(), [x]))
     for _ in range(2000):
         precision.good_step()
-    assert precision.state_dict() == {"scale": 1.0, "good_steps": 2000}
+    assert precision.state_dict() == {"scale": 1.0, "good_steps": 2000, "scaled": False}
     assert all_finite([torch.ones(2), torch.zeros(3)]) is True
     assert all_finite([torch.ones(2), torch.tensor([1.0, float("nan")])]) is False
 

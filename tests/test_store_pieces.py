@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dassl.config import get_cfg_default
 from dassl.data.datasets import Datum
 from dassl.data.samplers import EpochBatchSampler, RandomSampler, SequentialSampler
-from dassl.data.transforms import Steps, build_transform
+from dassl.data.transforms import FusedCompose, build_transform
 from training.episodes import MetaEpisodeSampler
 from training.store import source
 from training.store.entries import PIECE, Entry, Space
@@ -148,13 +148,13 @@ def test_each_parameter_of_a_transform_is_told(key, value, train):
 
 
 def test_steps_have_the_words_of_a_compose():
-    """Of the same bits: what was stored before there were Steps is found."""
+    """Of the same bits: what was stored before there were FusedCompose is found."""
     from torchvision.transforms import Compose, Normalize, RandomApply, Resize, ToTensor
 
     steps = [Resize(32), ToTensor(), Normalize([0.5] * 3, [0.2] * 3)]
-    assert described(Steps(steps)) == described(Compose(steps)) is not None
+    assert described(FusedCompose(steps)) == described(Compose(steps)) is not None
     inner = [RandomApply([Resize(9)]), Compose(steps)]
-    assert described(Compose([*inner[:1], Steps(steps)])) == described(Compose(inner)) is not None
+    assert described(Compose([*inner[:1], FusedCompose(steps)])) == described(Compose(inner)) is not None
 
 
 def test_a_transform_that_cannot_be_told_from_others_has_no_words():

@@ -974,7 +974,8 @@ def test_what_a_checkpoint_holds(clip_model, tmp_path):
     assert list(state["state_dict"]) == ["prompt_learner.ctx"] and state["extra"] == {} and state["ranks"] == 1
     assert torch.equal(state["state_dict"]["prompt_learner.ctx"], trainer.trainables[0])
     assert (state["best_result"], state["best_epoch"]) == (61.5, 2)
-    assert state["threads"] == torch.get_num_threads() and state["precision"] == {"scale": 1.0, "good_steps": 1}
+    assert state["threads"] == torch.get_num_threads() and state["precision"] == {
+        "scale": 1.0, "good_steps": 1, "scaled": False}
     assert state["activation_bytes"] == trainer.towers.text.activation_bytes
     assert set(state["made_for"]) == {"backbone", "settings", "training", "data", "dataset"}
     buffers = state["optimizers"][0]["state"][0]["momentum_buffer"]
@@ -1001,7 +1002,8 @@ def test_a_run_goes_on_as_its_checkpoint_says(clip_model, tmp_path, capsys):
     assert f"Resuming from {folder} after epoch 1\n" in capsys.readouterr().out
     assert torch.equal(second.trainables[0], first.trainables[0])
     assert (second.best_result, second.best_epoch, second.first_batch) == (12.5, 1, 0)
-    assert second.precision.state_dict() == {"scale": 64.0, "good_steps": 9} and not second.went_on_from_finished
+    assert second.precision.state_dict() == {"scale": 64.0, "good_steps": 9, "scaled": True}
+    assert not second.went_on_from_finished
     assert second.towers.text.activation_bytes == 4096
     assert second.sched.state_dict() == first.sched.state_dict()
     path = tmp_path / "prompt_learner" / "model.pth.tar-1"

@@ -84,7 +84,7 @@ class TPT(PromptTrainer):
         the picture and the tensor."""
         from torchvision.transforms import ToTensor
 
-        from dassl.data.transforms import Steps, build_transform
+        from dassl.data.transforms import FusedCompose, build_transform
         from dassl.data.transforms.augmix import AugMix
 
         cfg = cfg.clone()
@@ -92,9 +92,9 @@ class TPT(PromptTrainer):
         cfg.INPUT.INTERPOLATION = "bilinear"
         steps, node = build_transform(cfg).transforms, cls.node_of(cfg)
         if node.AUGMIX == "never" or node.AUGMIX == "auto" and cfg.DATASET.NAME in WITHOUT_AUGMIX:
-            return Steps(steps)
+            return FusedCompose(steps)
         whole = [isinstance(step, ToTensor) for step in steps].index(True)
-        return Steps([*steps[:whole], AugMix(Steps(steps[whole:]))])
+        return FusedCompose([*steps[:whole], AugMix(FusedCompose(steps[whole:]))])
 
     def build_model(self, towers: Towers, classnames: list[str]) -> CoOpCLIP:
         return CoOpCLIP(towers, classnames, self.initial_context(towers), "end")

@@ -2,8 +2,8 @@
 
 A step of a method that says `static_step` is captured in pieces, one in front of each update. Updates, and what needs a
 number (whether a loss is finite, whether a gradient has overflowed), stay with the host, between two pieces: they are
-what they are without graphs. The first step of a shape is made without; so are the next two, each beside a trial with
-graphs, whose gradients must be the same.
+what they are without graphs. The first step of a shape is made without; so are the next two (and those in which a
+gradient overflows), each beside a trial with graphs, whose gradients must be the same.
 """
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from dassl.engine.part import OfTrainer
-from dassl.utils import NonFiniteError, get_rng_state, last_line, set_rng_state
+from dassl.optim import FormulaSchedule
+from dassl.utils import NonFiniteError, get_rng_state, set_rng_state
 from prompting.precision import GradientOverflow, require_now
 from training.batches import Batch
 from training.recorders import Recorder, recorder_for
@@ -35,13 +36,15 @@ Condition = tuple[Tensor, Callable[[], None]]
 
 @dataclass
 class Piece:
-    """What is captured up to an update, or behind the last. holds: whether all conditions do, (n,); failed: what is
-    done where one does not; update: what is then updated."""
+    """What is captured up to an update, or behind the last. holds: whether each condition does, (n,); failed: what is
+    done where it does not; update: what is then updated; images, texts: passes through the towers."""
 
     replay: Callable[[], None]
     holds: Tensor | None
     failed: list[Callable[[], None]]
     update: Update | None
+    images: int
+    texts: int
 
     def run(self, make_update: Callable[..., None]) -> None:
         self.replay()
@@ -55,14 +58,11 @@ class Piece:
 
 @dataclass
 class Captured:
-    """The graphs of a step. batch: the tensors that they read; summary: the numbers that they leave; images, texts:
-    passes through the towers."""
+    """The graphs of a step. batch: the tensors that they read; summary: the numbers that they leave."""
 
     batch: Batch
     pieces: list[Piece] = field(default_factory=list)
     summary: Mapping[str, Any] = field(default_factory=dict)
-    images: int = 0
-    texts: int = 0
     trials: int = 0  # that have agreed
 
     def take(self, batch: Batch) -> None:
@@ -105,6 +105,7 @@ class StepGraphs(OfTrainer["PromptTrainer"]):
         self.recorder: Recorder | None = None
         self._now: Captured | None = None  # what is being captured
         self._conditions: list[Condition] = []
+        self._counted = 0, 0  # passes when the piece began
         self._made: Made | None = None  # what notes the gradients of updates
 
     # ---- what a step calls ----
@@ -154,10 +155,12 @@ class StepGraphs(OfTrainer["PromptTrainer"]):
         trainer = self.trainer
         if trainer.cfg.TRAIN.GRAPHS != "auto":
             return "TRAIN.GRAPHS is off"
-        if not (vars(type(trainer)).get("static_step") and trainer.static_step):
+        if not trainer.steps_are_static:
             return f"{type(trainer).__name__} does not say static_step"
         if trainer.ranks.world_size > 1:
             return "several processes exchange what they compute"
+        if not all(_can_be_put_back(schedule) for _, schedule in trainer.optimizers):
+            return "a learning-rate schedule is of another kind than torch's"
         self.recorder = recorder_for(trainer.device)
         return "" if self.recorder else f"{trainer.device.type} has no graphs"
 
@@ -167,11 +170,22 @@ class StepGraphs(OfTrainer["PromptTrainer"]):
         self.captured.clear()
         self.recorder, self.refused = None, self.refused or None
 
+    @property
+    def held(self) -> bool:
+        """Whether graphs are there, and their memory with them."""
+        return any(captured is not None for captured in self.captured.values())
+
+    def refuse(self, why: str) -> None:
+        """Make no graphs any more, give back the memory of those there are, and say so."""
+        self.refused = why
+        self.forget()
+        self.trainer.note(f"Note: training steps are not captured as graphs: {why}")
+
     def _replay(self, captured: Captured, batch: Batch) -> Mapping[str, Any]:
         captured.take(batch)
         for piece in captured.pieces:
+            self.trainer.towers.passes.add(piece.images, piece.texts)
             piece.run(self._make_update)
-        self.trainer.towers.passes.add(captured.images, captured.texts)
         return captured.summary
 
     # ---- trials ----
@@ -195,19 +209,19 @@ class StepGraphs(OfTrainer["PromptTrainer"]):
         same = trial.overflow == made.overflow
         if same and not made.overflow:
             same = not trial.differs_from(made, ALLOWED[self.trainer.precision.dtype])
+        if not why and not made.overflow and not made.gradients:
+            why = "apply_gradients makes no update in them"  # and whatever does was not compared
         if why or not same:
-            self.refused = why or "their gradients are not those of the same step without graphs"
-            self.forget()
-            self.trainer.note(f"Note: training steps are not captured as graphs: {self.refused}")
+            self.refuse(why or "their gradients are not those of the same step without graphs")
         elif (captured := self.captured.get(shapes)) is not None and not made.overflow:
             captured.trials += 1
 
     def _trial(self, shapes: Hashable, batch: Batch) -> tuple[Made, str]:
         """What a step does with graphs, which are made if there are none, and "" or why there can be none. Everything
         is put back as it was."""
-        self._made = made = Made()
-        before, why = _Start(self.trainer), ""
+        made, why, before = Made(), "", None
         try:
+            before, self._made = _Before(self.trainer), made
             if (captured := self.captured[shapes]) is None:
                 self.captured[shapes] = self.capture(batch)
             else:
@@ -217,22 +231,22 @@ class StepGraphs(OfTrainer["PromptTrainer"]):
         except NonFiniteError:
             pass  # the step itself will say so, too
         except Exception as error:  # noqa: BLE001  # whatever it is, it may not come without graphs
-            why = last_line(str(error)) or type(error).__name__
-        self._made = None
-        before.put_back(self.trainer)
+            why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        finally:
+            self._made = None
+            if before is not None:
+                before.put_back(self.trainer)
         return made, why
 
     def capture(self, batch: Batch) -> Captured:
         """The graphs of a step, each of which is done as soon as it is captured."""
         passes = self.trainer.towers.passes
         self._now = captured = Captured({name: _copied(value) for name, value in batch.items()})
-        images, texts, counting = passes.images, passes.texts, passes.counting
-        passes.counting = True
+        counting, passes.counting = passes.counting, True
         try:
             self._begin_piece()
             captured.summary = self.trainer.training_step(captured.batch)
             self._end_piece(None)
-            captured.images, captured.texts = passes.images - images, passes.texts - texts
             return captured
         finally:
             assert self.recorder is not None
@@ -241,18 +255,21 @@ class StepGraphs(OfTrainer["PromptTrainer"]):
 
     def _begin_piece(self) -> None:
         assert self.recorder is not None
-        self._conditions = []
+        passes = self.trainer.towers.passes
+        self._conditions, self._counted = [], (passes.images, passes.texts)
         self.recorder.begin()
 
     def _end_piece(self, update: Update | None) -> None:
         assert self.recorder is not None and self._now is not None
         holds = torch.stack([holds for holds, _ in self._conditions]) if self._conditions else None
-        piece = Piece(self.recorder.end(), holds, [failed for _, failed in self._conditions], update)
+        passes, (images, texts) = self.trainer.towers.passes, self._counted
+        piece = Piece(self.recorder.end(), holds, [failed for _, failed in self._conditions], update,
+                      passes.images - images, passes.texts - texts)
         self._now.pieces.append(piece)
         piece.run(self._make_update)
 
 
-class _Start:
+class _Before:
     """All that a training step may change, as it was when this was made."""
 
     def __init__(self, trainer: PromptTrainer) -> None:
@@ -271,6 +288,11 @@ class _Start:
         passes, budget = trainer.towers.passes, trainer._budget
         passes.images, passes.texts, passes.counting, budget.updates = self.counts
         set_rng_state(self.rng)
+
+
+def _can_be_put_back(schedule: Any) -> bool:
+    """Whether `load_state_dict` brings a schedule back: that of a plugin may hold its optimizer or another schedule."""
+    return isinstance(schedule, FormulaSchedule) or type(schedule).__module__ == "torch.optim.lr_scheduler"
 
 
 def _state_of(part: Any) -> dict[str, Any]:

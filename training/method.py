@@ -109,7 +109,8 @@ class Method:
         (`step_rng`), the learning rate, what follows from the labels. Tensors on the CPU, by names that are none of the
         batch's, in every step of the same shapes; `training_step` finds them, on the device, in its batch.
 
-        batch: as the loader gives it."""
+        batch: of all images of the step; as the loader gives it, or on the device where several processes have read it.
+        """
         return {}
 
     def training_step(self, batch: Batch) -> Mapping[str, float | Tensor]:
@@ -176,6 +177,11 @@ class Method:
         return build_optimizer(self.trainables, self.cfg.OPTIM) if self.trainables else None
 
     # ---- what a method is given ----
+    @property
+    def steps_are_static(self) -> bool:
+        """Whether the class itself says `static_step`, and nothing has taken it back."""
+        return vars(type(self)).get("static_step", False) and self.static_step
+
     cfg: Any
     epoch: int  # from 0
     batch_idx: int

@@ -40,39 +40,47 @@ class OnceAgain(OfTrainer["PromptTrainer"]):
     @property
     def possible(self) -> bool:
         """Whether a step may begin again: not where other processes would wait for what this one exchanges in it."""
-        return not self.spent and self.trainer.device.type == "cuda" and self.trainer.ranks.world_size == 1
+        trainer = self.trainer
+        return ((trainer._graphs.held or not self.spent) and trainer.device.type == "cuda"
+                and trainer.ranks.world_size == 1)
 
     def step(self, batch: Batch) -> Mapping[str, Any]:
         """What the method's `training_step` gives.
 
         Raises OutOfMemoryError where memory does not suffice for the second time, where a tensor that lasts had been
         changed, such as by an update, or where the text tower keeps nothing that could be less
-        (`dassl.utils.surroundings` says in one line what helps)."""
+        (`dassl.utils.surroundings` says in one line what helps). Graphs that are held give their memory first."""
         trainer = self.trainer
-        if not self.possible:
-            return trainer.training_step(batch)
-        start = Start(trainer, batch, self._buffers)
-        try:
-            with start.watched():
-                return trainer.training_step(batch)
-        except torch.OutOfMemoryError as error:
-            if start.changed() or not trainer.towers.text.largest_pass:
-                raise
-            said = str(error).partition(". ")[0]
-        # Only now, without the error and its traceback, can what the step had kept be freed.
-        self.spent = True
-        start.put_back(trainer, batch)
-        text = trainer.towers.text
-        most = min(text.activation_bytes or text.largest_pass, text.largest_pass)
-        text.activation_bytes = max(1, most // SMALLER)
-        trainer._graphs.forget()
-        gc.collect()
-        torch.cuda.empty_cache()
+        while self.possible:
+            start = Start(trainer, batch, self._buffers)
+            try:
+                with start.watched():
+                    return trainer.training_step(batch)
+            except torch.OutOfMemoryError as error:
+                graphs, largest = trainer._graphs.held, trainer.towers.text.largest_pass
+                if start.changed() or not graphs and (self.spent or not largest):
+                    raise
+                said = str(error).partition(". ")[0]
+            # Only now, without the error and its traceback, can what the step had kept be freed.
+            start.put_back(trainer, batch)
+            if graphs:
+                trainer._graphs.refuse("the GPU's memory does not suffice for a step beside them")
+            else:
+                self._shrink(largest, said)
+            gc.collect()
+            torch.cuda.empty_cache()
+        return trainer.training_step(batch)
+
+    def _shrink(self, largest: int, said: str) -> None:
+        """Let classes run in smaller pieces. largest: bytes that the text tower has kept for a pass; said: the error.
+        """
+        self.spent, text = True, self.trainer.towers.text
+        text.activation_bytes = max(1, min(text.activation_bytes or largest, largest) // SMALLER)
+        self.trainer._graphs.forget()
         megabytes = max(1, text.activation_bytes // 2**20)
         print(f"Note: the GPU's memory does not suffice for a step ({' '.join(said.split())}); it is made again, and "
               f"from here on classes run in smaller pieces, {megabytes} MB at a time (TRAIN.TEXT_MEMORY_MB {megabytes} "
               "begins so)")
-        return trainer.training_step(batch)
 
 
 class Start:

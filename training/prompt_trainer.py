@@ -219,8 +219,16 @@ class PromptTrainer(Steps):
     @torch.no_grad()
     def test(self, split=None):
         self.set_model_mode("eval")
-        with self.ranks.no_sync(), self.predicting():  # each rank has test images of its own
-            return super().test(split)
+        with self.ranks.no_sync():  # each rank has test images of its own
+            try:
+                with self.predicting():
+                    return super().test(split)
+            except torch.OutOfMemoryError:
+                if not self._graphs.held:
+                    raise
+            self._graphs.refuse("the GPU's memory does not suffice for an evaluation beside them")
+            with self.predicting():
+                return super().test(split)
 
     def loader_to_evaluate(self, split: str) -> Any:
         loader = super().loader_to_evaluate(split)

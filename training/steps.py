@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from dassl.engine import TrainerX
 from dassl.metrics import accuracies, require_finite
-from dassl.utils import NonFiniteError
+from dassl.utils import InputError, NonFiniteError
 from dassl.utils.distributed import Ranks
 from prompting.precision import GradientOverflow, Precision, finite
 from training.batches import Batch, all_gather_batch, numbers_of, to_device
@@ -60,7 +60,11 @@ class Steps(Method, TrainerX):
         """The batch of one process, on the device, with the method's `step_inputs`."""
         def more(batch: Batch) -> Batch:
             with self.precision.autocast():  # it may begin with frozen features that are then kept
-                return self.step_inputs(batch)
+                found = self.step_inputs(batch)
+            if taken := set(found) & set(batch):
+                raise InputError(f"{type(self).__name__}.step_inputs gives {', '.join(sorted(taken))}, which the batch "
+                                 "has already; choose another name")
+            return found
 
         divided = self.ranks.world_size > 1
         known = {} if divided else more(batch)  # of the loader's batch, whose numbers the host need not wait for

@@ -75,8 +75,7 @@ class RunFacts:
     @property
     def static(self):
         """Whether training steps can be captured as graphs."""
-        return bool(self.trains and self.own_trainer and vars(type(self.trainer)).get("static_step")
-                    and self.trainer.static_step)
+        return bool(self.trains and self.own_trainer and self.trainer.steps_are_static)
 
     @property
     def unlabelled(self):
@@ -265,7 +264,7 @@ EFFECTS = {
     "OPTIM.WARMUP_CONS_LR": _warm_up("constant"), "OPTIM.WARMUP_MIN_LR": _warm_up("linear"),
     "TRAIN.CHECKPOINT_FREQ": TRAINING, "TRAIN.PRINT_FREQ": TRAINING, "TRAIN.PATIENCE": TRAINING,
     "TRAIN.COUNT_ITER": NOTHING,
-    "TRAIN.GRAPHS": ("the method does not say static_step", lambda run: run.static),
+    "TRAIN.GRAPHS": ("the steps of the method are not the same for each batch", lambda run: run.static),
     "TRAIN.TEXT_MEMORY_MB": ("the method's text tower is not of this project", lambda run: run.own_trainer),
     "TEST.EVALUATOR": TESTING, "TEST.PER_CLASS_RESULT": TESTING, "TEST.COMPUTE_CMAT": TESTING,
     "TEST.SAVE_LOGITS": TESTING, "TEST.SPLIT": TESTING,

@@ -174,12 +174,12 @@ def build_plain_transform(cfg):
     """Resize to INPUT.SIZE and normalise, nothing random."""
     from torchvision.transforms import Normalize, Resize, ToTensor
 
-    from dassl.data.transforms import INTERPOLATION_MODES, Steps
+    from dassl.data.transforms import INTERPOLATION_MODES, FusedCompose
 
     steps = [Resize(tuple(cfg.INPUT.SIZE), interpolation=INTERPOLATION_MODES[cfg.INPUT.INTERPOLATION]), ToTensor()]
     if "normalize" in cfg.INPUT.TRANSFORMS:
         steps.append(Normalize(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD))
-    return Steps(steps)
+    return FusedCompose(steps)
 
 
 class DataManager:

@@ -6,7 +6,7 @@ Fields that are not named here are not looked at: a later version may have more.
 import math
 from typing import Annotated, Any
 
-from pydantic import Field, JsonValue, StrictFloat, StrictInt, StrictStr, TypeAdapter
+from pydantic import Field, JsonValue, StrictBool, StrictFloat, StrictInt, StrictStr, TypeAdapter
 from typing_extensions import NotRequired, TypedDict
 
 Count = Annotated[StrictInt, Field(ge=0, lt=2**63)]
@@ -21,6 +21,7 @@ Digests = dict[str, str | None]
 class PrecisionState(TypedDict, total=False):
     scale: Annotated[StrictFloat, Field(ge=1, le=2.0**100)]
     good_steps: Count
+    scaled: StrictBool
 
 
 class BackboneName(TypedDict):

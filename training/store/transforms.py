@@ -15,9 +15,10 @@ def described(transform: Any) -> list[str] | None:
     function of a plugin's."""
     from torchvision.transforms import Compose  # slow to import
 
-    from dassl.data.transforms import Steps
+    from dassl.data.transforms import FusedCompose
 
-    steps = [_step(step) for step in (transform.transforms if type(transform) in (Compose, Steps) else [transform])]
+    composed = type(transform) in (Compose, FusedCompose)
+    steps = [_step(step) for step in (transform.transforms if composed else [transform])]
     return None if None in steps else [step for step in steps if step is not None]
 
 
@@ -31,10 +32,10 @@ def _step(step: Any) -> str | None:
     is neither torchvision's nor this project's."""
     from torchvision.transforms import Compose, Lambda
 
-    from dassl.data.transforms.steps import Steps
+    from dassl.data.transforms.fused import FusedCompose
     from dassl.data.transforms.transforms import GaussianNoise, instance_norm
 
-    kind: type = Compose if type(step) is Steps else type(step)  # of the same bits
+    kind: type = Compose if type(step) is FusedCompose else type(step)  # of the same bits
     if kind is Lambda:
         return NORM if step.lambd is instance_norm else None
     if kind is not GaussianNoise and kind.__module__ not in MODULES:

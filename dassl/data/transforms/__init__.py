@@ -1,4 +1,4 @@
-from dassl.data.transforms.steps import Steps
+from dassl.data.transforms.fused import FusedCompose
 from dassl.data.transforms.transforms import INTERPOLATION_MODES, build_transform
 
-__all__ = ["INTERPOLATION_MODES", "Steps", "build_transform"]
+__all__ = ["INTERPOLATION_MODES", "FusedCompose", "build_transform"]

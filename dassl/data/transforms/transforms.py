@@ -20,7 +20,7 @@ from torchvision.transforms import (
     ToTensor,
 )
 
-from dassl.data.transforms.steps import Steps
+from dassl.data.transforms.fused import FusedCompose
 from dassl.utils import InputError, check_availability
 
 # The shorter side of a picture is resized to INPUT.SIZE, the longer grows up to images.MOST_ASPECT times as long.
@@ -73,7 +73,7 @@ def build_transform(cfg, is_train=True, choices=None):
     if cfg.VERBOSE:
         print(f"Transforms of {'training' if is_train else 'test'} images: "
               + ", ".join(type(step).__name__ for step in steps))
-    return Steps(steps)
+    return FusedCompose(steps)
 
 
 def _test(cfg, choices, mode):

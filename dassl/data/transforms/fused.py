@@ -7,7 +7,7 @@ from torchvision.transforms import Compose, Normalize, ToTensor
 LEAST_STD = 1e-6  # below it a quotient may overflow, of which numpy warns and torch does not
 
 
-class Steps(Compose):
+class FusedCompose(Compose):
     """A Compose that gives the same bits: of an RGB picture ToTensor, and Normalize behind it, are one pass over each
     colour, in place. What is no torchvision step of exactly these classes is called as it is."""
 
