@@ -3,6 +3,7 @@ says `static_step`, in float32 and amp."""
 import contextlib
 import time
 from functools import partial
+from unittest import mock
 
 import torch
 
@@ -33,6 +34,30 @@ def graphs_rows(device):
     for name, case in {**cases, **VARIANTS}.items():
         if device != "cpu" or name in FEW:
             yield name, partial(compared, case, clip_model, device)
+    yield "a step that cannot be captured", partial(failed_capture, clip_model, device)
+
+
+def failed_capture(clip_model, device):
+    """A step that asks for a number: it is refused. Afterwards memory and random numbers are as usable as before."""
+    coop = TRAINER_REGISTRY.get("CoOp")
+
+    def compute_loss(trainer, batch):
+        loss, logits = super(coop, trainer).compute_loss(batch)
+        return loss * max(1.0, loss.item() * 0), logits
+
+    with mock.patch.object(coop, "compute_loss", compute_loss, create=True):
+        losses, learned, trainer, _ = steps_of(("CoOp", {}, 1), clip_model, device, "fp32", "auto")
+    expected, of_them, *_ = steps_of(("CoOp", {}, 1), clip_model, device, "fp32", "off")
+    different = max(furthest(losses, expected), furthest(learned, of_them))
+    drawn = torch.nn.functional.dropout(torch.ones(1000, device=device))
+    if device != "cpu":
+        torch.cuda.empty_cache()
+        again = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(again):
+            drawn + 1
+    return {"ok": bool(trainer._graphs.refused) and different <= ALLOWED["fp32"] and 0 < float(drawn.mean()) < 2,
+            "refused": trainer._graphs.refused,
+            "cells": [f"{different:.1e}", "-", "-", "-", trainer._graphs.refused[:80]]}
 
 
 def compared(case, clip_model, device):

@@ -119,7 +119,7 @@ class MetaPrompt(PromptTrainer):
         self.apply_gradients(gradients)
 
         # Domain-split update: one prompt must also do well on the part that its step has not seen.
-        self.held_out_losses: list[Tensor] = []
+        self.held_out_losses: list[Tensor] = []  # as of the last step that was not in graphs
         meta_gradient_of = self.released_gradient if self.node.VARIANT == "released" else self.paper_gradient
         total = None if self.split == "none" else meta_gradient_of({**batch, "embedded": embedded})
         if total is not None:
