@@ -92,7 +92,7 @@ def test_steps_in_graphs_are_the_steps_without(method, clip_model):
     ("MetaPrompt", {"SPLIT": "domain"}, {"domains": 3}), ("MetaPrompt", {"ORDER": 2}, {}),
     pytest.param("MetaPrompt", {"SPLIT": "domain", "ORDER": 2, "PREC": "amp"}, {"domains": 3}, marks=pytest.mark.slow),
     ("CoOp", {"CSC": True}, {}),
-    ("CoOp", {"CLASS_TOKEN_POSITION": "middle"}, {}), ("CoOp", {"PREC": "amp"}, {}),
+    ("CoOp", {"CLASS_TOKEN_POSITION": "middle"}, {}), pytest.param("CoOp", {"PREC": "amp"}, {}, marks=pytest.mark.slow),
     ("CoOp", {}, {"settings": {"TRAIN.TEXT_MEMORY_MB": 1}}), ("CoOp", {}, {"settings": {"OPTIM.CLIP_GRAD_NORM": 0.01}}),
     ("KgCoOp", {}, {"settings": {"OPTIM.NAME": "adamw"}}), ("MMA", {"ADAPTER_START": 0}, {})])
 def test_options_that_change_the_operations(method, options, more, clip_model):
@@ -152,16 +152,16 @@ def test_a_gradient_that_overflows_ends_the_batch(clip_model):
     """In half precision the first batches lower the scale of the loss, later ones may again."""
     def steps(static):
         trainer = trainer_of("CoOp", clip_model, static, {"PREC": "fp16"})
-        trainer.precision.scale, trainer.towers.passes.counting = 2.0 ** 22, True
-        first = make_steps(trainer, range(14))
-        trainer.precision.scale = 2.0 ** 22
-        return first + make_steps(trainer, range(14, 24)), state_of(trainer), trainer
+        trainer.precision.scale, trainer.towers.passes.counting = 2.0 ** 20, True
+        first = make_steps(trainer, range(10))
+        trainer.precision.scale = 2.0 ** 20
+        return first + make_steps(trainer, range(10, 17)), state_of(trainer), trainer
 
     with as_on_a_gpu():
         (captured, after, trainer), (without, expected, _) = steps(True), steps(False)
     overflows = [number for number, said in enumerate(captured) if "overflow" in said]
-    assert trainer._graphs.refused == "" and min(overflows) == 0 and 14 in overflows
-    assert max(overflows[:overflows.index(14)]) < 9 and max(overflows) < 23
+    assert trainer._graphs.refused == "" and 0 in overflows and 10 in overflows  # of steps without, and of replays
+    assert max(number for number in overflows if number < 10) < 7 and max(overflows) < 16
     assert same(captured, without) and same(after, expected)
 
 
@@ -252,10 +252,11 @@ def test_what_is_forgotten_is_captured_anew(clip_model):
         assert len(tapes) == 2 and [*trainer._graphs.captured.values()][0].trials == graphs.TRIALS
 
 
-@pytest.mark.parametrize(("full_in", "twice", "pieces"), [
-    ("trial", False, 1), ("step", False, 1), ("step", True, 2), ("later step", False, 1)])
-@pytest.mark.parametrize("method", ["CoOp", "VPT"])
-def test_memory_that_does_not_suffice(method, full_in, twice, pieces, clip_model, monkeypatch, capsys):
+@pytest.mark.parametrize(("method", "full_in", "twice"), [
+    ("CoOp", "trial", False), ("CoOp", "step", True), ("VPT", "step", True),
+    *(pytest.param(method, full_in, False, marks=pytest.mark.slow) for method in ("CoOp", "VPT")
+      for full_in in ("step", "later step"))])
+def test_memory_that_does_not_suffice(method, full_in, twice, clip_model, monkeypatch, capsys):
     """Graphs are given up first: a step that fits without them is made, of the size that it had."""
     monkeypatch.setattr(OnceAgain, "possible", property(lambda self: self.trainer._graphs.held or not self.spent))
     # The calls of the method's step: a step, the trial of the next, it itself, ...
