@@ -90,6 +90,50 @@ def halve_classes(labels: Sequence[int], n_cls: int, rng: random.Random) -> list
     raise AssertionError("two classes stayed in one half over a thousand draws")
 
 
+def parts_of_domains(domains: Sequence[int], most: int) -> dict[str, Tensor]:
+    """A batch of B images split by their domains.
+
+    Args:
+        domains: the domain of each image, a list.
+        most: how many domains there may be: so many parts are made, the last of them without images if need be.
+    Returns:
+        {"part": the number of each image's part (B,), "counts": images of each part (P,), "shares": what each image
+        counts for in the mean of each part (P, B)}.
+    Raises:
+        PromptingError: all images are of one domain.
+    """
+    present = sorted(set(domains))
+    if len(present) < 2:
+        raise PromptingError("a batch whose images are all of one domain cannot be split by domains; "
+                             "set DATALOADER.TRAIN_X.SAMPLER to MetaEpisodeSampler")
+    part = torch.tensor([present.index(domain) for domain in domains])
+    return {"part": part, **_weights(part, max(most, len(present)))}
+
+
+def parts_of_halves(labels: Tensor, order: Sequence[int]) -> dict[str, Tensor]:
+    """A batch of B images split by the halves of the classes.
+
+    Args:
+        labels: the class of each image (B,), on the CPU.
+        order: all classes, the ceil(n_cls / 2) of the first half first.
+    Returns:
+        {"classes": the order (n_cls,), "targets": the place of each image's class in its half, and 0 in the other one
+        (2, B), "counts" and "shares": as of `parts_of_domains`, with P = 2}.
+    """
+    classes = torch.tensor(order)
+    first, place = (len(classes) + 1) // 2, classes.argsort()[labels]
+    part = (place >= first).long()
+    targets = torch.stack([torch.where(part == 0, place, 0), torch.where(part == 1, place - first, 0)])
+    return {"classes": classes, "targets": targets, **_weights(part, 2)}
+
+
+def _weights(part: Tensor, number: int) -> dict[str, Tensor]:
+    """"counts" and "shares" of images whose parts have the numbers `part` (B,), below `number`."""
+    own = (part == torch.arange(number)[:, None]).float()
+    counts = own.sum(dim=1)
+    return {"counts": counts, "shares": own / counts.clamp(min=1)[:, None]}
+
+
 def plain_gradient(loss: Tensor, tensor: Tensor, create_graph: bool = False,
                    retain_graph: bool | None = None) -> Tensor:
     """d loss / d tensor."""

@@ -478,8 +478,13 @@ def test_a_cuda_graph_is_taken_on_a_stream_of_its_own(monkeypatch):
     monkeypatch.setattr(torch, "zeros", lambda *size, device: calls.append("zeros") or setattr(Graph, "valid", True))
     recorder = recorder_for(torch.device("cuda"))
     assert isinstance(recorder, CudaRecorder)
+    index = torch.tensor([1])
     recorder.begin()
-    recorder.end()()
+    torch.ones(2).index_select(0, index)
+    replay = recorder.end()
+    replay()
+    kept, *_ = replay.__defaults__  # for as long as the graph is there
+    assert index.untyped_storage().data_ptr() in kept.memory
     begun = ["synchronize", "in a stream", ("begin", "pool", "thread_local")]
     assert calls == [*begun, "end", "out of a stream", "replay"]
     recorder.abandon()

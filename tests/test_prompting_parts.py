@@ -26,7 +26,14 @@ from prompting.blocks import Block, differentiable_attention
 from prompting.cache import CacheCLIP
 from prompting.class_prompts import Prompts
 from prompting.consistency import cosine_distance, diverse_text_features, l1_distance
-from prompting.episodes import halve_classes, meta_gradient, plain_gradient, splittable_order
+from prompting.episodes import (
+    halve_classes,
+    meta_gradient,
+    parts_of_domains,
+    parts_of_halves,
+    plain_gradient,
+    splittable_order,
+)
 from prompting.model import Prompt, PromptedCLIP, random_vectors
 from prompting.precision import GradientOverflow, Precision, all_finite
 from prompting.text import TextTower
@@ -663,6 +670,25 @@ def test_halves_are_drawn_until_both_have_images():
         halve_classes([0, 1], 5, Draws(one_sided))
     with pytest.raises(PromptingError, match="all of one class"):
         halve_classes([3, 3], 5, random.Random(0))
+
+
+def test_parts_of_domains():
+    found = parts_of_domains([7, 2, 7, 7], 3)
+    assert found["part"].tolist() == [1, 0, 1, 1] and found["counts"].tolist() == [1, 3, 0]
+    third = pytest.approx(1 / 3)
+    assert found["shares"].tolist() == [[0, 1, 0, 0], [third, 0, third, third], [0, 0, 0, 0]]
+    assert len(parts_of_domains([0, 1, 2], 2)["counts"]) == 3  # more than were said
+    with pytest.raises(PromptingError, match="all of one domain .* set DATALOADER.TRAIN_X.SAMPLER to MetaEpisode"):
+        parts_of_domains([4, 4], 3)
+
+
+def test_parts_of_halves():
+    found = parts_of_halves(torch.tensor([3, 0, 3, 4]), [3, 1, 0, 4, 2])  # 3, 1 and 0 are the first half
+    assert found["classes"].tolist() == [3, 1, 0, 4, 2] and found["targets"].tolist() == [[0, 2, 0, 0], [0, 0, 0, 0]]
+    assert found["counts"].tolist() == [3, 1]
+    third = pytest.approx(1 / 3)
+    assert found["shares"].tolist() == [[third, third, third, 0], [0, 0, 0, 1]]
+    assert parts_of_halves(torch.tensor([2]), [3, 1, 0, 4, 2])["targets"].tolist() == [[0], [1]]
 
 
 def test_the_meta_gradient_is_of_first_order_unless_asked():

@@ -117,7 +117,7 @@ def test_what_metaprompt_refuses(clip_model):
         with pytest.raises((InputError, PromptingError), match=message):
             make_trainer("MetaPrompt", clip_model, NAMES, {**METHODS["MetaPrompt"], **options})
     trainer = make_trainer("MetaPrompt", clip_model, NAMES, METHODS["MetaPrompt"], domains=2)
-    with pytest.raises(InputError, match="one domain"):
+    with pytest.raises(PromptingError, match="all of one domain"):
         trainer.forward_backward(batch(4, domains=1))
 
 

@@ -19,7 +19,7 @@ from dassl.utils import InputError, check_availability
 from prompting.asymmetric import AsymmetricCLIP
 from prompting.blocks import differentiable_attention
 from prompting.class_prompts import readable
-from prompting.episodes import halve_classes, meta_gradient
+from prompting.episodes import halve_classes, meta_gradient, parts_of_domains, parts_of_halves
 from prompting.templates import frozen_templates_of
 from prompting.towers import Towers
 from training import Batch, PromptTrainer, split_of
@@ -70,32 +70,15 @@ class MetaPrompt(PromptTrainer):
                               self.frozen_templates(*frozen_templates_of(self.cfg.DATASET.NAME)), "TRAINER.METAPROMPT")
 
     def step_inputs(self, batch: Batch) -> dict[str, Tensor]:
-        """How the B images of the batch are split into P parts, and the rate of the inner step.
-
-        counts (P,): images of each part; shares (P, B): what each image counts for in the mean of each part.
-        part (B,): of the domain split, the number of each image's part.
-        classes (n_cls,): of the class split, all classes, those of the first half first; targets (2, B): the place of
-            each image's class in its half, and 0 in the other one.
-        """
+        """The parts of the batch, as of `parts_of_domains` or `parts_of_halves`, and the rate of the inner step."""
         if self.split == "none":
             return {}
-        more: dict[str, Tensor] = {"lr": torch.tensor(self.get_current_lr())}
         if self.split == "domain":
-            domains = batch["domain"].tolist()
-            present = sorted(set(domains))
-            if len(present) < 2:
-                raise InputError("a batch of MetaPrompt's domain split has images of one domain only")
-            part = more["part"] = torch.tensor([present.index(domain) for domain in domains])
-            number = max(len(present), len(self.cfg.DATASET.SOURCE_DOMAINS))
+            parts = parts_of_domains(batch["domain"].tolist(), len(self.cfg.DATASET.SOURCE_DOMAINS))
         else:
-            label, number = batch["label"].cpu(), 2
-            classes = more["classes"] = torch.tensor(self.class_order(label))
-            first, place = (len(classes) + 1) // 2, classes.argsort()[label]
-            part = (place >= first).long()
-            more["targets"] = torch.stack([torch.where(part == 0, place, 0), torch.where(part == 1, place - first, 0)])
-        own = (part == torch.arange(number)[:, None]).float()
-        more["counts"] = own.sum(dim=1)
-        return {**more, "shares": own / more["counts"].clamp(min=1)[:, None]}
+            label = batch["label"].cpu()
+            parts = parts_of_halves(label, self.class_order(label))
+        return {**parts, "lr": torch.tensor(self.get_current_lr())}
 
     def class_order(self, label: Tensor) -> list[int]:
         """The classes in the order drawn for this step; the first ceil(n/2) are one half."""
