@@ -858,6 +858,24 @@ def test_a_gpu_packs_classes_and_pads_up_to_512_tokens(clip_model):
     assert (there.packed, there.padding, here.packed, here.padding) == (True, 512, False, 0)
 
 
+@pytest.mark.parametrize("activation_bytes", [None, 1])
+def test_some_classes_whose_lengths_only_the_device_knows(activation_bytes, clip_model, monkeypatch):
+    """They are all as long as the longest may be, and each is read at its own end; in one pass or in several."""
+    names = ["dog", "a b c d e f", "red car", "x y z", "cat"]
+    ctx, wanted = torch.randn(2, 128, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 0, 1])
+    found = []
+    for on_gpu in (False, True):
+        text = Towers(clip_model).text
+        text.activation_bytes = activation_bytes
+        if on_gpu:
+            text.run_as_on_gpu()
+            monkeypatch.setattr(Prompts, "own_lengths", None)  # nobody asks the device
+        learned = ctx.clone().requires_grad_()
+        features = text.encode(ClassPrompts(text, names, 2)(learned, wanted))
+        found.append((features.detach(), *torch.autograd.grad((features * features.detach()).sum(), learned)))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)
+
+
 def test_classes_are_packed_into_rows_of_about_one_length(monkeypatch):
     monkeypatch.setattr(text_rows, "ROW", 24)
     lengths, shared, stride = (3, 7, 4, 9, 3, 5), 4, 9
